@@ -49,23 +49,24 @@ class Reason(enum.Enum):
     UNSUPPORTED_TYPE = (Code.INVALID_ARGUMENT, 415, False)
     """A content type that the mesh does not accept."""
     UNAUTHENTICATED = (Code.UNAUTHENTICATED, 401, False)
-    """The caller is not known: no credentials, or none that are valid."""
+    """The caller is not known: the request has no credentials, or none that are valid."""
     FORBIDDEN = (Code.PERMISSION_DENIED, 403, False)
     CONFLICT = (Code.ALREADY_EXISTS, 409, False)
     PRECONDITION = (Code.FAILED_PRECONDITION, 412, False)
     LOAD_FAILED = (Code.INTERNAL, 500, False)
     CONTENT_CHANGED = (Code.INTERNAL, 500, False)
-    """The model's path holds other content than the registration was first loaded from: no pod may load it."""
+    """The content at the model's path is not the content that the registration's first load found, so no pod may load
+    it."""
     INTERNAL = (Code.INTERNAL, 500, False)
     NOT_FETCHED = (Code.UNAVAILABLE, 503, True)
     """The model's files cannot be fetched for a passing reason: the store is unavailable, busy or being written to."""
     NOWHERE = (Code.FAILED_PRECONDITION, 503, False)
-    """No pod can hold the model: its constraints exclude all, or it is larger than any pod."""
+    """No pod can load the model: its constraints exclude all pods, or it is larger than the memory of each."""
     NO_ROOM = (Code.RESOURCE_EXHAUSTED, 429, True)
     OVERLOADED = (Code.RESOURCE_EXHAUSTED, 429, True)
-    """Too many waiters, a full queue, too many bytes held."""
+    """Too many waiters, a full queue, or too many bytes of bodies in memory."""
     TOO_LARGE = (Code.RESOURCE_EXHAUSTED, 413, False)
-    """A message or headers above the limit. gRPC libraries answer the same code."""
+    """A message or headers above the limit. gRPC libraries use the same code for this."""
     NOT_IN_TIME = (Code.UNAVAILABLE, 503, True)
     """The load cannot finish by the caller's deadline; it continues."""
     DEADLINE = (Code.DEADLINE_EXCEEDED, 504, True)
@@ -74,13 +75,14 @@ class Reason(enum.Enum):
     CANCELLED = (Code.CANCELLED, 499, True)
     QUARANTINED = (Code.FAILED_PRECONDITION, 503, False)
     LOST = (Code.UNAVAILABLE, 503, True)
-    """Server or connection lost after the request was sent, and the method is not known to be safe: the caller decides
-    about a retry."""
+    """The server or the connection was lost after the request was sent, and the method is not known to be safe. The
+    caller decides whether to retry."""
     REGISTRY_AWAY = (Code.UNAVAILABLE, 503, True)
     NOT_HERE = (Code.UNAVAILABLE, 503, True)
-    """Inside the mesh only: this pod does not hold the copy that the call is meant for."""
+    """Inside the mesh only: this pod does not have the copy that the call is meant for."""
     FORMER_LIFE = (Code.UNAVAILABLE, 503, True)
-    """An id is registered with other attributes while a pod may still answer for its former registration."""
+    """An id cannot be registered with other attributes yet, because a pod may still answer from its old
+    registration."""
     UNAVAILABLE = (Code.UNAVAILABLE, 503, True)
     """The mesh is starting or stopping, or has no pods yet."""
 
@@ -98,8 +100,8 @@ class Reason(enum.Enum):
 
 
 MAX_TEXT = 1500
-"""Limit on a failure's text on the wire, in bytes. gRPC clients refuse a reply with more than 8 KiB of metadata, and
-the details repeat the text in base64."""
+"""Limit on the text of an error on the wire, in bytes. gRPC clients refuse a reply with more than 8 KiB of metadata,
+and the details repeat the text in base64."""
 
 
 def shortened(text: str, limit: int = MAX_TEXT) -> str:
@@ -113,7 +115,8 @@ def shortened(text: str, limit: int = MAX_TEXT) -> str:
 class MeshError(Exception):
     """A failure with its reason and a text that says what to do.
 
-    `retry_after` is in seconds, None if it is unknown how long to wait. `details` are short strings for programs.
+    `retry_after` is the time to wait before a retry, in seconds, or None if it is unknown. `details` are short strings
+    for programs.
     """
 
     def __init__(

@@ -8,7 +8,8 @@ A pattern that covers an alias also covers its versions, which are the names tha
 `fraud@7`.
 
 A request to list names with a prefix is decided as a request about the name `<prefix>*`. A pattern covers `<prefix>*`
-only if it covers every name with the prefix. `EVERYTHING`, which is `*`, is therefore the name of the whole mesh."""
+only if it covers every name with the prefix. `EVERYTHING`, which is `*`, is therefore the name of the whole mesh.
+"""
 
 EVERYTHING = "*"
 """The pattern that covers every name, and the name of operations on the mesh as a whole."""

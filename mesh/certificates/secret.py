@@ -2,7 +2,8 @@
 
 The Secret must exist. A write sends the resourceVersion that was read, so that Kubernetes refuses the write if the
 Secret has changed meanwhile. Temporary faults (no answer, an API server that is overloaded or being replaced) are
-retried for `timeout` seconds."""
+retried for `timeout` seconds.
+"""
 
 import asyncio
 import base64

@@ -2,7 +2,8 @@
 
 This package imports neither the router nor the runtime. `mesh router`, `mesh runtime` and `mesh up` start them as
 processes. The other commands use the network interface, as any program can. Most modules contain one group of commands.
-`client` is the REST client; all commands use `output` and `exits`."""
+`client` is the REST client; all commands use `output` and `exits`.
+"""
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
 """`mesh keys admin`: makes the admin's key of an installed mesh, in a Secret that routers mount.
 
 A Job of the chart runs this command. A template of the chart could not create the key: Helm would create another key at
-each upgrade, or, if it renders without the cluster, at each rendering."""
+each upgrade, or, if it renders without the cluster, at each rendering.
+"""
 
 import asyncio
 from collections.abc import Mapping

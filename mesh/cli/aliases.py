@@ -167,7 +167,8 @@ def ls(
 def show(context: typer.Context, name: Alias, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
     """Shows an alias: where its calls go, its versions, and the progress of its move.
 
-    The exit code is 5 if the alias's target cannot be loaded. Example: `mesh alias show fraud`"""
+    The exit code is 5 if the alias's target cannot be loaded. Example: `mesh alias show fraud`
+    """
 
     async def command(client: Client) -> None:
         answer = await client.get(aliasview.alias_path(name))

@@ -3,7 +3,8 @@
 The lines are sent in chunks, a few at a time. Each chunk is a request of its own. Therefore no connection has to last
 for the whole import, and only a few chunks are in memory at the same time. After a failure, running the command again
 continues the import, because models that are already registered stay unchanged. A bad line is reported with its number,
-and the others are still sent."""
+and the others are still sent.
+"""
 
 import functools
 import json

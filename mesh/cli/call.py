@@ -1,6 +1,7 @@
 """V2 calls of `mesh infer`, over gRPC or REST.
 
-The classes for both protocols have the same interface, which takes and returns arrays."""
+The classes for both protocols have the same interface, which takes and returns arrays.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol

@@ -1,7 +1,8 @@
 """A small client of the mesh's REST interface. Its errors tell the user what to do.
 
 Every request has a timeout. Answers are plain dictionaries, and commands show only the fields that are present. The
-commands therefore also work with a mesh that is one version older or newer."""
+commands therefore also work with a mesh that is one version older or newer.
+"""
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -8,7 +8,8 @@
 
 The file is read when a command needs it, never for `--help`. The context is the one that `--context` names, or else
 MESH_CONTEXT, or else the current one. Options take precedence over the environment, and the environment over the
-context. However, a context chosen with `--context` takes precedence over MESH_ENDPOINT and similar variables."""
+context. However, a context chosen with `--context` takes precedence over MESH_ENDPOINT and similar variables.
+"""
 
 import contextlib
 import fcntl

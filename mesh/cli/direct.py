@@ -2,7 +2,8 @@
 everything.
 
 Such commands take the same options as routers and runtime pods (`mesh.options.etcd`), so they run in a pod, with its
-environment, as well as through a port-forward. Errors of etcd become errors of the command line, with advice."""
+environment, as well as through a port-forward. Errors of etcd become errors of the command line, with advice.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -43,7 +43,8 @@ async def carry_out(
 
     With `load`, also waits until the model that serves calls is loaded, because a new alias points at its model without
     a move. Raises CommandError if the model could not be loaded, if another request changed the target, or after the
-    timeout."""
+    timeout.
+    """
     end = time.monotonic() + patience.timeout
     answer = await client.request(method, aliasview.alias_path(alias, rest), body=body)
     target = str(answer.get("target", ""))

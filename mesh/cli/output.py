@@ -1,7 +1,8 @@
 """The output of commands: tables for people, JSON for programs, errors on standard error.
 
 Only the answer goes to standard output, so that it can be piped. Remarks and errors go to standard error. Tables fit
-the width of a terminal. In a pipe, nothing is cut or wrapped."""
+the width of a terminal. In a pipe, nothing is cut or wrapped.
+"""
 
 import json
 import sys

@@ -3,7 +3,8 @@
 A mesh's own etcd is deleted with the mesh, together with all registrations. In a shared etcd the prefix, and everything
 registered below it, belongs to the mesh (`mesh.schema.owner`) until an admin transfers or removes it with these
 commands. Both commands are for a mesh that no longer runs, and therefore first look for running routers and pods. These
-have keys with a lease, which disappear when the processes end."""
+have keys with a lease, which disappear when the processes end.
+"""
 
 import asyncio
 import contextlib

@@ -3,7 +3,8 @@
 etcd streams its database, followed by its SHA-256. The digest is checked during the copy. It stays in the file, because
 `etcdutl snapshot restore`, which `mesh restore` runs, requires it. A snapshot gets its name only when it is complete
 and on disk. Each run locks the file that it writes. A partial file that no run has locked was left by a killed run, and
-the next run removes it."""
+the next run removes it.
+"""
 
 import contextlib
 import datetime

@@ -1,6 +1,7 @@
 """Tensors of the V2 protocol as numpy arrays: from a request's JSON, from .npy files, generated, and to and from gRPC.
 
-Every answer of the mesh can be shown. An input that cannot be sent is refused with a text that says what is wrong."""
+Every answer of the mesh can be shown. An input that cannot be sent is refused with a text that says what is wrong.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

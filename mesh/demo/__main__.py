@@ -81,7 +81,8 @@ def demo(
 ) -> None:
     """Serves several hundred real models from pods with memory for a tenth of them, and verifies every answer.
 
-    The models are trained at the first run, and kept. The exit code is 0 if every answer was right."""
+    The models are trained at the first run, and kept. The exit code is 0 if every answer was right.
+    """
     if not seconds and not requests:
         raise typer.BadParameter(
             "0 is possible only together with --requests, because the demo would never end otherwise",

@@ -373,7 +373,8 @@ def _local_replies() -> dict[str, Any]:
     format is that of the workers' answers.
 
     A filter excludes gRPC calls, for which Envoy turns its answer into a status. With this format, the status's message
-    would be JSON."""
+    would be JSON.
+    """
     not_grpc = {
         "header_filter": {
             "header": {

@@ -5,7 +5,8 @@ retries: the relay enforces deadlines, and routers decide which calls may be sen
 cancellations pass in both directions. An answer that Envoy itself makes, because it has no connection to the server,
 has the header `LOCAL`, so that it is not mistaken for an answer of the server.
 
-If Envoy dies, it is started again. `up` waits until Envoy accepts calls again."""
+If Envoy dies, it is started again. `up` waits until Envoy accepts calls again.
+"""
 
 import asyncio
 import contextlib

@@ -1,9 +1,9 @@
 """A thin etcd client on `grpc.aio`.
 
-It exists because no other client is reliable: `etcd3` cannot be imported with current protobuf, and `aetcd` loses watch
-events silently, has no TLS and never renews its token. `Etcd` has reads, writes and transactions. A `Lease` knows when
-it is lost. A `Mirror` follows a range through faults. `mesh.schema.keys` and `mesh.schema.records` define what the keys
-and values mean.
+Mesh has a client of its own because no other is reliable: `etcd3` cannot be imported with current protobuf, and `aetcd`
+loses watch events silently, has no TLS and never renews its token. `Etcd` has reads, writes and transactions. A `Lease`
+reports its own loss. A `Mirror` follows a range through faults. `mesh.schema.keys` and `mesh.schema.records` define
+what the keys and values mean.
 """
 
 from mesh.etcd.client import Etcd, Updated

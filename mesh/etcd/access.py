@@ -1,6 +1,6 @@
-"""Access to etcd with one set of settings: connections to its members, and a token.
+"""Access to etcd with one set of settings: connections to etcd's members, and a token.
 
-When its credential files change, a client replaces its whole access, because a channel keeps the certificate that it
+When the credential files change, a client replaces its whole access, because a channel keeps the certificate that it
 was created with, and a token belongs to a user. Requests on the old access may finish. Streams on the old access end
 immediately, and are opened again on the new one.
 """
@@ -38,5 +38,5 @@ class Access:
         await self.endpoints.close(grace)
 
     async def close(self) -> None:
-        """Ends streams and connections at once."""
+        """Ends streams and connections immediately."""
         await self.endpoints.close(None)

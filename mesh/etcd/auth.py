@@ -1,8 +1,8 @@
 """The token that etcd issues for a user and password.
 
 etcd needs 100 ms to issue a token, because it hashes the password slowly. It forgets a token after some minutes, when a
-member restarts, or when users change. So a token is used until etcd refuses a request because of it. The token is then
-dropped, and the next request fetches another; concurrent requests wait for the same one.
+member restarts, or when users change. A token is therefore used until etcd refuses it. Then the token is dropped, and
+the next request fetches another. Concurrent requests wait for the same token.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Auth:
             return self._token
 
     def forget(self, token: str) -> None:
-        """Drops a token that etcd has refused, unless a newer one has replaced it."""
+        """Drops a token that etcd has refused, unless a newer token has already replaced it."""
         if self._user and self._token == token:
             self._token = None
 

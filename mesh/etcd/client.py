@@ -1,7 +1,7 @@
 """The client for reads, writes and transactions.
 
-Work that takes more than one request is elsewhere: `Lease` keeps a lease alive, `Mirror` follows a range. `connection`
-sends, retries and bounds requests.
+Work that needs more than one request is elsewhere: `Lease` keeps a lease alive, `Mirror` follows a range. `connection`
+sends requests, retries them, and limits their time.
 """
 
 import asyncio
@@ -36,9 +36,9 @@ class Updated:
 class Etcd:
     """A client of an etcd cluster with one or more members. It connects when first used.
 
-    All methods are bounded by `timeout` seconds (None: the timeout of the settings), raise EtcdError and its
-    subclasses, and may be cancelled. A cancelled write may still be done. One client serves any number of tasks of one
-    event loop.
+    All methods take at most `timeout` seconds (None: the timeout of the settings), raise EtcdError and its subclasses,
+    and may be cancelled. etcd may still carry out a write that was cancelled. One client serves any number of tasks of
+    one event loop.
     """
 
     def __init__(self, settings: EtcdSettings, *, follow: bool = False) -> None:
@@ -61,7 +61,7 @@ class Etcd:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections. Anything in progress ends with EtcdClosed."""
+        """Closes the connections. Requests and streams in progress end with EtcdClosed."""
         await self.connection.close()
 
     def statistics(self) -> EtcdStatistics:
@@ -69,15 +69,15 @@ class Etcd:
         return self.connection.statistics()
 
     async def get(self, key: bytes, *, timeout: float | None = None) -> KeyValue | None:
-        """Returns the key with its current value (a linearizable read), or None if it does not exist."""
+        """Returns the key with its current value (a linearizable read), or None if the key does not exist."""
         reply = await self._read(pb.RangeRequest(key=key), timeout)
         return key_value(reply.kvs[0]) if reply.kvs else None
 
     async def several(
         self, keys: Sequence[bytes], *, timeout: float | None = None
     ) -> tuple[tuple[KeyValue | None, ...], int]:
-        """Returns the keys with their current values at one revision, and that revision (a linearizable read). A key
-        that does not exist is None."""
+        """Returns the keys with their current values at one revision, and that revision (a linearizable read). In place
+        of a key that does not exist, returns None."""
         request = pb.TxnRequest(success=[get_op(key) for key in keys])
         reply, _ = await self.connection.call("read", lambda m: m.kv.Txn, request, repeatable=True, timeout=timeout)
         found = [part.response_range.kvs for part in reply.responses]
@@ -156,13 +156,13 @@ class Etcd:
         return int(reply.header.revision)
 
     async def delete(self, key: bytes, *, timeout: float | None = None) -> bool:
-        """Deletes the key. Returns False if it did not exist."""
+        """Deletes the key. Returns False if the key did not exist."""
         request = pb.DeleteRangeRequest(key=key)
         reply = await self._write("delete", lambda m: m.kv.DeleteRange, request, timeout)
         return bool(reply.deleted)
 
     async def delete_range(self, start: bytes, end: bytes, *, timeout: float | None = None) -> int:
-        """Deletes all keys in [start, end) in one transaction. Returns how many there were."""
+        """Deletes all keys in [start, end) in one transaction. Returns the number of deleted keys."""
         request = pb.DeleteRangeRequest(key=start, range_end=end)
         reply = await self._write("delete range", lambda m: m.kv.DeleteRange, request, timeout)
         return int(reply.deleted)
@@ -175,8 +175,8 @@ class Etcd:
         *,
         timeout: float | None = None,
     ) -> TxnResult:
-        """Performs `success` atomically if all compares hold, or else `failure`. `mesh.etcd.txn` makes compares and
-        operations."""
+        """Performs the operations `success` atomically if all compares hold, or else the operations `failure`.
+        `mesh.etcd.txn` makes compares and operations."""
         request = pb.TxnRequest(compare=compares, success=success, failure=failure)
         reply = await self._write("transaction", lambda m: m.kv.Txn, request, timeout)
         return TxnResult(
@@ -186,17 +186,18 @@ class Etcd:
     async def update(
         self, key: bytes, change: Callable[[KeyValue | None], bytes | None], *, timeout: float | None = None
     ) -> Updated:
-        """Replaces a value with the result of `change`, by compare-and-set. Tries again if another writer interferes.
+        """Replaces a value with the result of `change`, by compare-and-set. Tries again if another writer has changed
+        the value meanwhile.
 
-        `change` gets the current key, or None if there is none, and returns the new value. If it returns None or an
-        equal value, nothing is written. It is called again after each conflict, so it must depend on its argument
-        alone. Its exceptions pass through.
+        `change` gets the current key, or None if the key does not exist, and returns the new value. If `change` returns
+        None or an equal value, nothing is written. `change` is called again after each conflict, so its result must
+        depend only on its argument. Its exceptions pass through.
 
-        After a write of unknown outcome, the key is read again. If the key then has the written value, the write counts
-        as done. So if several writers may write equal bytes and each write must count, make the values differ. If a
-        write succeeded unnoticed and another writer replaced it before the next read, the change is made again. All
-        attempts together take at most `timeout` seconds (None: three times the timeout of the settings).
-        EtcdUnavailable is ambiguous if the outcome of a write is still unknown.
+        After a write whose outcome is unknown, the key is read again. If the key then has the written value, the write
+        counts as done. Therefore, if several writers may write equal bytes and each write must count, make the values
+        differ. If such a write succeeded, and another writer replaced its value before the next read, the change is
+        made twice. All attempts together take at most `timeout` seconds (None: three times the timeout of the
+        settings). EtcdUnavailable is ambiguous if the outcome of a write is still unknown.
         """
         loop = asyncio.get_running_loop()
         whole = _UPDATE_TIMEOUTS * self.settings.timeout if timeout is None else timeout

@@ -3,12 +3,12 @@
 - One time limit covers all attempts of a request, and is passed to gRPC as a deadline. A caller may be cancelled at any
   time. Its request continues until the deadline, because each request cancelled from asyncio leaks 0.95 KB inside
   grpc.aio, and deadlines leak nothing.
-- Reads are retried freely. A write is retried only if it certainly was not done, because the connection failed or etcd
-  refused it unseen. Any other failure of a write is reported as ambiguous.
+- Reads are retried freely. A write is retried only if etcd certainly did not carry it out: the connection could not be
+  made, or etcd refused the request without reading it. Any other failure of a write is reported as ambiguous.
 - Credentials may change between two attempts (`rotation`). A request that was refused for the old credentials is sent
   again with the new ones.
-- Each request carries `hasleader`. So a member that has lost its quorum refuses immediately, and the request goes to
-  the next member.
+- Each request carries the metadata `hasleader`, so that a member which has lost its quorum refuses immediately. The
+  request then goes to the next member.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from mesh.pb import etcd_pb2 as pb
 from mesh.statuses import Code
 
 Method = Callable[[Member], Any]
-"""Picks a stub's method from a member."""
+"""A function that returns the method to call from a member's stubs."""
 
 _PAUSE_FIRST, _PAUSE_MAX = 0.05, 0.5  # seconds between rounds over all members
 _GRACE = 30.0  # seconds for requests to finish with replaced credentials
@@ -167,7 +167,8 @@ class Connection:
                 await asyncio.sleep(pause)
 
     def _check(self, what: str) -> None:
-        """Checks that the client is open, and begins to follow the credential files. Called before each attempt."""
+        """Begins to follow the credential files, if it has not begun yet. Raises EtcdClosed if the client is closed.
+        Called before each attempt."""
         if self.closed:
             raise errors.EtcdClosed(f"{what}: this client is closed")
         if self._rotation is not None:
@@ -189,7 +190,7 @@ class Connection:
         return refused is not self._access
 
     async def _finish(self, call: Any, what: str, repeatable: bool) -> Any:
-        """Awaits the reply. The call continues even if the waiting task is cancelled."""
+        """Awaits the reply. If the waiting task is cancelled, the call continues."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         call.add_done_callback(lambda _: None if done.done() else done.set_result(None))
         await done
@@ -199,8 +200,8 @@ class Connection:
         return await call
 
     async def receive(self, what: str, method: Method, request: Any, *, idle: float) -> AsyncGenerator[Any, None]:
-        """Sends a request to the member in use, and yields the parts of its answer. Raises EtcdUnavailable if none
-        arrives for `idle` seconds. A member without a leader also answers, from its own data."""
+        """Sends a request to the member in use, and yields the parts of its answer. Raises EtcdUnavailable if no part
+        arrives for `idle` seconds. A member without a leader answers too, from its own data."""
         self._check(what)
         access = self._access
         member = access.endpoints.current
@@ -255,7 +256,8 @@ class Connection:
             self._leave(access, member)
 
     def forget_token(self, token: str) -> bool:
-        """Drops a token that etcd may have refused with another error. Returns whether another token can help."""
+        """Drops a token that etcd may have refused, although the error does not say so. Returns whether another token
+        can help."""
         self._access.auth.forget(token)
         return self._access.auth.enabled
 

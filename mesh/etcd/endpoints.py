@@ -1,8 +1,9 @@
 """The gRPC channels to etcd's members, and the choice among them.
 
-All requests go to one member until it fails, and then to the next. gRPC itself could rotate among several addresses of
-one target, but it would check TLS host names against that target and fail. A failed request switches away only from the
-member that it was sent to, so a hundred requests that fail together switch only once.
+All requests go to one member until a request fails, and then to the next member. gRPC itself could rotate among several
+addresses of one target, but it would compare the names in the members' certificates with that target, and fail. A
+failed request switches away only from the member that it was sent to, so that a hundred requests which fail together
+switch only once.
 
 A channel keeps the certificate that it was created with, so other certificates need other `Endpoints` (`access`).
 """
@@ -68,7 +69,8 @@ class Member:
 
 
 class Endpoints:
-    """The members of an etcd cluster. They are connected when first used, and then belong to one event loop."""
+    """The members of an etcd cluster. Connections are made when they are first needed, and then belong to one event
+    loop."""
 
     def __init__(self, settings: EtcdSettings) -> None:
         check(settings)
@@ -101,7 +103,7 @@ class Endpoints:
             self.rotations += 1
 
     async def close(self, grace: float | None) -> None:
-        """Closes every channel. Calls still running after `grace` seconds are cancelled."""
+        """Closes every channel. Cancels the calls that are still running after `grace` seconds."""
         await asyncio.gather(*(member.channel.close(grace) for member in self._members if member is not None))
 
 
@@ -119,7 +121,7 @@ def parse_endpoint(endpoint: str) -> tuple[bool, str]:
 
 
 def check(settings: EtcdSettings) -> None:
-    """Raises ValueError for settings with which gRPC would never connect, without saying why."""
+    """Raises ValueError for settings with which gRPC would never connect and would give no reason."""
     if not settings.endpoints:
         raise ValueError("no etcd endpoint is given: write http://HOST:PORT or https://HOST:PORT")
     for endpoint in settings.endpoints:

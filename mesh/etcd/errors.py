@@ -1,8 +1,8 @@
 """Errors of etcd.
 
-Callers need to know whether a failed write may still have been done. For example, a put that timed out may still take
-effect later. Only requests that never reached etcd, or that etcd refused, are reported as not ambiguous. This module is
-the only one that interprets etcd's messages, which are defined in etcd's api/v3rpc/rpctypes/error.go.
+Callers need to know whether etcd may have carried out a write that failed. For example, a put that timed out may still
+take effect later. Only requests that never reached etcd, or that etcd refused, are reported as not ambiguous. This
+module is the only one that interprets etcd's messages, which are defined in etcd's api/v3rpc/rpctypes/error.go.
 
 Each error has two texts. `text` is for callers of the mesh. It says what is wrong and what still works, without
 addresses or messages of gRPC. `detail` is for the operator. It has the request, the member and the exact message, and
@@ -42,7 +42,8 @@ class EtcdClosed(EtcdUnavailable):
 
 
 class EtcdReplaced(EtcdUnavailable):
-    """The end of a stream because the client has switched to changed credentials. Another attempt uses those."""
+    """The end of a stream because the client has switched to changed credentials. Another attempt uses the new
+    credentials."""
 
 
 class EtcdDenied(EtcdError):
@@ -57,7 +58,7 @@ class EtcdDenied(EtcdError):
 
 
 class EtcdCompacted(EtcdError):
-    """A request for a revision that etcd no longer keeps. `revision` is the oldest revision that it keeps, 0 if
+    """A request for a revision that etcd no longer keeps. `revision` is the oldest revision that etcd keeps, or 0 if
     unknown."""
 
     def __init__(self, revision: int = 0) -> None:
@@ -92,7 +93,7 @@ def code_of(error: grpc.aio.AioRpcError) -> Code:
 
 
 def is_refused(error: grpc.aio.AioRpcError) -> bool:
-    """Returns whether the request was certainly not carried out, so that it may be sent again to any member."""
+    """Returns whether etcd certainly did not carry out the request, so that it may be sent again to any member."""
     details = error.details() or ""
     if code_of(error) is Code.UNAVAILABLE and any(text in details for text in _UNSENT):
         return True

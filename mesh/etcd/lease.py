@@ -1,9 +1,9 @@
 """A lease: etcd deletes the keys attached to it unless it is renewed in time.
 
-The holder must notice a loss before etcd deletes the keys, and without asking etcd, which may be unavailable. So the
-lease counts as lost at *time of sending + TTL* of the last answered renewal, by the local monotonic clock, or as soon
-as etcd answers that it is gone. A lost lease stays lost. The holder, who knows the keys, then gets another lease and
-writes them again.
+The holder must notice a loss before etcd deletes the keys, and without asking etcd, which may be unavailable. The lease
+therefore counts as lost when its TTL has passed since the last answered renewal was *sent*, by the local monotonic
+clock, or as soon as etcd answers that the lease does not exist. A lost lease stays lost. The holder, who knows the
+keys, then gets another lease and writes the keys again.
 """
 
 import asyncio
@@ -42,8 +42,8 @@ class Lease:
         self.id = lease_id
         self.ttl = ttl  # seconds, as etcd granted it
         self.proof_ns = proof_ns
-        """Time at which the last answered request was sent, in ns of CLOCK_BOOTTIME: the keys exist for at least a TTL
-        from then on."""
+        """Time at which the last answered request was sent, in ns of CLOCK_BOOTTIME. The keys exist for at least one
+        TTL from this time on."""
         self.lost = asyncio.Event()
         self.why_lost = ""
         self._etcd = etcd
@@ -58,7 +58,7 @@ class Lease:
     async def grant(cls, etcd: Etcd, *, ttl: int, timeout: float | None = None) -> "Lease":
         """Requests a new lease of `ttl` seconds (etcd grants at least 2 by default). Raises EtcdError.
 
-        If the answer to a grant is lost, its lease expires by itself, so repeating the request is harmless.
+        If etcd's answer is lost, its lease expires by itself, so repeating the request is harmless.
         """
         sent, proof_ns = asyncio.get_running_loop().time(), clock_gettime_ns(CLOCK_BOOTTIME)
         request = pb.LeaseGrantRequest(TTL=ttl)
@@ -82,8 +82,8 @@ class Lease:
         return LeaseStatistics(self.id, self.ttl, self.remaining, self._renewals, self._streams, self.why_lost)
 
     async def revoke(self, *, timeout: float | None = None) -> None:
-        """Revokes the lease, so that etcd deletes its keys at once. After EtcdUnavailable, it deletes them when the
-        lease expires.
+        """Revokes the lease, so that etcd deletes its keys immediately. After EtcdUnavailable, etcd may delete the keys
+        only when the lease expires.
 
         A revoked lease does not count as lost: `lost` stays unset."""
         await self.close()
@@ -96,14 +96,14 @@ class Lease:
             pass  # it has already expired, or an earlier attempt was done
 
     async def give_back(self) -> None:
-        """Revokes the lease because its holder ends. If etcd does not answer, the lease expires by itself."""
+        """Revokes the lease at the end of its holder. If etcd does not answer, the lease expires by itself."""
         try:
             await asyncio.shield(self.revoke(timeout=_GIVE_BACK))
         except EtcdError as error:
             log.debug("a lease is left to expire", lease=f"{self.id:x}", why=error.detail)
 
     async def close(self) -> None:
-        """Stops keeping the lease alive. etcd deletes its keys when it expires."""
+        """Stops keeping the lease alive. etcd deletes the keys when the lease expires."""
         self._expiry.cancel()
         self._task.cancel()
         await asyncio.wait({self._task})
@@ -117,7 +117,7 @@ class Lease:
             log.warning("lease lost", lease=f"{self.id:x}", why=why, ttl=self.ttl)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """Marks the lease as lost if a bug ends the renewing task, because nothing else would notice."""
+        """Marks the lease as lost if a bug ends the renewing task. Otherwise nobody would notice the end."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("renewing a lease failed", lease=f"{self.id:x}", exc_info=error)
             self._lose(f"renewing it failed: {error!r}")
@@ -172,5 +172,6 @@ class Lease:
 
     @property
     def _patience(self) -> float:
-        """Returns the seconds to wait for one answer, which leave time for an attempt at another member."""
+        """Returns the time to wait for one answer, in seconds. It is short enough to leave time for an attempt at
+        another member."""
         return max(0.5, self.ttl / 4)

@@ -7,8 +7,8 @@
 
 A broken watch resumes after the last revision delivered, at the same or another member, with back-off and without
 limit. The range is read again only if that revision no longer exists, because etcd has compacted it or was restored
-with other data. In this case another `Snapshot` follows, which the consumer compares with the former content. The
-stream is read only as fast as the consumer takes changes; unread changes wait in etcd.
+with other data. In this case another `Snapshot` follows, which the consumer compares with what it knows. The stream is
+read only as fast as the consumer takes changes; unread changes wait in etcd.
 """
 
 import asyncio
@@ -51,8 +51,8 @@ class Mirror:
     """A followed range of keys. One consumer, in one task, iterates over the mirror once.
 
     The iteration ends when that task is cancelled or `close()` is called, and raises EtcdClosed when the client is
-    closed. Nothing else ends it. Cancelling a single step also ends the iteration, so do not put `wait_for` around
-    steps.
+    closed. Nothing else ends the iteration. Cancelling a single step cancels the whole iteration, so do not put
+    `wait_for` around steps.
     """
 
     def __init__(self, etcd: Etcd, start: bytes, end: bytes, *, page_size: int = 1000) -> None:
@@ -87,7 +87,8 @@ class Mirror:
 
     @property
     def stale_for(self) -> float:
-        """Seconds since changes stopped arriving, or since the start if none has arrived. 0 while changes arrive."""
+        """Seconds since the connection was lost, or since the start if the mirror has never been connected. 0 while
+        `connected` is True."""
         return 0.0 if self._stale_since is None else self._loop.time() - self._stale_since
 
     def statistics(self) -> MirrorStatistics:

@@ -24,7 +24,7 @@ _REMIND = 60.0  # seconds between two lines in the log
 
 
 class Patience:
-    """The wait of a process for etcd. `why` is the reason for waiting, "" while it does not wait."""
+    """The wait of a process for etcd. `why` is the reason for the wait, or "" if the process is not waiting."""
 
     def __init__(self, *, pause: float = _PAUSE, remind: float = _REMIND) -> None:
         self._pause = pause

@@ -1,9 +1,9 @@
 """Rotation of etcd's credentials while the process runs, so that a changed Secret needs no restart.
 
 The files are checked periodically, and when etcd refuses the credentials in use. Changed credentials are tried first: a
-separate connection repeats the last read, and the client switches only if etcd answers. So a Secret with a typo, or one
-that changes before etcd does, is harmless. The old credentials stay in use, the log says why, and the new ones are
-tried again until they work.
+separate connection repeats the last read, and the client switches only if etcd answers. A Secret with a typo, or one
+that changes before etcd does, is therefore harmless: the old credentials stay in use, the log gives the reason, and the
+new credentials are tried again until they work.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 LOOK = 2.0
-"""Seconds between two checks; Kubernetes itself takes a minute to deliver a changed Secret."""
+"""Seconds between two checks. Kubernetes needs a minute to deliver a changed Secret anyway."""
 
 _LOOK_LEAST = 0.25  # seconds between two checks, even if many requests fail
 
 _AGAIN_FIRST, _AGAIN_MAX = 1.0, 16.0
-"""Seconds between two proofs of the same credentials: with a password each takes 100 ms of etcd's time."""
+"""Seconds between two tests of the same credentials. A test with a password takes 100 ms of etcd's time."""
 
 _PROOF = 3.0  # seconds
 

@@ -1,8 +1,8 @@
 """Repeated reading of the files behind a process's etcd settings.
 
-A mounted Secret may change while a process runs, with another password, certificate or member. Either all files are
-read or none, so that a certificate is never combined with the key of an earlier one. `rotation` finds out whether etcd
-accepts the result.
+A mounted Secret may change while a process runs, and then contain another password, certificate or member. Either all
+files are read or none, so that a certificate is never combined with the key of an earlier certificate. `rotation` finds
+out whether etcd accepts the result.
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
 """An open stream to etcd, whose failures are all EtcdErrors.
 
-With `grpc.aio`, a dead stream shows as an AioRpcError, as an InvalidStateError from a write, or as an end with status
-OK. If this client was closed, it shows as a CancelledError that looks like the caller's. This module turns all of them
-into EtcdErrors.
+With `grpc.aio`, the end of a stream can be an AioRpcError, an InvalidStateError from a write, or an end with status OK.
+If this client was closed, it is a CancelledError that looks as if the caller had been cancelled. This module converts
+all of these to EtcdErrors.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
     await etcd.txn([absent_range(*claims), created(record, "==", revision)], [put_op(claim, value, lease=lease.id)])
 
-A transaction has at most 128 operations and 1.5 MiB, limits of etcd.
+etcd limits a transaction to 128 operations and 1.5 MiB.
 """
 
 from typing import Literal
@@ -26,21 +26,21 @@ _RESULTS = {
 
 
 def created(key: bytes, sign: Sign, revision: int) -> Compare:
-    """Compares the create revision of the key. It is 0 for a key that does not exist."""
+    """Compares the create revision of the key, which is 0 for a key that does not exist."""
     return pb.Compare(result=_RESULTS[sign], target=pb.Compare.CREATE, key=key, create_revision=revision)
 
 
 def created_in_range(start: bytes, end: bytes, sign: Sign, revision: int) -> Compare:
     """Compares the create revision of every key in [start, end).
 
-    For an empty range the compare holds exactly if `0 <sign> revision` does."""
+    For an empty range, the compare holds if and only if `0 <sign> revision` holds."""
     return pb.Compare(
         result=_RESULTS[sign], target=pb.Compare.CREATE, key=start, range_end=end, create_revision=revision
     )
 
 
 def modified(key: bytes, revision: int, sign: Sign = "==") -> Compare:
-    """Compares the revision of the key's last write. It is 0 for a key that does not exist."""
+    """Compares the revision of the key's last write, which is 0 for a key that does not exist."""
     return pb.Compare(result=_RESULTS[sign], target=pb.Compare.MOD, key=key, mod_revision=revision)
 
 
@@ -50,7 +50,7 @@ def value_is(key: bytes, value: bytes, sign: Sign = "==") -> Compare:
 
 
 def leased(key: bytes, lease: int, sign: Sign = "==") -> Compare:
-    """Compares the lease of the key. It is 0 for a key without a lease."""
+    """Compares the lease of the key, which is 0 for a key without a lease."""
     return pb.Compare(result=_RESULTS[sign], target=pb.Compare.LEASE, key=key, lease=lease)
 
 
@@ -80,7 +80,7 @@ def put_op(key: bytes, value: bytes, lease: int = 0) -> Op:
 
 
 def delete_op(key: bytes) -> Op:
-    """Deletes a key. It is no error if the key does not exist."""
+    """Deletes a key. Does nothing if the key does not exist."""
     return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key))
 
 

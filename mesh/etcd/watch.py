@@ -1,8 +1,8 @@
-"""A watch on a stream: it begins after a given revision, and joins events into whole revisions.
+"""A watch of etcd, on a stream of its own, which begins after a given revision and delivers whole revisions.
 
-Each watch has its own stream. On a shared stream, etcd answers requests for watches in order, and answers no longer
-match requests once one of these is cancelled. Separate streams are affordable: 500 take 26 MB of etcd's memory.
-`Mirror` opens another watch after a failure.
+Each watch has its own stream. On a shared stream, etcd answers requests for watches in order, so that after a cancelled
+request the answers would no longer match the requests. Separate streams are affordable: 500 take 26 MB of etcd's
+memory. `Mirror` opens another watch after a failure.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,8 @@ class Revisions:
         return bool(self._held)
 
     def add(self, events: Iterable[pb.Event], fragment: bool) -> list[Delta]:
-        """Returns the revisions that are complete now. `fragment` says that more of the same response follows."""
+        """Adds events, and returns the revisions that are now complete. `fragment` is True if more of the same response
+        follows."""
         deltas: list[Delta] = []
         current = self._held
         revision = current[0].kv.mod_revision if current else 0
@@ -93,7 +94,7 @@ class Watch:
                 raise
 
     async def read(self) -> list[Delta]:
-        """Returns the next complete revisions; there may be none. After an EtcdError, the watch is over."""
+        """Returns the next complete revisions; the list may be empty. After an EtcdError, the watch has ended."""
         response = await self._stream.read()
         check(response)
         deltas = self._revisions.add(response.events, response.fragment)
@@ -109,8 +110,8 @@ class Watch:
 
 
 def check(response: Any) -> None:
-    """Raises the error in a response, if any. When etcd cancels a watch, it sends a message and leaves the stream
-    open."""
+    """Raises the error that a response reports, if any. (etcd cancels a watch by a response, and leaves the stream
+    open.)"""
     if not response.canceled:
         return
     if response.compact_revision:

@@ -1,11 +1,13 @@
-"""The certificates of a member of the chart's etcd, and restarts of etcd for changes that it does not follow.
+"""The certificates of a member of the chart's etcd, and the restarts of etcd after changes that etcd does not follow
+itself.
 
 etcd reads its certificate at each handshake, but its trusted authorities only when it starts. So etcd reads copies of
 the files in a separate folder, which change in the steps of `mesh.identity.handover`. When an authority is added, etcd
-is restarted, one member after the other. Meanwhile no connection between etcd and its clients is refused, even if the
+is restarted, one member after the other. No connection between etcd and its clients is refused meanwhile, even if the
 mesh's Secret was deleted and created again.
 
-Only at the start are invalid files passed on unchanged: etcd then refuses connections, and its log says so.
+Files that are invalid at the start are passed on unchanged. etcd then refuses connections, and its log gives the
+reason.
 """
 
 import os
@@ -25,10 +27,10 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 LOOK = 2.0
-"""Seconds between two looks at the files."""
+"""Seconds between two checks of the files."""
 
 TURN = 15.0
-"""Seconds between the restarts of one member and of the next: a member takes 2 to 5 to serve again."""
+"""Seconds between the restarts of two members. A member needs 2 to 5 seconds until it serves again."""
 
 _ENDING = 30.0  # seconds that etcd gets to transfer its leadership and end
 _CURRENT, _VERSION = "current", "version-"
@@ -58,7 +60,7 @@ class Copies:
         return handover.authorities(self._written[0])
 
     def look(self) -> None:
-        """Copies changed files, and performs the steps that are due. Logs invalid files once."""
+        """Copies changed files, and performs the handover's steps that are due. Logs invalid files once."""
         now = self._elapsed()
         try:
             found = credentials.stamp(self.source)
@@ -108,9 +110,9 @@ class Copies:
 
 
 def run(argv: Sequence[str], environment: Mapping[str, str], copies: Copies, *, delay: float = 0.0) -> int:
-    """Runs etcd until it ends by itself or by SIGTERM. Returns its exit status, as a shell would.
+    """Runs etcd until it ends by itself or by SIGTERM. Returns etcd's exit status, as a shell would.
 
-    `delay` is the number of seconds before a restart for another authority, and differs between members."""
+    `delay` is the number of seconds before a restart for a changed authority. It must differ between members."""
     trusted = copies.authorities
     child = subprocess.Popen(process.tethered(argv), env=environment)
     ending = False
@@ -147,7 +149,7 @@ def run(argv: Sequence[str], environment: Mapping[str, str], copies: Copies, *, 
 
 
 def _ended(child: "subprocess.Popen[bytes]", timeout: float) -> bool:
-    """Waits until etcd has ended."""
+    """Waits until etcd has ended. Returns False after `timeout` seconds."""
     if child.poll() is not None:
         return True
     descriptor = os.pidfd_open(child.pid)

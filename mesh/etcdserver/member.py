@@ -1,14 +1,14 @@
 """`python -m mesh.etcdserver.member`: runs etcd, as a member of the cluster that `ETCD_...` variables describe.
 
-A member with data just starts. A member whose volume was lost cannot: the others still list its name, and etcd refuses
-to start it ("has already been bootstrapped"). So without data, the others are asked first (`etcdctl`, configured by
-`ETCDCTL_...` variables). If this member has served before, it is removed from their list and added again, as etcd's
-manual advises. It then starts as a new member that fetches everything from the others.
+A member with data simply starts. A member whose volume was lost cannot: the others still list its name, and etcd
+refuses to start it ("has already been bootstrapped"). A member without data therefore first asks the others (with
+`etcdctl`, configured by `ETCDCTL_...` variables). If this member has served before, it is removed from their list and
+added again, as etcd's manual advises. It then starts as a new member that fetches everything from the others.
 
-Without a quorum the others cannot agree to that. Then this process waits, and never starts a second cluster next to an
-existing one. In a new cluster no member has ever served, which the members' peer ports tell even without a quorum
+Without a quorum, the others cannot change the list. This process then waits; it never starts a second cluster next to
+an existing one. In a new cluster no member has ever served. The members' peer ports say so even without a quorum
 (etcd's own check asks there too). If no member answers at all, this may be the first start, and etcd decides as usual.
-If a cluster has lost most of its data, an operator must restore it from a snapshot. See docs/kubernetes.md.
+If most members of a cluster have lost their data, an operator must restore it from a snapshot. See docs/kubernetes.md.
 
 With TLS, this process runs etcd as a child. It copies the folder that MESH_ETCD_CERTIFICATES names to the folder in
 etcd's own variables, and follows changes (`mesh.etcdserver.certificates`). Without TLS, etcd replaces this process.
@@ -34,10 +34,11 @@ from mesh.telemetry import logs
 log = logs.get("mesh.etcdserver.member")
 
 COMMAND_TIMEOUT = 5.0
-"""Seconds for the others to answer. On a first start none does, so that start takes this much longer."""
+"""Seconds for the others to answer. At the first start of a cluster no member answers, so this start takes as much
+longer."""
 
 PATIENCE = 60.0
-"""Seconds that the others may refuse. Then this process ends, and Kubernetes starts it again."""
+"""Seconds for which this process retries if the others refuse. Then it ends, and Kubernetes starts it again."""
 
 _PAUSE = 2.0
 
@@ -79,8 +80,9 @@ def entries() -> list[ListedMember] | None:
 
 
 def joins(name: str, peer_url: str, listed: list[ListedMember]) -> bool:
-    """Prepares the start of a member without data. Returns True if it joins an existing cluster, whose list now has it
-    as a new member, and False if it starts a new cluster with the others. Raises MemberError."""
+    """Prepares the start of a member without data. Returns True if the member joins an existing cluster, whose list
+    then contains it as a new member. Returns False if it starts a new cluster together with the others. Raises
+    MemberError."""
     ours = next((entry for entry in listed if peer_url in entry.peer_urls or entry.name == name), None)
     if ours is not None and ours.name and not ours.served:
         return False  # from the first list of a cluster that is being made
@@ -92,14 +94,14 @@ def joins(name: str, peer_url: str, listed: list[ListedMember]) -> bool:
 
 
 def has_data(folder: Path) -> bool:
-    """Returns whether a member's write-ahead log exists, from which it can continue. Other files exist even after a
-    failed start."""
+    """Returns whether the folder contains a write-ahead log, from which the member can continue. (Other files may
+    remain from a failed start.)"""
     return any((folder / "member" / "wal").glob("*.wal"))
 
 
 def exists(others: Iterable[str], tls: ssl.SSLContext | None) -> bool:
-    """Asks the others at their peer URLs, which needs no quorum, and returns whether any knows a member that has
-    served."""
+    """Returns whether one of the others knows a member that has served. Asks them at their peer URLs, which needs no
+    quorum."""
     for url in others:
         try:
             with urllib.request.urlopen(f"{url}/members", timeout=2.0, context=tls) as answer:
@@ -111,8 +113,8 @@ def exists(others: Iterable[str], tls: ssl.SSLContext | None) -> bool:
 
 
 def _joins_in_time(name: str, peers: Mapping[str, str], tls: ssl.SSLContext | None) -> bool:
-    """Repeats `joins` while the others have no quorum or admit no member. They admit none until they have been
-    connected to each other for five seconds. Raises MemberError after `PATIENCE`."""
+    """Repeats `joins` while the others have no quorum or admit no member. (Members admit another only after they have
+    been connected to each other for five seconds.) Raises MemberError after `PATIENCE` seconds."""
     end = time.monotonic() + PATIENCE
     others = [url for other, url in peers.items() if other != name]
     known = False
@@ -162,7 +164,7 @@ def _copies(environment: Mapping[str, str]) -> certificates.Copies | None:
 
 
 def _turn(name: str) -> float:
-    """Returns the seconds to wait before this member's restart, which depend on the number in its name."""
+    """Returns the delay before this member's restarts, in seconds, which depends on the number in its name."""
     digits = name.rpartition("-")[2]
     return certificates.TURN * int(digits) if digits.isdigit() else 0.0
 

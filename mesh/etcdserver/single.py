@@ -1,8 +1,8 @@
 """The etcd of a mesh on one machine: finding the program, its command line, and a check of its version.
 
-It has one member, on loopback, and no administrator. So it compacts itself, because its history grows with every change
-of a pod's presence, and has a quota, because a full disk would end it. `mesh up` and the tests start and supervise the
-process; they share this command line.
+This etcd has one member, on loopback, and no administrator. It is started with automatic compaction, because its
+history grows with every change of a pod's presence, and with a quota, because a full disk would end it. `mesh up` and
+the tests start and supervise the process; they share this command line.
 """
 
 import os
@@ -12,10 +12,12 @@ import subprocess
 from mesh.process import find_binary
 
 RETENTION = "10m"
-"""How much history is kept: a watch that was interrupted for longer reads everything again, which is cheap."""
+"""The time for which history is kept. A watch that was interrupted for longer reads everything again, which is
+cheap."""
 
 QUOTA_BYTES = 4 * 2**30
-"""A million records of 1 KB, rewritten once within the retention, with room to spare; etcd advises at most 8 GiB."""
+"""Quota of the database: enough for a million records of 1 KB, each rewritten once within the retention. etcd advises
+at most 8 GiB."""
 
 
 class NoEtcd(Exception):
@@ -67,7 +69,7 @@ def etcd_argv(
 
 
 def version_warning(version: str) -> str:
-    """Returns why this version of etcd is not for production, or an empty string.
+    """Returns the reason why this version of etcd is not for production, or "".
 
     3.5.0 to 3.5.2 can leave a member's data inconsistent after a crash under load (etcd-io/etcd#13766).
     """

@@ -12,7 +12,8 @@ from mesh.host import cgroups
 
 
 def available(*, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> int:
-    """Returns the number of CPUs to plan for: the lesser of affinity and quota, rounded up, at least 1."""
+    """Returns the number of CPUs that this process may use: the smaller of affinity and quota, rounded up, and at least
+    1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = quota(root=root, membership=membership)
     return allowed if share is None else max(1, min(allowed, -int(-share // 1)))

@@ -1,6 +1,7 @@
 """Memory of a cgroup that holds one program only, such as a systemd unit or a container that is visible from here.
 
-A cgroup counts more exactly than its processes do: pages that processes share count once, and shared memory counts.
+The count of a cgroup is more exact than the sum over its processes: it counts shared pages once, and includes shared
+memory.
 """
 
 import os
@@ -28,8 +29,8 @@ def of_program(
 
 
 def used_bytes(folder: Path) -> int | None:
-    """Returns the memory that a cgroup cannot give back: anonymous and shared memory. Returns None if it is
-    unknown."""
+    """Returns the bytes of a cgroup that the kernel cannot reclaim: anonymous and shared memory. Returns None if the
+    number is unknown."""
     try:
         told = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())
         if "anon" in told:
@@ -40,7 +41,7 @@ def used_bytes(folder: Path) -> int | None:
 
 
 def limit_bytes(folder: Path) -> int | None:
-    """Returns the limit of a cgroup, or None if it has none of its own."""
+    """Returns the limit of a cgroup in bytes, or None if the cgroup has no limit of its own."""
     for name in ("memory.max", "memory.limit_in_bytes"):
         try:
             limit = int((folder / name).read_text())

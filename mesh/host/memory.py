@@ -1,6 +1,6 @@
 """The memory of this machine and the limits of this container: the total, and the available part.
 
-For planning, the smaller of machine and container counts. Limits of parent groups count too.
+The smaller of the machine's and the container's memory counts. Limits of parent cgroups count too.
 """
 
 import contextlib
@@ -23,7 +23,8 @@ class Whole:
 
 
 def whole(*, meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, membership: Path = cgroups.SELF) -> Whole | None:
-    """Returns the total memory of the machine or the container, whichever is less, or None if it is unknown."""
+    """Returns the total memory of the machine or of the container, whichever is smaller, or None if both are
+    unknown."""
     found = [Whole(limit, "the container") for limit in _limits(root, membership)]
     if (total := _told("MemTotal", meminfo)) is not None:
         found.append(Whole(total, "the machine"))
@@ -31,7 +32,8 @@ def whole(*, meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, membership: Pat
 
 
 def available_bytes(*, meminfo: Path = MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
-    """Returns how much more memory this process and its children may take, given the machine and the container."""
+    """Returns the number of bytes that this process and its children may still allocate, within the machine and the
+    container."""
     known = _told("MemAvailable", meminfo)
     free = _GUESS if known is None else known
     container = container_bytes(cgroup=cgroup)
@@ -39,7 +41,7 @@ def available_bytes(*, meminfo: Path = MEMINFO, cgroup: Path = cgroups.ROOT) -> 
 
 
 def container_bytes(*, cgroup: Path = cgroups.ROOT) -> int | None:
-    """Returns how much more memory the container may take, or None if it has no limit."""
+    """Returns the number of bytes that the container may still allocate, or None if it has no limit."""
     for folder, most, now, files in (
         (cgroup, "memory.max", "memory.current", ("active_file", "inactive_file")),
         (
@@ -63,8 +65,8 @@ def container_bytes(*, cgroup: Path = cgroups.ROOT) -> int | None:
 
 
 def _told(field: str, meminfo: Path) -> int | None:
-    """Reads a field of /proc/meminfo, such as MemTotal. Returns None if it is missing, as on systems other than
-    Linux."""
+    """Reads a field of /proc/meminfo, such as MemTotal, in bytes. Returns None if the field is missing, as on systems
+    other than Linux."""
     try:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
         return int(fields[field].split()[0]) * 1024

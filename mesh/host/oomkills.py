@@ -1,4 +1,4 @@
-"""The number of processes that the kernel has killed for lack of memory, as evidence about unexplained SIGKILLs."""
+"""The number of processes that the kernel has killed for lack of memory, which may explain a SIGKILL."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ _VMSTAT = Path("/proc/vmstat")
 
 
 def oom_kills(vmstat: Path = _VMSTAT) -> int:
-    """Returns how many processes the kernel has killed for lack of memory since the machine's start. That includes
-    processes above their container's limit. Returns -1 if the kernel does not count them."""
+    """Returns the number of processes that the kernel has killed for lack of memory since the machine's start,
+    including those above their container's limit. Returns -1 if the kernel does not count them."""
     try:
         lines = vmstat.read_text().splitlines()
     except OSError:

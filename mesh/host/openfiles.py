@@ -1,14 +1,14 @@
 """The limit on open files, which bounds the connections of a process.
 
-HTTP/1.1 carries one call at a time on a connection, so a thousand streams take a thousand connections on each side of a
-router. Shells and systemd start processes with a limit of 1,024, but usually allow them to raise it.
+HTTP/1.1 carries one call at a time on a connection, so a thousand streams need a thousand connections on each side of a
+router. Shells and systemd start processes with a limit of 1,024, but usually allow processes to raise the limit.
 """
 
 import resource
 
 
 def raise_limit() -> int:
-    """Raises this process's limit on open files as far as it may, and returns the new limit."""
+    """Raises this process's limit on open files to the hard limit, and returns the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

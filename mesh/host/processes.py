@@ -1,7 +1,7 @@
 """Memory of other processes on this machine, and the process that listens at an address.
 
-Everything is read from /proc and from cgroups, as far as this process sees them. In a container it sees its own
-processes, and those of the pod's other containers only if they share a process namespace.
+Everything is read from /proc and from cgroups, as far as they are visible to this process. In a container, these are
+the container's own processes, and those of the pod's other containers only if they share a process namespace.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ def private_bytes(pid: int, *, proc: Path = PROC) -> int:
 
 
 def begun(pid: int, *, proc: Path = PROC) -> int:
-    """Returns when a process began, in ticks since the machine's start, or 0 if it does not exist. A process that
-    reuses an id has another start time."""
+    """Returns the start time of a process, in ticks since the machine's start, or 0 if the process does not exist. The
+    start time tells apart two processes that had the same id."""
     fields = _stat(pid, proc)
     return int(fields[19]) if fields else 0
 
 
 def tree(root: int, *, proc: Path = PROC) -> frozenset[int]:
-    """Returns a process and all its descendants; nothing if it does not exist."""
+    """Returns the ids of a process and of all its descendants, or an empty set if the process does not exist."""
     children: dict[int, list[int]] = defaultdict(list)
     there = False
     for pid in _pids(proc):
@@ -74,8 +74,8 @@ def behind_port(port: int, *, proc: Path = PROC) -> int:
 
 
 def behind_socket(path: str) -> int:
-    """Returns the process that has called `listen` on a unix socket. For a process outside of this one's namespace, the
-    kernel reports 0, as if nobody listened."""
+    """Returns the id of the process that has called `listen` on a unix socket, or 0. For a process outside this
+    process's namespace, the kernel reports 0, as if no process listened."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.setblocking(False)
         try:
@@ -124,7 +124,7 @@ def _pids(proc: Path) -> Iterator[int]:
 
 
 def _stat(pid: int, proc: Path) -> list[str]:
-    """Returns the fields of a process's stat, from its state on, or none if it does not exist."""
+    """Returns the fields of a process's stat, from the state on, or an empty list if the process does not exist."""
     try:
         # The name in parentheses may hold anything, spaces and parentheses included.
         return (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()

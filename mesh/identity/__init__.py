@@ -1,4 +1,4 @@
-"""Mutual TLS inside the mesh: the certificate that a process presents to others, and how it checks theirs.
+"""Mutual TLS inside the mesh: the certificate that a process presents to others, and the check of their certificates.
 
 `credentials` reads and checks the files, `identity` follows their changes, `rpc` passes them to gRPC.
 """

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 NAME = "mesh.internal"
-"""The DNS name in the certificate that both ends of a connection require of each other."""
+"""The DNS name that each end of a connection requires in the other's certificate."""
 
 FILES = ("ca.crt", "tls.crt", "tls.key")
 
@@ -23,16 +23,16 @@ _READINGS = 5  # attempts, if files change meanwhile
 _FLIGHTS = 10  # maximum number of turns in a handshake; TLS 1.3 takes two
 
 Stamp = tuple[tuple[int, int, int], ...]
-"""Device, inode and time of each file, which differ once a file is replaced."""
+"""Device, inode and time of each file. At least one of these differs once a file is replaced."""
 
 
 class IdentityError(ValueError):
-    """Unusable files. The text says which, why, and what to do."""
+    """Files that cannot be used. The text names the file, and says why it cannot be used and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Files that work together."""
+    """The contents of files that were tested together, and the TLS contexts made from them."""
 
     ca: bytes = field(repr=False)  # PEM, one or several authorities
     certificate: bytes = field(repr=False)  # PEM
@@ -102,7 +102,7 @@ def context(folder: Path, side: int, ca: bytes, certificate: bytes, private_key:
 
 
 def made(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> Credentials:
-    """Makes credentials from the contents of the files, and tests them. Raises IdentityError, which names files in
+    """Makes credentials from the contents of files, and tests them. Raises IdentityError, which names the files in
     `folder`."""
     accepting = context(folder, ssl.PROTOCOL_TLS_SERVER, ca, certificate, private_key)
     connecting = context(folder, ssl.PROTOCOL_TLS_CLIENT, ca, certificate, private_key)
@@ -135,7 +135,8 @@ def accepts(former: Credentials, new: Credentials) -> bool:
 
 
 def _expired(ca: bytes, certificate: bytes) -> str | None:
-    """Says which certificate has expired, and when. Returns None if none has. Called only after a failure."""
+    """Returns a text that says which certificate has expired, and when, or None if none has expired. Called only after
+    a failure."""
     for name, pem, some in (("tls.crt", certificate, 1), ("ca.crt", ca, None)):
         with contextlib.suppress(ValueError):
             if ended := expired(pem, some):
@@ -155,7 +156,7 @@ def expired(pem: bytes, some: int | None = 1) -> str:
 def load_chain(context: ssl.SSLContext, chain: bytes) -> None:
     """Loads a certificate and its key, in PEM, into a context. Raises ssl.SSLError, ValueError.
 
-    `load_cert_chain` takes only paths, and the files at these may just have been replaced by others."""
+    `load_cert_chain` accepts only paths, and the files at these paths may just have been replaced."""
     memory = os.memfd_create("chain", os.MFD_CLOEXEC)
     try:
         os.write(memory, chain)

@@ -1,13 +1,13 @@
 """The handover from one authority to another that did not sign the certificates in use.
 
 Usually an authority changes in steps (`mesh.certificates`), and every process trusts both authorities before the new
-one signs. But the Secret may be deleted and created again, or written by something else. Then the old and the new files
-have nothing in common. Processes with new files and processes with old files would refuse each other for the minute or
-so that Kubernetes takes to deliver the files.
+one signs. But the Secret may be deleted and created again, or written by another program. Then the old and the new
+files have no authority in common. Processes with new files and processes with old files would refuse each other for the
+minute or so that Kubernetes takes to deliver the files.
 
-So a process that finds such files performs the steps itself. It trusts both authorities immediately. It presents the
-old certificate until the files have reached all pods, and then the new one. It trusts the former authority for a while
-longer, for pods that receive the files late.
+A process that finds such files therefore performs the steps itself. It trusts both authorities immediately. It presents
+the old certificate until the files have reached all pods, and then the new one. It trusts the old authority for some
+time after that, for pods that receive the files late.
 
 This module is pure. Its caller reads files and clocks.
 """
@@ -19,8 +19,8 @@ from mesh.identity import credentials
 from mesh.identity.credentials import Credentials, IdentityError
 
 SETTLE = 150.0
-"""Seconds for a changed Secret to reach every pod: kubelets check every 60 to 90, and etcd's members restart in turn to
-trust another authority."""
+"""Seconds in which a changed Secret reaches every pod: kubelets check every 60 to 90 seconds, and etcd's members
+restart one after the other to trust another authority."""
 
 KEEP = 900.0
 """Seconds after the change for which the former authority is trusted."""
@@ -57,7 +57,7 @@ class Handover:
         return True
 
     def step(self, folder: Path, now: float) -> bool:
-        """Performs the step that is due, and returns whether one was."""
+        """Performs the step that is due. Returns False if none is due."""
         if (new := self._next) is None:
             return False
         if now >= self._since + KEEP:
@@ -70,7 +70,7 @@ class Handover:
 
 
 def authorities(pem: bytes) -> frozenset[bytes]:
-    """Splits a PEM text into its certificates, each as a list of lines."""
+    """Splits a PEM text into its certificates. Differences in white space do not count."""
     return frozenset(b"".join(part.split()) for part in pem.split(_BEGIN)[1:])
 
 

@@ -2,10 +2,11 @@
 
 Changes apply to new connections, and existing ones stay open. Files that do not match each other are ignored until they
 do, because a certificate that is about to expire is better than none. While an authority is being replaced, ca.crt may
-hold both the old and the new one. If it does not, the process performs the steps itself (`handover`).
+contain both the old and the new authority. If ca.crt contains only the new one, the process performs the steps of the
+replacement itself (`handover`).
 
-A listening socket keeps the TLS context that it was created with. So that context passes each handshake to the newest
-one.
+A listening socket keeps the TLS context that it was created with. That context therefore passes each handshake to the
+newest context.
 """
 
 import asyncio
@@ -128,7 +129,8 @@ class Identity:
             turned()
 
     def follow(self, registry: metrics.Registry) -> None:
-        """Adds the metric of the certificate's expiry. Of several processes, the earliest expiry counts."""
+        """Adds the metric of the certificate's expiry. For several processes together, the metric has the earliest
+        expiry."""
         registry.gauge(
             "mesh_internal_certificate_expires_seconds",
             "Seconds until the certificate for TLS inside the mesh expires.",
@@ -140,6 +142,7 @@ class Identity:
 
 
 def known(shown: Mapping[str, object] | None) -> bool:
-    """Returns whether a peer's certificate, in Python's form, has the mesh's name. Its signature was checked before."""
+    """Returns whether a peer's certificate, in Python's form, has the mesh's name. The signature must have been checked
+    before."""
     names = (shown or {}).get("subjectAltName", ())
     return isinstance(names, tuple) and ("DNS", NAME) in names

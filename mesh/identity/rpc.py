@@ -15,7 +15,7 @@ from mesh.identity.identity import Identity
 Options = Sequence[tuple[str, str | int]]
 
 TOKEN = "mesh-token"
-"""Metadata key of a token."""
+"""Metadata key of the token that a server without TLS requires."""
 
 OTHER_TOKEN = "the token does not belong to this port: read the right one from etcd"
 
@@ -32,8 +32,8 @@ def channel(address: str, options: Options, identity: Identity | None) -> grpc.a
 
 
 def listen(server: grpc.aio.Server, address: str, identity: Identity | None) -> int:
-    """Adds a port to a server. Without an identity, the port is plaintext. Returns 0 if it is not available. Raises
-    RuntimeError."""
+    """Adds a port to a server, and returns the port's number. Without an identity, the port is plaintext. Returns 0, or
+    raises RuntimeError, if the port is not available."""
     if identity is None:
         return int(server.add_insecure_port(address))
     served: Credentials = identity.current

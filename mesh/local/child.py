@@ -1,7 +1,7 @@
 """One part of a local mesh: its command line, its readiness check, and the report of its failure.
 
 If a part ends before it was ready for the first time, its start fails with an error that shows the part's last lines.
-Later, the supervisor keeps the part running (`mesh.process.supervisor`).
+After the first start, the supervisor keeps the part running (`mesh.process.supervisor`).
 """
 
 import os
@@ -72,7 +72,8 @@ class Child:
         return ChildStatistics(self.part.name, self._supervisor.pid, self._supervisor.starts)
 
     async def start(self) -> None:
-        """Starts the part and waits until it is ready. Raises UpError with its last lines if that fails."""
+        """Starts the part, and waits until it is ready. Raises UpError, with the part's last lines, if the start
+        fails."""
         try:
             await self._supervisor.start()
         except StartFailed as error:
@@ -83,7 +84,7 @@ class Child:
         await self._supervisor.run()
 
     def leave(self) -> None:
-        """Notes that the part is about to be stopped, so that it is not started again."""
+        """Notes that the part is about to be stopped, so that its end causes no restart."""
         self._supervisor.leave()
 
     async def stop(self) -> None:

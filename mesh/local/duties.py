@@ -1,4 +1,4 @@
-"""The long-lived tasks of `mesh up`, and what happens if one of them ends."""
+"""The long-lived tasks of `mesh up`, and the consequence if one of them ends."""
 
 from mesh.process.tasks import Duty
 

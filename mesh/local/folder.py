@@ -19,7 +19,7 @@ _RUN_PREFIX = "mesh-up-"
 
 
 class DataFolder:
-    """`with DataFolder(path) as folder:` holds the lock. Raises UpError if another mesh has it."""
+    """`with DataFolder(path) as folder:` holds the lock. Raises UpError if another mesh holds the lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()

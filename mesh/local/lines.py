@@ -1,8 +1,8 @@
 """The log lines of several processes as one readable stream: `pod-1  | 12:03:04 info  model loaded  model=a ms=12`.
 
-The children, including etcd, log JSON, so their lines can be parsed. Anything else, such as a traceback or a line of
-Envoy, is shown unchanged. A thread writes the lines from a bounded queue. So a terminal stopped with Ctrl-S does not
-block the supervisor or, through full pipes, the mesh. Lines that do not fit into the queue are dropped and counted.
+The children, including etcd, log JSON, so their lines can be parsed. Other lines, such as those of a traceback or of
+Envoy, are shown unchanged. A thread writes the lines from a bounded queue, so that a terminal stopped with Ctrl-S does
+not block the supervisor or, through full pipes, the mesh. Lines that do not fit into the queue are dropped and counted.
 """
 
 import contextlib
@@ -45,8 +45,8 @@ def parse(line: str) -> dict[str, Any] | None:
 
 
 def readable(data: dict[str, Any], *, name: str = "", colours: bool = False) -> list[str]:
-    """Formats a structured line for people: one line, and the lines of its traceback, if any. `name` is the source,
-    which is not repeated."""
+    """Formats a structured line for people: one line, followed by the lines of its traceback, if any. Leaves out the
+    source of the line if it is `name`."""
     number = level_of(data)
     level = _LEVEL_NAMES.get(number, "info")
     event = one_line(str(data.get("event", data.get("msg", ""))))
@@ -161,7 +161,7 @@ def _value(value: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """Escapes everything that moves a terminal's cursor or changes its colours."""
+    """Escapes characters that move a terminal's cursor or change its colours."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
 
 

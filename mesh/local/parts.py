@@ -36,8 +36,8 @@ def etcd(settings: UpSettings, *, binary: str, port: int, session: aiohttp.Clien
 
 
 class LocalPod:
-    """A runtime pod. Its ports are chosen at each start. The first pods have our ONNX server, the next ones the servers
-    that Mesh has installed, the last ones those of --server-command."""
+    """A runtime pod. Its ports are chosen at each start. The first pods run Mesh's ONNX server, the next pods the
+    servers that Mesh has installed, and the last pods those of --server-command."""
 
     def __init__(self, settings: UpSettings, number: int, *, etcd_url: str, session: aiohttp.ClientSession) -> None:
         self.name = f"pod-{number}"
@@ -90,12 +90,13 @@ class LocalPod:
         return [*argv, *settings.runtime_limits]
 
     async def ready(self) -> str:
-        """Returns why the pod is not ready, according to its probe, or "" if it is ready."""
+        """Returns the reason why the pod is not ready, from its probe, or "" if the pod is ready."""
         return await _probed(self._session, f"http://{self._probe}/ready")
 
 
 def router(settings: UpSettings, *, etcd_url: str, run_dir: Path, session: aiohttp.ClientSession) -> Part:
-    """Returns the part that runs the router. It is ready once it answers clients and sees every runtime pod."""
+    """Returns the part that runs the router. The part is ready once it answers clients and has found every runtime
+    pod."""
 
     def argv() -> list[str]:
         argv = python("router", "--name", "router-1", *_common(settings, etcd_url))

@@ -55,7 +55,7 @@ def counted(texts: Sequence[str]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class UpSettings:
-    """Settings of one mesh on this machine. Times in seconds."""
+    """Settings of one mesh on this machine. Times are in seconds."""
 
     listen: str = "127.0.0.1:8033"  # clients: gRPC and REST
     rest_listen: str = "127.0.0.1:8008"  # REST, if the edge is grpc
@@ -88,7 +88,7 @@ class UpSettings:
     drain_timeout: float = 5.0  # for calls in flight to end when the mesh is stopped
 
     def check(self) -> None:
-        """Raises UpError, before anything is started, if the settings cannot work."""
+        """Checks the settings before anything is started. Raises UpError if they cannot work."""
         for option, address in (
             ("--listen", self.listen),
             ("--probe", self.probe),
@@ -162,7 +162,8 @@ class UpSettings:
 
 
 def reachable(address: str) -> str:
-    """Returns the address to connect to for an address to listen on: all interfaces are reached through loopback."""
+    """Returns the address to connect to, given an address to listen on. If the server listens on all interfaces, this
+    is a loopback address."""
     host, port = parse_address(address)
     if host in ("0.0.0.0", "::", ""):
         host = LOOPBACK if host != "::" else "::1"
@@ -170,6 +171,7 @@ def reachable(address: str) -> str:
 
 
 def default_capacity(pods: int, *, meminfo: Path = memory.MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
-    """Returns the bytes for each pod: an equal share of half of the free memory, under any limit that applies here."""
+    """Returns the capacity of each pod in bytes: an equal part of half of the free memory, within the limits of this
+    machine and container."""
     free = memory.available_bytes(meminfo=meminfo, cgroup=cgroup)
     return max(int(free * MEMORY_SHARE / pods) // 2**20, 64) * 2**20

@@ -185,8 +185,8 @@ def _check_ports(settings: UpSettings) -> None:
 
 
 def check_free(address: str, option: str) -> None:
-    """Raises UpError, which says what to do, if `address` cannot be listened on. That is clearer than the error of a
-    child."""
+    """Checks that a server can listen on `address`. Otherwise raises UpError, which says what to do, because the error
+    of a child would be less clear."""
     host, port = parse_address(address)
     try:
         ports.check_free(host, port)

@@ -16,8 +16,8 @@ def size(text: str, option: str) -> int:
 
 
 def body_bytes(text: str, *, least: int, max_message: str) -> int:
-    """Returns the total for bodies that `--max-body-bytes` sets: `auto` is `least`, or four times `--max-message` if
-    that is more."""
+    """Returns the total size of bodies that `--max-body-bytes` sets, in bytes. `auto` means `least`, or four times
+    `--max-message` if that is more."""
     message = size(max_message, "--max-message")
     if text == "auto":
         return max(least, 4 * message)
@@ -38,7 +38,7 @@ def address(text: str, option: str) -> str:
 
 
 def span(text: str, option: str, *, unlimited: str) -> float | None:
-    """Returns a number of seconds. Returns None for `unlimited`, the word that means no limit."""
+    """Returns a number of seconds, or None if the text is `unlimited`, the word for no limit."""
     try:
         return values.parse_span(text, unlimited)
     except ValueError as error:
@@ -46,7 +46,7 @@ def span(text: str, option: str, *, unlimited: str) -> float | None:
 
 
 def content(path: Path | None, option: str) -> bytes | None:
-    """Returns the content of the file that an option names; None without a file."""
+    """Returns the content of the file that an option names, or None if the option was not given."""
     if path is None:
         return None
     try:

@@ -1,9 +1,9 @@
 """ModelMesh's JSON for the connection to etcd, which its installations keep in the Secret `model-serving-etcd`.
 
-It is a document with `endpoints` (separated by commas), `userid`, `password`, `root_prefix`, `certificate` (the
-authority's, PEM), `client_certificate`, `client_key` and `override_authority`. Each of the three in PEM may also be
-given as `certificate_file` and so on: the name of a file in the document's folder, such as another key of the mounted
-Secret; that form takes precedence.
+The document has the fields `endpoints` (separated by commas), `userid`, `password`, `root_prefix`, `certificate` (of
+the authority, in PEM), `client_certificate` and `client_key` (in PEM), and `override_authority`. Instead of a PEM text,
+the document may name a file in its folder, such as another key of the mounted Secret, by `certificate_file`,
+`client_certificate_file` or `client_key_file`. The file takes precedence.
 """
 
 import json
@@ -29,7 +29,7 @@ class EtcdSecret:
 
 
 def read(path: Path) -> EtcdSecret:
-    """Reads a document. Raises ValueError, with a text for the operator that contains nothing of the file."""
+    """Reads a document. Raises ValueError, with a text for the operator that repeats nothing of the file's content."""
     data = _load(path)
     for name in data:
         if name.removesuffix("_file") not in (*_TEXTS, *_FILES) and name != "compose_deployment":

@@ -1,7 +1,7 @@
 """Settings for the connection to etcd: addresses, credentials, timeouts.
 
-Each process builds one frozen settings object from its command line and environment and passes parts of it on; only the
-entry point of a process reads the environment.
+Each process builds one frozen settings object from its command line and environment. Only the entry point of a process
+reads the environment.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EtcdFiles:
-    """The sources of EtcdSettings, as absolute paths; empty: no file. With `config` all others are empty."""
+    """The sources of EtcdSettings, as absolute paths; "" means no file. If `config` is set, all others are ""."""
 
     config: str = ""  # ModelMesh's JSON, which may name files beside it
     root_prefix: str = ""  # from that file: the prefix of the keys, fixed for the life of the process
@@ -21,7 +21,7 @@ class EtcdFiles:
 
 @dataclass(frozen=True, slots=True)
 class EtcdSettings:
-    """The settings for a connection to etcd. All times in seconds."""
+    """The settings for a connection to etcd. Times are in seconds."""
 
     endpoints: tuple[str, ...] = ("http://127.0.0.1:2379",)  # http:// or https://, one for each member
     user: str = ""

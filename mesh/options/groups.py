@@ -1,7 +1,7 @@
 """Groups of options: dataclasses whose fields are options, taken by a command as one parameter.
 
 Typer has no groups, so commands that share eight options would repeat eight parameters. `expanded` replaces a parameter
-whose type is such a dataclass with its fields, in their order; the command gets the dataclass.
+whose type is such a dataclass with the dataclass's fields, in their order. The command receives the dataclass.
 """
 
 import dataclasses

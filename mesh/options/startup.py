@@ -1,7 +1,7 @@
 """Errors in options, logged as one line.
 
-On a terminal, typer shows a wrong option in a box as wide as the terminal. In a pod, the box would be five lines of 80
-columns that are hard to search, so the error is one log line there.
+On a terminal, typer shows a wrong option in a box as wide as the terminal. In the log of a pod, the box would be five
+lines that are hard to search, so the error is logged as one line.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def refusals(log: "structlog.stdlib.BoundLogger") -> Iterator[None]:
-    """Turns a BadParameter that the block raises into one log line, and exits with its code. On a terminal, leaves it
+    """Logs a BadParameter that the block raises as one line, and exits with its code. On a terminal, leaves the error
     to typer."""
     try:
         yield

@@ -23,8 +23,8 @@ def format_bytes(count: float) -> str:
 
 
 def parse_span(text: str, unlimited: str) -> float | None:
-    """Parses seconds from `600` or `0.5`; None for the word that means no limit. Raises ValueError with a text for the
-    user."""
+    """Parses seconds from `600` or `0.5`. Returns None if the text is `unlimited`, the word for no limit. Raises
+    ValueError with a text for the user."""
     if text.strip().lower() == unlimited:
         return None
     try:

@@ -1,9 +1,9 @@
-"""Processes: children, how they are kept running, and how a process itself ends.
+"""Processes: children and their supervision, and the tasks and the end of a process itself.
 
 `programs` finds programs, and `ports` finds free ports for them. `child` starts a child, reads its output and ends it;
 `watcher` kills children that hang, by the rules in `hang`; `supervisor` keeps a child running, by the rules in
-`restarts`. `tasks` holds a process's own tasks, and `ending` ends a process that cannot continue. Callers decide what
-to run and what a death means.
+`restarts`. `tasks` keeps a process's own tasks, and `ending` ends a process that cannot continue. Callers decide what
+to run, and what to do after a child's death.
 """
 
 from mesh.process.child import MAX_LINE, Process, describe_exit, spawn, tethered

@@ -1,7 +1,7 @@
 """Child processes that never outlive their parent.
 
 A parent that is killed with SIGKILL cannot clean up, so each child asks the kernel to be killed together with its
-parent (PR_SET_PDEATHSIG). A *tether* does that: a small interpreter that becomes the program by `exec`, so the child
+parent (PR_SET_PDEATHSIG). A *tether* asks: a small interpreter that becomes the program by `exec`, so that the child
 keeps its pid and no process remains in between. `preexec_fn` would need no tether, but it runs Python between fork and
 exec, when gRPC's threads may hold any lock. The tether costs 13 ms (11 of them the interpreter's own start).
 
@@ -34,7 +34,8 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 MAX_LINE = 16 * 1024
-"""Characters of one line of output that are passed on; the rest of the line is dropped and counted in its place."""
+"""Number of characters of a line of output that are passed on. The number of dropped characters replaces the rest of
+the line."""
 
 _TAIL = 30  # last lines kept, to say why a child ended
 _OUTPUT_GRACE = 0.5  # seconds to wait for the remaining output of a child that has ended
@@ -60,7 +61,8 @@ except OSError as error:
 
 
 def tethered(argv: Sequence[str]) -> list[str]:
-    """Returns the command line that starts `argv` bound to the calling thread's life; `argv` itself except on Linux."""
+    """Returns a command line that runs `argv` as a process which is killed when the calling thread ends. Returns `argv`
+    itself on systems other than Linux."""
     if sys.platform != "linux":
         return list(argv)
     return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *argv]
@@ -106,15 +108,15 @@ class Process:
         return tuple(self._output.tail)
 
     def heard(self) -> float:
-        """Returns when the child's event loop last turned, in seconds of the monotonic clock, or 0 if it has given no
-        sign yet.
+        """Returns the time at which the child's event loop last gave a sign of life, in seconds of the monotonic clock,
+        or 0 if it has not given one yet.
 
         Only for a child that was spawned with `beats`.
         """
         return self._beats.last() if self._beats is not None else 0.0
 
     async def wait(self, timeout: float | None = None) -> int:
-        """Waits until the child has ended and its output is read; returns its exit status. Raises TimeoutError after
+        """Waits until the child has ended and its output is read. Returns the exit status. Raises TimeoutError after
         `timeout` seconds.
 
         If the wait is cancelled, the child continues.
@@ -125,7 +127,7 @@ class Process:
         return self._ended.result()
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal to the child only. Does nothing if it has ended."""
+        """Sends a signal to the child only. Does nothing if the child has ended."""
         if not self._exited:  # before `_reap()` the pid still belongs to the child
             os.kill(self.pid, number)
 
@@ -137,8 +139,8 @@ class Process:
     async def terminate(self, grace: float) -> int:
         """Ends the child: SIGTERM first, SIGKILL to its whole session `grace` seconds later. Returns its exit status.
 
-        SIGTERM is sent only to the child, which ends what it started in its own order. If cancelled while waiting, this
-        sends SIGKILL.
+        SIGTERM is sent only to the child, which ends its own children in the right order. If the caller is cancelled,
+        sends SIGKILL immediately.
         """
         self.send_signal(signal.SIGTERM)
         try:
@@ -213,10 +215,10 @@ async def spawn(
     """Starts a child with an empty standard input and both its outputs passed line by line to `on_line`.
 
     `argv[0]` is a path or a name on PATH. `env` is the child's complete environment; None means a copy of this
-    process's. `on_exit` is called once, with the exit status, after the last line. Callbacks come from the event loop
-    and must be quick; one that raises is logged. A program that cannot be executed ends with status 127 and a line that
-    says why (OSError without the tether). A cancelled call leaves no child. With `beats`, the child gets a page for
-    signs of life (`heartbeat`).
+    process's. `on_exit` is called once, with the exit status, after the last line. The event loop calls the callbacks,
+    which must be quick. If a callback raises, the error is logged. A program that cannot be executed ends with status
+    127 and a line that says why (OSError without the tether). A cancelled call leaves no child. With `beats`, the child
+    gets a page for signs of life (`heartbeat`).
     """
     page = heartbeat.Heartbeat() if beats else None
     if page is not None:

@@ -1,8 +1,8 @@
 """The end of a process that cannot continue: orderly, bounded in time, with the reason as the last line of its log.
 
-A process that cannot continue may not be able to end in order either. So an end for such a reason has a time limit,
-after which the process exits and its children die with it (`child`). For an ordinary end, the sender of the signal sets
-the limit.
+A process that cannot continue may not be able to end in order either. Such an end therefore has a time limit, after
+which the process exits, and its children are killed with it (`child`). The time for an ordinary end is limited by the
+sender of the signal.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ log = logs.get(__name__)
 
 
 class Ending:
-    """The reason why this process must end, once it is known. Only the first reason is kept."""
+    """The reason why this process must end. Only the first reason is kept."""
 
     __slots__ = ("_known", "_leaving", "why")
 
@@ -27,19 +27,19 @@ class Ending:
         self._known = asyncio.Event()
 
     def because(self, why: str) -> None:
-        """Notes the reason, unless the process is already ending: its tasks may then end for any reason."""
+        """Notes the reason, unless the process is already ending, when the end of a task means nothing."""
         if not self.why and not self._leaving:
             self.why = why
             self._known.set()
 
     async def wait(self) -> str:
-        """Returns the reason, once there is one."""
+        """Waits for a reason, and returns it."""
         await self._known.wait()
         return self.why
 
     async def close(self, closing: Awaitable[None], *, within: float) -> int:
-        """Waits until the process's parts have ended. Returns the exit status, which is 1 if there is a reason. In that
-        case the wait is limited to `within` seconds, after which the process exits."""
+        """Awaits `closing`, which ends the parts of the process. Returns the exit status: 1 if a reason was noted, 0
+        otherwise. With a reason, waits at most `within` seconds, and then exits the process."""
         self._leaving = True
         if not self.why:
             await closing

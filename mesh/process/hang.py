@@ -1,8 +1,9 @@
-"""The decision whether a process hangs: a state machine without clock or I/O, fed with observations of the process.
+"""The decision whether a process hangs: a state machine without clock or I/O, which receives observations of the
+process.
 
-A stopped process (SIGSTOP) shows that in its state, so it is given up after seconds. A silent one, whose event loop
-gives no more signs of life, may be healthy on a machine that has no CPU time for it. So silence counts only while the
-process could have given a sign of life:
+A process that is stopped (SIGSTOP) is recognised by its state, and given up after a few seconds. A process that is
+silent, because its event loop gives no signs of life, may be healthy on a machine that has no CPU time for it. Silence
+therefore counts only while the process could have given a sign of life:
 
 - time in which the watcher itself was late does not count: the machine had no CPU time for it either;
 - while one of its threads waits for a processor, only the CPU time that the process got counts: a busy loop
@@ -10,17 +11,18 @@ process could have given a sign of life:
 - while it waits for a disk, a quarter counts: it may be paging. (SIGKILL would wait for the disk as well.)
 
 A gap of several seconds between two observations means that the watcher itself was stopped: Ctrl-Z, a debugger or a
-suspended machine stops all of a mesh. Earlier observations are then discarded, and processes that continue together
-with the watcher get as much time as after a start.
+suspended machine stops all of a mesh. Earlier observations are then discarded, and the processes get as much time as
+after a start.
 
-A process under a debugger (state `t`) counts as silent, not as stopped, because tracers stop it for moments at a time.
+A process under a debugger (state `t`) counts as silent, not as stopped, because a debugger may stop it for short times.
 """
 
 import enum
 from dataclasses import dataclass
 
 STOPPED, TRACED, DISK = "T", "t", "D"
-"""States of a process in /proc/PID/stat that matter here; the others are R (runs, or waits for a processor), S, Z."""
+"""The states of a process in /proc/PID/stat that matter here. The others are R (runs, or waits for a processor), S and
+Z."""
 
 _DISK_SHARE = 0.25
 
@@ -125,7 +127,8 @@ class Hang:
 
 
 def _usable(counted: float, last: Observation, seen: Observation) -> float:
-    """Returns how much of the time since the last observation the process could have used to give a sign of life."""
+    """Returns the part of the time since the last observation in which the process could have given a sign of life, in
+    seconds."""
     if seen.runnable:
         return min(counted, max(0.0, seen.cpu - last.cpu))
     return counted * (_DISK_SHARE if seen.state == DISK else 1.0)

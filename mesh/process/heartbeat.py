@@ -1,10 +1,10 @@
 """Signs of life of a child's event loop, in a page of memory that it shares with its parent.
 
-The child stores the time twice a second; the parent may read it at any time. So a sign of life costs neither a message
-nor a wake-up, a busy parent misses none, and the child never blocks. The page is a memfd: the child finds its
-descriptor in an environment variable, which it removes so that its own children do not beat in its place.
+The child stores the time twice a second; the parent may read it at any time. A sign of life therefore costs neither a
+message nor a wake-up, a busy parent misses none, and the child never blocks. The page is a memfd. The child finds the
+descriptor in an environment variable, which it removes so that its own children do not write to the page.
 
-`hang` decides when a silence is too long.
+`hang` decides whether a silence is too long.
 """
 
 import asyncio
@@ -43,7 +43,8 @@ class Heartbeat:
             raise
 
     def last(self) -> float:
-        """Returns when the child's loop last turned, in seconds of the monotonic clock, or 0 if it has not begun."""
+        """Returns the time of the last beat, in seconds of the monotonic clock, or 0 if the child has not begun to
+        beat."""
         return float(_WORD.unpack_from(self._map, 0)[0] / 1e9)
 
     def release(self) -> None:
@@ -52,7 +53,8 @@ class Heartbeat:
 
 
 def begin() -> None:
-    """Makes the running event loop beat if a parent asks for it. Call this before anything else."""
+    """Makes the running event loop beat, if the parent process asks for it. Call this function before any other
+    work."""
     descriptor = os.environ.pop(VARIABLE, "")
     if not descriptor:
         return

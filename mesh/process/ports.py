@@ -1,6 +1,7 @@
 """TCP ports: checks whether one is free, and reserves free ones for servers that have not started yet.
 
-The remedy for a port in use depends on the option that named it, so callers add it.
+The errors say why a port cannot be used. Callers add what to do, because this depends on the option that named the
+port.
 """
 
 import collections
@@ -11,11 +12,11 @@ from pathlib import Path
 
 
 class Unusable(Exception):
-    """An address that cannot be listened on; the text says why."""
+    """An address that a server cannot listen on. The text says why."""
 
 
 class Taken(Unusable):
-    """An address that another process listens on."""
+    """An address that another process already listens on."""
 
 
 class Forbidden(Unusable):
@@ -23,9 +24,10 @@ class Forbidden(Unusable):
 
 
 def check_free(host: str, port: int) -> None:
-    """Raises Unusable if a server could not listen on the address now. Port 0 passes.
+    """Checks that a server can listen on the address now. Otherwise raises Unusable. Port 0 is always accepted.
 
-    This check precedes the start of a server, whose own error comes late and names neither the option nor a remedy.
+    Call it before a server is started: the server's own error would come later, and name neither the option nor what to
+    do.
     """
     if port == 0:
         return
@@ -45,13 +47,13 @@ def check_free(host: str, port: int) -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Returns a TCP port without a listener, and reserves it for its server while this process lives.
+    """Returns a TCP port without a listener, and reserves it for a server for as long as this process lives.
 
     The port is bound but not listened on, so no other process gets it before that server has started. The server can
     still listen on it, because servers set SO_REUSEADDR; searches for a free port, such as this one, do not.
 
-    The port is below the ephemeral range, whose ports are also used by outgoing connections: a client that keeps
-    connecting to a dead server's port there can be connected to itself.
+    The port is below the ephemeral range, because outgoing connections use ports of that range too: a client that keeps
+    connecting to a dead server's port could then be connected to itself.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for _ in range(64):

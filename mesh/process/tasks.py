@@ -1,14 +1,15 @@
 """The background tasks of a process: referenced while they run, logged when they fail, and ended together.
 
 A long-lived task is a *duty*, a row in the process's table of duties. The row says what the process lacks without the
-duty, and whether the duty is *essential* or *expendable*. A process whose essential duty has ended only looks alive: it
-no longer follows changes, or starts no workers. So the end of an essential duty, for any reason, ends the process with
-that reason; its parent, or Kubernetes, starts it again. An expendable duty that fails is logged and started again after
-a growing pause.
+duty, and whether the duty is *essential* or *expendable*. A process whose essential duty has ended only looks alive:
+for example, it no longer follows changes, or starts no workers. The end of an essential duty, for any reason, therefore
+ends the process with that reason, and its parent, or Kubernetes, starts it again. An expendable duty that fails is
+logged and started again after a growing pause.
 
-A duty may hang rather than end: it awaits an event that never comes. A loop that runs periodically reports each turn
-(`turned`); a duty that reports none for its `turns` seconds counts as ended. Silence is counted as for processes
-(`hang`): time in which this process was stopped or delayed does not count. A loop that waits for events has no limit.
+A duty may also hang, because it awaits an event that never comes. A duty that runs periodically therefore reports each
+turn of its loop (`turned`). If it reports none for its `turns` seconds, it counts as ended. Silence is counted as for
+processes (`hang`): time in which this process was stopped or delayed does not count. A loop that waits for events has
+no limit.
 """
 
 import asyncio
@@ -85,7 +86,7 @@ class Tasks:
         self, on_lost: Callable[[str], None] | None = None, *, awaited: tuple[type[Exception], ...] = ()
     ) -> None:
         """Makes an empty set. `on_lost` is called with the reason whenever an essential duty ends. `awaited` lists
-        errors that are not logged, because whatever awaits the tasks receives them."""
+        errors that are not logged, because the code that awaits the tasks receives them."""
         self._awaited = awaited
         self._on_lost = on_lost
         self._held: set[asyncio.Task[Any]] = set()
@@ -101,7 +102,7 @@ class Tasks:
         return self._hold(asyncio.get_running_loop().create_task(work, name=name))
 
     def run(self, duty: Duty, work: Callable[[], Coroutine[Any, Any, None]], which: str = "") -> asyncio.Task[None]:
-        """Starts a duty; `which` distinguishes several of one kind. Only `close` ends it silently."""
+        """Starts a duty. `which` distinguishes several duties of one kind. Only `close` may end a duty silently."""
         pulse = _Pulse()
         context = contextvars.copy_context()
         context.run(_pulse.set, pulse)
@@ -165,7 +166,7 @@ class Tasks:
             self._on_lost(f"the task '{task.get_name()}', which this process cannot do without, {how}")
 
     async def _again(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs an expendable duty until it is done, and starts it again whenever it fails."""
+        """Runs an expendable duty until it returns, and starts it again whenever it fails."""
         lives = restarts.Restarts(AGAIN)
         while True:
             lives.began(time.monotonic())

@@ -1,7 +1,8 @@
-"""The watch over a child process, which is killed when it hangs. Its owner then starts another, as after any death.
+"""The watch over a child process. A child that hangs is killed. Its owner then starts another, as after any death.
 
-A child gives signs of life by its heartbeat. A third-party program, which has none, gives them by answering requests
-(`Answers`). Twice a second, the watcher looks at these signs and at the child's state in /proc, and `hang` decides.
+A child gives signs of life by its heartbeat. For a third-party program, which has no heartbeat, the answers to requests
+are the signs of life (`Answers`). Twice a second, the watcher looks at these signs and at the child's state in /proc,
+and `hang` decides.
 """
 
 import asyncio
@@ -17,11 +18,11 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 HUNG_HELP = "Processes that hung and were replaced."
-"""Help of the metric `mesh_hung_processes`, which more than one process has."""
+"""Help text of the metric `mesh_hung_processes`, which several kinds of processes have."""
 
 STOPPED_BEFORE = "MESH_STOPPED_BEFORE"
-"""Environment variable of a process whose predecessor was killed because it had been stopped from outside, so that no
-model is to blame."""
+"""Environment variable of a process whose predecessor was killed because a signal had stopped it. No model is to blame
+for such a death."""
 
 _FRESH = 3 * PERIOD  # seconds; a child heard this recently needs no closer look
 
@@ -74,7 +75,7 @@ class Watch:
 
     @property
     def failed(self) -> BaseException | None:
-        """The error that ended the watch, or None. It would be a bug in Mesh."""
+        """The error that ended the watch, or None. Such an error is a bug in Mesh."""
         return self._task.exception() if self._task.done() and not self._task.cancelled() else None
 
     def close(self) -> None:
@@ -117,17 +118,19 @@ class Watch:
 
 
 class Answers:
-    """Signs of life of a program without a heartbeat: it is sent requests, and each answer counts as a sign of life."""
+    """Signs of life of a program without a heartbeat: requests are sent to it, and each answer counts as a sign of
+    life."""
 
     def __init__(self, ask: Callable[[], Awaitable[bool]], *, name: str, interval: float = 1.0) -> None:
-        """Starts to send requests by `ask`, which has its own time limit and returns True for any answer."""
+        """Starts to send requests with `ask`, which must have its own time limit, and must return True for any
+        answer."""
         self._ask = ask
         self._interval = interval
         self._last = 0.0
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"ask {name}")
 
     def last(self) -> float:
-        """Returns the time of the last answer, or 0 if there is none."""
+        """Returns the time of the last answer, or 0 before the first."""
         return self._last
 
     def close(self) -> None:

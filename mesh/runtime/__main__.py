@@ -163,8 +163,8 @@ async def serve(settings: RuntimeSettings) -> int:
 
 
 async def _until(work: Coroutine[Any, Any, None], *ends: asyncio.Future[Any]) -> bool:
-    """Does the work, but cancels it as soon as one of `ends` is done. Returns whether the work was finished; raises its
-    errors."""
+    """Awaits `work`, but cancels it as soon as one of `ends` is done. Returns whether the work was finished. Raises the
+    work's errors."""
     task = asyncio.ensure_future(work)
     await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
     if task.done():

@@ -1,4 +1,4 @@
-"""The long-lived tasks of an agent, its ONNX server and its relay, and what happens without each."""
+"""The long-lived tasks of an agent, its ONNX server and its relay, and the consequence if one of them ends."""
 
 from mesh.envoy.duties import EGRESS
 from mesh.process.tasks import Duty

@@ -1,10 +1,11 @@
 """Records of API keys and grants in etcd, `auth/keys/<name>` and `auth/grants/<name>`.
 
-A key is 256 random bits, and its record holds only the SHA-256 of the key, so that etcd's data and backups give nobody
-access. (A slow hash is for passwords, which can be guessed.) A record has two secrets while a key is rotated.
+A key is 256 random bits, and its record contains only the SHA-256 of the key, so that etcd's data and backups give
+nobody access. (Slow hashes are needed only for passwords, which can be guessed.) While a key is rotated, its record has
+two secrets.
 
-A record with an attribute that this version does not know is refused: a newer version may have written a restriction
-there, and to ignore it would allow too much.
+A record with an attribute that this version does not know is refused. The attribute may be a restriction of a newer
+version, and ignoring it would allow too much.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from mesh.access.principals import check_subject
 from mesh.schema.jsonfields import BAD, integer, read_object, write_object
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-"""The names of keys and of grants."""
+"""Pattern of the names of keys and of grants."""
 
 PREFIX = "mesh_"
 """The beginning of each key, by which scanners for leaked secrets recognise it."""

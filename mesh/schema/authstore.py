@@ -19,14 +19,14 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 MAX_RECORDS = 10_000
-"""Keys, and grants, of one mesh."""
+"""Largest number of keys, and of grants, of one mesh."""
 
 _OPS = 100  # operations of one transaction: etcd's limit is 128
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A new key. It is shown once: only its digest is stored."""
+    """A new key. It can be shown only once, because only its digest is stored."""
 
     name: str
     key: str
@@ -76,8 +76,8 @@ class AuthStore:
         return Made(name, key, expires)
 
     async def rotate(self, name: str, *, now: int, overlap: int, expires: int = 0) -> Made:
-        """Adds a secret to a key. The former one ends after `overlap` milliseconds, so that callers can change over
-        without a gap. Without `expires`, the new secret is valid for as long as the former one was. Raises BAD_REQUEST,
+        """Adds a secret to a key. The old secret expires after `overlap` milliseconds, so that callers can switch
+        without a gap. Without `expires`, the new secret is valid for as long as the old one was. Raises BAD_REQUEST,
         UNKNOWN_MODEL, PRECONDITION."""
         _name(name, "a key")
         key = auth.fresh()
@@ -103,8 +103,8 @@ class AuthStore:
         return Made(name, key, fresh.expires, max((one.expires for one in former), default=0))
 
     async def revoke(self, name: str) -> bool:
-        """Deletes a key, and the grant of the same name if nobody else has it. Returns False if there was no such
-        key."""
+        """Deletes a key, and the grant of the same name if it names no other subject. Returns False if the key did not
+        exist."""
         _name(name, "a key")
         at = self._keys.auth_key(name)
         found = await self._etcd.get(at)
@@ -124,19 +124,19 @@ class AuthStore:
         return {name: one for name, (one, _) in (await self._grants()).items() if one is not None}
 
     async def put(self, name: str, one: Grant) -> bool:
-        """Creates or replaces a grant. Returns whether it is new."""
+        """Creates or replaces a grant. Returns whether the grant is new."""
         _name(name, "a grant")
         done = await self._etcd.update(self._keys.auth_grant(name), lambda _: auth.encode_grant(one))
         return done.before is None
 
     async def remove(self, name: str) -> bool:
-        """Deletes a grant. Returns False if there was none."""
+        """Deletes a grant. Returns False if the grant did not exist."""
         return await self._etcd.delete(self._keys.auth_grant(_name(name, "a grant")))
 
     async def apply(self, wanted: Mapping[str, Grant]) -> tuple[list[str], list[str]]:
-        """Makes the grants exactly the wanted ones: creates, replaces and removes. Returns the names that were written
-        and those that were removed. Grants that were created with a key stay. Raises CONFLICT if somebody else changes
-        them at the same time."""
+        """Creates, replaces and removes grants, so that those in etcd are the wanted ones. Returns the names that were
+        written, and those that were removed. Grants that were created together with a key stay. Raises CONFLICT if
+        grants are changed by another request meanwhile."""
         for name in wanted:
             _name(name, "a grant")
         present = await self._grants()
@@ -158,7 +158,8 @@ class AuthStore:
         return written, removed
 
     async def _grants(self) -> dict[str, tuple[Grant | None, int]]:
-        """Returns all grants by name, with the revisions of their records. A record that cannot be read is None."""
+        """Returns all grants by name, each with the revision of its record. In place of a record that cannot be read,
+        returns None."""
         found: dict[str, tuple[Grant | None, int]] = {}
         async for kv in self._etcd.scan((self._keys.auth_grants, after_prefix(self._keys.auth_grants))):
             try:
@@ -170,7 +171,8 @@ class AuthStore:
 
 
 def _only_of(name: str, grant: KeyValue) -> bool:
-    """Returns whether a grant is for this key and nobody else. A record that cannot be read gives nobody access."""
+    """Returns whether a grant is for this key only. Returns True for a record that cannot be read, because it gives
+    nobody access."""
     try:
         return auth.decode_grant(grant.value).to == (f"key:{name}",)
     except ValueError:

@@ -1,7 +1,7 @@
 """Detection of secrets in registrations, which are then refused, and masking of secrets in older records.
 
-A registration is stored in etcd and shown to everyone who may read the mesh, with any password, key or signed URL in
-it. Credentials belong in the storage secret, which only the pods read.
+A registration is stored in etcd and shown to everyone who may read the mesh, including any password, key or signed URL
+in it. Credentials belong in the storage secret, which only pods read.
 
 Secrets are recognised in two ways:
 
@@ -9,7 +9,7 @@ Secrets are recognised in two ways:
   including JSON within its strings, in settings such as `name=value`, and in the query or fragment of a URL;
 - by unmistakable forms: `user:password@` in a URL, a private key, an account's connection string.
 
-The functions are pure; the caller decides on the consequence.
+The functions are pure. Callers decide whether to refuse or to mask.
 
 A million models may be registered at once, most of them with one of a few keys, so results for short keys are cached.
 Measured: 1.2 us a model with a plain path and one of these keys; encoding its record takes 15 us.
@@ -45,7 +45,7 @@ _KEYS = frozenset(
 """Words before a last word "key" that also make a name secret."""
 
 _SPECIAL = frozenset(["pad", "bos", "eos", "unk", "sep", "cls", "mask", "special", "start", "end"])
-"""Words before a last word "token" that mean a token of a tokenizer, which is no secret."""
+"""Words before a last word "token" that mean a token of a tokenizer, which is not secret."""
 
 _GLUED = ("password", "passwd", "secret", "apikey", "accesskey", "connectionstring")
 """Endings of a name without a separator between its words (`PGPASSWORD`)."""
@@ -56,7 +56,7 @@ _ACCOUNT = re.compile(r"(?i)\b(AccountKey|SharedAccessSignature|SharedAccessKey)
 _PARAMETER = re.compile(r"(?<=[?&#])([^=&#\s]+)=([^&#\s]+)")
 _SETTING = re.compile(r"(?:^|(?<=[\s;,&]))([\w.-]+)=([^\s;,&]+)")
 """A setting in a key that is not JSON, or in a string of a key that is: `secret_access_key=...`. Paths are not searched
-for it: they may be called `token=1/model.onnx`."""
+for settings, because a path may be called `token=1/model.onnx`."""
 
 
 def found(path: str, key: str) -> list[str]:

@@ -2,10 +2,10 @@
 
 Its form is `<incarnation>.<create revision>`: the pod's incarnation and the model record's create revision.
 `.<generation>` follows once the registration's content has been reloaded. Before the first reload, the generation is 0
-and is left out, which is also the form that earlier versions know.
+and is left out. This is the form that earlier versions know.
 
-During a reload a pod holds two generations of one registration. A call for the older one may be answered by either:
-both belong to the same registration. A call for the newer one is never answered by the older.
+During a reload, a pod has copies of two generations of one registration. Either copy may answer a call for the older
+generation. Only the newer copy may answer a call for the newer generation.
 """
 
 

@@ -1,9 +1,9 @@
 """A set of ids in a few hundred bytes, with false positives: a Bloom filter.
 
-A pod uses this set to publish which models' files are on its disk, so that a load can be sent to a pod that need not
-pull the files. The set is part of the pod's record, which every router reads at every change: 4,000 ids take 5 KB as
-text. One in a hundred other ids is a false positive. A load of that model may be sent to a pod that must pull the
-files, which is no worse than any other pod.
+With this set, a pod publishes the models whose files are on its disk, so that a load can be sent to a pod that does not
+have to pull the files. The set is part of the pod's record, which every router reads at every change: 4,000 ids take 5
+KB as text. About one in a hundred ids that are not in the set is a false positive. The load of such a model may then be
+sent to a pod that has to pull the files, as any other pod would have to.
 
 The positions of bits come from one BLAKE2b digest by double hashing (Kirsch and Mitzenmacher, 2006).
 """
@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterable
 
 MAX_IDS = 4000
-"""Largest number of ids: more are not worth publishing to all routers."""
+"""Largest number of ids: it is not worth publishing more to all routers."""
 
 _BITS = 10  # bits for each id: with 7 positions each, 0.8 % of other ids are found wrongly
 _PLACES = 7
@@ -43,7 +43,7 @@ class IdSet:
 
     @classmethod
     def decode(cls, text: str) -> "IdSet":
-        """Decodes the result of `encode`; "" is the empty set. Raises ValueError for an invalid text."""
+        """Decodes the result of `encode`. Returns the empty set for "". Raises ValueError for an invalid text."""
         if not text:
             return EMPTY
         try:
@@ -55,7 +55,7 @@ class IdSet:
         return cls(int.from_bytes(raw, "little"), len(raw) * 8)
 
     def encode(self) -> str:
-        """Encodes the set as text; "" for the empty set."""
+        """Encodes the set as text. Returns "" for the empty set."""
         return base64.b85encode(self._bits.to_bytes(self._size // 8, "little")).decode() if self._bits else ""
 
     def __contains__(self, one: str) -> bool:

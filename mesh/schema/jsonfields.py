@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 BAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""Errors raised by reading an unexpected JSON value: any of these means an invalid record."""
+"""The errors that reading an unexpected JSON value may raise. Each of them means that the record is invalid."""
 
 
 def integer(value: Any) -> int:
-    """Returns the number if it fits into 64 bits, as all fields and messages require (1e999 does not)."""
+    """Returns the number, which must fit into 64 bits, as all fields and messages require. (1e999 does not.) Raises one
+    of `BAD`."""
     number = value if type(value) is int else int(value)
     if not -(2**63) <= number < 2**63:
         raise ValueError("a number does not fit into 64 bits")
@@ -17,7 +18,8 @@ def integer(value: Any) -> int:
 
 
 def text_of(value: Any) -> str:
-    """Returns the text if it has no lone surrogates, which JSON can hold but UTF-8 cannot."""
+    """Returns the text, which must not contain lone surrogates: JSON can represent them, but UTF-8 cannot. Raises one
+    of `BAD`."""
     text = value if type(value) is str else str(value)
     if not text.isascii():  # a router reads hundreds of thousands of records at its start, most of them ASCII
         text.encode()

@@ -1,8 +1,8 @@
 """Keys in etcd: one base prefix for each mesh, one function for each kind of key.
 
-The layout is `<root>/<prefix>/<service>/` as in the predecessor, so that a mesh can be started on its data. Ids are
-literal in `registry/` and `vmodels/`, because the predecessor and its Kubernetes controller read them that way. In
-Mesh's own keys they are percent-encoded, so the keys of one id never fall into the range of another.
+The layout is `<root>/<prefix>/<service>/` as in the predecessor, so that a mesh can be started on the predecessor's
+data. Ids are literal in `registry/` and `vmodels/`, because the predecessor and its Kubernetes controller read them
+that way. In Mesh's own keys they are percent-encoded, so the keys of one id never fall into the range of another.
 """
 
 from dataclasses import dataclass
@@ -76,8 +76,8 @@ class Keys:
 
     @property
     def wanted(self) -> bytes:
-        """Prefix of the ids of models whose number of copies was set, so that they are found without reading all
-        records. It is outside `presence_range`, and its keys have no values."""
+        """Prefix of the ids of models whose number of copies was set, by which these models are found without reading
+        all records. It is outside `presence_range`, and its keys have no values."""
         return f"{self.base}/wanted/".encode()
 
     @property
@@ -87,7 +87,7 @@ class Keys:
 
     @property
     def reloads(self) -> bytes:
-        """Prefix of the models whose copies move to new content; also outside `presence_range`."""
+        """Prefix of the models that are being reloaded; also outside `presence_range`."""
         return f"{self.base}/reloads/".encode()
 
     @property
@@ -105,8 +105,8 @@ class Keys:
         """The range that holds `copies/` and `pods/` but not `config/` and `registry/`.
 
         Within one range, the end of a lease appears as one batch of deletions at one revision. This distinguishes a pod
-        that vanished from one that withdrew a copy. `lives/` is inside for the same reason. `leader` and `owner` are
-        inside too, but they are few and ignored.
+        that disappeared from a pod that unloaded a copy. `lives/` is inside for the same reason. `leader` and `owner`
+        are inside too; readers ignore these two keys.
         """
         return self.all_copies, after_prefix(self.pods)
 
@@ -162,8 +162,8 @@ class Keys:
 
     def tombstone(self, model_id: str) -> bytes:
         """Returns the key of a tombstone, which marks a model that was unregistered while a pod might still answer for
-        it. It sorts after all copies of the model, within their prefix, so a check that the model has no copies also
-        checks that it has no tombstone."""
+        it. The key sorts after all copies of the model, within their prefix, so a check that the model has no copies
+        also checks that it has no tombstone."""
         return self.copies(model_id) + TOMBSTONE.encode()
 
     def copies(self, model_id: str) -> bytes:
@@ -188,7 +188,7 @@ class Keys:
         return unquote(key[len(self.wanted) :].decode(errors="replace"))
 
     def reload(self, model_id: str) -> bytes:
-        """Returns the key that marks a model whose copies move to new content (`records.Reload`)."""
+        """Returns the key that marks a model as being reloaded (`records.Reload`)."""
         return self.reloads + quote(model_id, safe="").encode()
 
     def reload_of(self, key: bytes) -> str:

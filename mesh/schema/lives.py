@@ -1,11 +1,12 @@
-"""Records of pods' lives, and of models that were unregistered while a pod might still answer for them.
+"""Records of pods' lives, and tombstones of models that were unregistered while a pod might still answer for them.
 
 A pod's presence ends with its lease, but a model server that is cut off from etcd may keep answering. So every
 incarnation of a pod has a second key, without a lease: its *life*, which exists from the pod's start until its model
-server has ended. A life without presence is *open*: nobody knows which models it still answers for.
+server has ended. A life without presence is *open*: the incarnation may still answer calls, for models that nobody
+knows.
 
 A *tombstone* marks an id that was unregistered while a copy existed or a life was open. It prevents the id from being
-registered with other attributes until no pod can answer for the former registration.
+registered with other attributes as long as a pod may answer from the old registration.
 """
 
 import json
@@ -21,13 +22,14 @@ from mesh.schema.records import ModelRecord
 
 
 def census(keys: Keys) -> list[Op]:
-    """Returns operations to add to the caller's transaction. `all_present` reads their responses."""
+    """Returns operations that count lives and pods, to be added to the caller's transaction. `all_present` reads the
+    responses."""
     return [count_op(keys.lives, after_prefix(keys.lives)), count_op(keys.pods, after_prefix(keys.pods))]
 
 
 def all_present(responses: Sequence[object]) -> bool:
     """Returns whether no life is open. Each published pod has a life, so the counts of lives and of pods are then
-    equal. Fewer lives than pods should never occur, and prove nothing."""
+    equal. (Fewer lives than pods should never occur. In that case, returns False.)"""
     lives, pods = responses
     return counted(lives) == counted(pods)
 
@@ -88,8 +90,8 @@ class Tombstone:
         return cls(record.type, record.path, record.key, record.sha256)
 
     def allows(self, record: ModelRecord) -> bool:
-        """Returns whether the id may be registered with these attributes while a pod may still answer for the former
-        registration. They must be the same, because then either registration may answer."""
+        """Returns whether the id may be registered with these attributes while a pod may still answer from the old
+        registration. The attributes must be the same, because then it does not matter which registration answers."""
         return (self.type, self.path, self.key, self.sha256) == (record.type, record.path, record.key, record.sha256)
 
     @classmethod

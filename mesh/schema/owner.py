@@ -1,8 +1,8 @@
 """The owner of a prefix in etcd, so that two meshes never share one by mistake.
 
 Each installation has an id, on Kubernetes its namespace and release. The first process writes it, with the version of
-the schema; a process of another installation does not start. A mesh without an id skips this: one on a single machine,
-or one that is started on a predecessor's data.
+the schema; a process of another installation does not start. Without an id, a mesh claims nothing: on a single machine,
+or on the data of a predecessor.
 """
 
 import json

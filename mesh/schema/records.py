@@ -25,7 +25,7 @@ PROTOCOL = 1
 
 SPOKEN = (PROTOCOL - 1, PROTOCOL)
 """Lowest and highest version that pods of this build publish, so that routers of the previous version can load models
-there."""
+in these pods."""
 
 MAX_ID_BYTES = 1024
 """Maximum length of an id. It occurs in headers, and in etcd keys, where percent-encoding can triple its size."""
@@ -141,7 +141,8 @@ class ModelRecord:
 
     @property
     def quarantined(self) -> bool:
-        """True if the model killed servers too often: it is not loaded until it is released or registered again."""
+        """True if the model has killed model servers too often. It is then not loaded until it is released or
+        registered again."""
         return bool(self.guilty) or (len(self.killed) >= 2 and not self.blames)
 
     def quarantine(self, model_id: str) -> str:
@@ -151,8 +152,8 @@ class ModelRecord:
         return f"model {model_id[:200]} is quarantined because {why}: {history}. {way_out}"
 
     def with_blame(self, one: Blame, line: str) -> "ModelRecord":
-        """Adds the death of a server that the model may have caused, with `line` as the text that people read. Drops
-        expired deaths, and the oldest ones beyond a limit."""
+        """Returns the record with the death of a model server that the model may have caused. `line` is the text for
+        people. Drops expired deaths, and the oldest deaths beyond a limit."""
         if line in self.killed:  # the same death: an earlier write was of unknown outcome
             return self
         alive = blame.alive(self.blames, one.at_ms)
@@ -166,13 +167,14 @@ class ModelRecord:
         return replace(self, killed=(), blames=(), guilty="", failures=())
 
     def refuses(self, now_ms: int) -> frozenset[str]:
-        """Returns the digests, in hex, of requests that are not sent to the model, because a server recently died while
-        running them."""
+        """Returns the digests, in hex, of requests that are not sent to the model, because a model server has recently
+        died while running them."""
         return blame.refused(self.blames, now_ms) if self.blames else frozenset()
 
     def same_registration(self, asked: "ModelRecord") -> bool:
         """Returns whether `asked` is the same registration. A missing `sha256` makes no difference, because some ways
-        of registering cannot name one. Neither do limits, which are changed in place, nor the results of loads."""
+        of registering have no place for it. Limits, which are changed in place, and the results of loads make no
+        difference either."""
         if asked.sha256 not in ("", self.sha256):
             return False
         return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)
@@ -183,8 +185,7 @@ class ModelRecord:
         return (*names, *(["sha256"] if asked.sha256 not in ("", self.sha256) else []))
 
     def contradiction(self, digest: str) -> str:
-        """Returns the error text for content whose digest differs from this registration's, and which is therefore not
-        loaded."""
+        """Returns the error text for content that is not loaded because its digest differs from this registration's."""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.digest_ms / 1000))
         return (
             f"its content has changed: this registration was first loaded at {when} with the digest {self.digest}, and "
@@ -193,8 +194,8 @@ class ModelRecord:
         )
 
     def reloaded(self) -> "ModelRecord":
-        """Returns the next generation, whose first load determines its content. The record of the old content is
-        dropped."""
+        """Returns the record of the next generation, without the digest of the old content. The first load determines
+        the new content."""
         fresh = replace(self.absolved(), digest="", digest_ms=0, changed="", changed_ms=0)
         return replace(fresh, generation=self.generation + 1)
 
@@ -476,7 +477,7 @@ class CopyRecord:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """The move of a model's copies to new content."""
+    """The record of a reload: the move of a model's copies to new content."""
 
     generation: int  # the generation that they move to
     why: str = ""  # reason why the last attempt failed

@@ -1,8 +1,8 @@
 """The version of a model that no alias names.
 
-V2 lets a caller name a version, and existing model repositories keep versions in numbered folders. So a model's own
-version is the number of the folder in its path, and `1` if there is none. An alias names the versions of its own
-models.
+With V2, a caller can name a version, and existing model repositories keep versions in numbered folders. The version of
+such a model is therefore the number of the folder in its path, or `1` without such a folder. An alias names the
+versions of its own models.
 """
 
 import urllib.parse

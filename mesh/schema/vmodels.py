@@ -1,8 +1,9 @@
 """Records of virtual models in etcd, `vmodels/<vmodel>`.
 
-They are the predecessor's JSON: `o` (owner), `amid` (active model), `tmid` (target), `failed`; attributes at their
-default are left out. Mesh's additions are under one attribute, `mesh`. Unknown attributes survive a rewrite, in
-the record and in `mesh`. An invalid record raises `ValueError`; readers of the range skip it and log that.
+The records are the predecessor's JSON, with the attributes `o` (owner), `amid` (active model), `tmid` (target) and
+`failed`. Attributes at their default are left out. Mesh's additions are under one attribute, `mesh`. Unknown attributes
+survive a rewrite, in the record and in `mesh`. An invalid record raises `ValueError`; readers of the range skip it and
+log that.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,10 @@
 """Structured log lines: an event in a few words, and its data as key=value or as JSON.
 
-structlog makes the events and the standard library carries them. So lines of libraries (grpc, asyncio, aiohttp) have
-the same form, and level filters work as usual. This module renders lines itself, because a log line must never fail or
-leak. A value whose `repr` raises is shown as such, and text that is not printable is escaped. An event is one line,
-followed by any traceback, indented. Values under the names of secrets are hidden.
+structlog makes the events, and the standard library's `logging` writes them. The lines of libraries (grpc, asyncio,
+aiohttp) therefore have the same form, and level filters work as usual. This module renders lines itself, because a log
+line must never fail or reveal a secret. If the `repr` of a value raises, the line says so, and text that is not
+printable is escaped. An event is one line, followed by any traceback, indented. Values under the names of secrets are
+hidden.
 
 Everything is written to standard error, which the parent process may redirect.
 """
@@ -176,7 +177,7 @@ def _timestamp(seconds: float) -> str:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """A handler for a stream whose reader may have ended."""
+    """A handler for standard error, whose reader may have ended."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Ignores the error, because a process must not fail because of its log."""

@@ -1,10 +1,10 @@
 """Metrics: cheap counting on the hot path, and Prometheus's text format.
 
 Counting changes one attribute or one list element. The metrics of `prometheus_client` take a lock and several calls
-each, and cannot be added up over worker processes without files. So each process has a `Registry`. Its `snapshot()` is
-plain data, sent between processes as JSON. `merge()` adds snapshots up, and `render()` writes the Prometheus text
-format 0.0.4. The writer of `prometheus_client` is not used either, because it appends `_total` to counters, and
-existing dashboards for the predecessor need the unchanged names.
+each, and their values cannot be added up over worker processes without files. So each process has a `Registry`. Its
+`snapshot()` is plain data, sent between processes as JSON. `merge()` adds snapshots up, and `render()` writes the
+Prometheus text format 0.0.4. The writer of `prometheus_client` is not used either, because it appends `_total` to
+counters, and existing dashboards for the predecessor need the unchanged names.
 
 The number of series is bounded, because label values may come from clients, such as a method's name. Beyond
 `MAX_SERIES` series of a metric, all further label values are counted together under `other`.
@@ -60,7 +60,7 @@ class Count:
         self.value += n
 
     def follow(self, read: Callable[[], float]) -> None:
-        """Takes the value from `read` whenever a snapshot is taken."""
+        """Takes the value from `read` at each snapshot."""
         self._read = read
 
     def read(self) -> object:
@@ -94,7 +94,7 @@ class Distribution:
         self.sum += value
 
     def quantile(self, q: float) -> float:
-        """Returns the q-quantile (0 to 1), interpolated inside its bucket, or 0 without observations."""
+        """Returns the q-quantile (q from 0 to 1), interpolated inside its bucket, or 0 without observations."""
         return quantile(self.bounds, self.counts, q)
 
     def read(self) -> object:
@@ -184,7 +184,7 @@ class Counter(Metric[Count]):
         self.labels().inc(n)
 
     def follow(self, read: Callable[[], float]) -> None:
-        """Takes the value of a counter without labels from a function whenever a snapshot is taken."""
+        """Takes the value of a counter without labels from `read` at each snapshot."""
         self.labels().follow(read)
 
 
@@ -196,7 +196,7 @@ class Gauge(Metric[Level]):
         self.labels().set(value)
 
     def follow(self, read: Callable[[], float]) -> None:
-        """Takes the value of a gauge without labels from a function whenever a snapshot is taken."""
+        """Takes the value of a gauge without labels from `read` at each snapshot."""
         self.labels().follow(read)
 
 
@@ -211,7 +211,7 @@ class Histogram(Metric[Distribution]):
 class Registry:
     """The metrics of one process. Adding a metric again under the same name returns the same metric.
 
-    If `process` is set, snapshots also have the memory, CPU time and open files of this process under that label.
+    If `process` is set, snapshots also contain the memory, CPU time and open files of this process under that label.
     """
 
     def __init__(self, process: str = "") -> None:
@@ -337,10 +337,10 @@ def _boot_time() -> float:
 
 
 def process_snapshot(process: str, pid: int | None = None) -> Snapshot:
-    """Measures memory, CPU time, start and open files of a process (this one, or a child's `pid`), labelled with its
-    name.
+    """Returns the memory, CPU time, start time and open files of a process (this one, or the child `pid`), labelled
+    with its name.
 
-    Returns nothing if the process has ended or /proc does not exist.
+    Returns an empty snapshot if the process has ended or /proc does not exist.
     """
     directory = Path("/proc") / ("self" if pid is None else str(pid))
     try:

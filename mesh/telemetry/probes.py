@@ -1,8 +1,8 @@
 """The port where Kubernetes, Prometheus and `mesh` query a process's state: `/ready`, `/live`, `/metrics`.
 
-The answers are what the owner's functions return. The reason why a process is not ready is sent as text, so that
-`kubectl describe pod` shows it. The port is separate because it must answer while the main port is full, and because it
-is not for clients.
+The owner of the port gives functions that return the answers. The reason why a process is not ready is sent as text, so
+that `kubectl describe pod` shows it. The port is separate because it must answer while the main port is full, and
+because it is not for clients.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from mesh.telemetry import logs, metrics
 log = logs.get(__name__)
 
 Question = Callable[[], str | None]
-"""Returns None for yes, or the reason for no."""
+"""A question that is answered with None for yes, or with the reason for no."""
 
 _METRICS_TIMEOUT = 5.0  # seconds; Prometheus gives up after 10
 

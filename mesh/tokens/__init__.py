@@ -4,5 +4,5 @@
 issuer's discovery document (`locations`), and are kept current (`following`). Kubernetes can be asked about a token
 instead (`reviews`). `identities` says which principal a token stands for.
 
-This package keeps no verdicts and limits no callers: routers do (`router.access.tokens`).
+This package caches no results and limits no callers: routers do (`router.access.tokens`).
 """

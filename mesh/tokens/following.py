@@ -1,13 +1,13 @@
 """The keys of an issuer, kept current.
 
-They are read at the start, every few minutes, and when a token names a key that is not known. Issuers publish a new key
-before they sign with it, but they do not have to: a token with an unknown key waits for a reading that begins after the
-token has arrived. So no call fails while keys are rotated.
+The keys are read at the start, every few minutes, and when a token names an unknown key. Most issuers publish a new key
+before they sign with it, but they do not have to. A token with an unknown key therefore waits for a reading that begins
+after the token has arrived, so that no call fails while keys are rotated.
 
-Anybody can send tokens with unknown keys. Readings are therefore at least a pause apart, which grows while they bring
-nothing new, and only a limited number of calls may wait for one.
+Anybody can send tokens with unknown keys. Between two readings there is therefore a pause, which grows while readings
+find nothing new, and only a limited number of calls may wait for a reading.
 
-While the keys cannot be read, the last ones stay in force.
+While the keys cannot be read, the keys of the last reading stay valid.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from mesh.tokens.settings import ALGORITHMS
 log = logs.get(__name__)
 
 PERIOD = 300.0
-"""Seconds between two readings, if nothing asks for one earlier."""
+"""Seconds between two readings, unless a token causes one earlier."""
 
 PAUSES = (1.0, 10.0)
 """Shortest and longest pause, in seconds, between the starts of two readings that tokens cause. The pause grows while
-readings bring nothing new."""
+readings find nothing new."""
 
 MAX_WAITING = 256
 """Largest number of calls that may wait for a reading."""
@@ -85,13 +85,13 @@ class Following:
         self._readings = self._failures = self._failed = self._waiting = 0
 
     def look(self) -> None:
-        """Begins to read if it is time."""
+        """Begins a reading if one is due."""
         if self._reading is None and (self._clock() >= self._due or self._location.changed()):
             self._begin()
 
     async def newer(self) -> None:
-        """Waits until the keys are no older than this call: for the end of a reading that begins after it, unless the
-        location is known not to have changed. Raises LocationError if the reading fails, and Busy."""
+        """Waits for a reading that begins after this call, unless the location is known not to have changed. Raises
+        LocationError if the reading fails, and Busy if too many calls wait already."""
         if self._waiting >= MAX_WAITING:
             raise Busy
         asked = self._clock()

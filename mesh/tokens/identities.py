@@ -35,8 +35,8 @@ def is_account(name: object) -> bool:
 
 
 def account(name: object, groups: Iterable[object] | None = None) -> Principal:
-    """Returns a service account by its user name in Kubernetes. Without `groups`, it has those that Kubernetes gives to
-    every account. Raises TokenError."""
+    """Returns a service account by its user name in Kubernetes. Without `groups`, the account has the groups that
+    Kubernetes gives to every account. Raises TokenError."""
     found = _ACCOUNT.fullmatch(name) if isinstance(name, str) else None
     if found is None:
         raise TokenError("the token is not one of a service account")
@@ -75,7 +75,7 @@ def _text(value: object) -> bool:
 
 
 def _usable(subject: str) -> bool:
-    """Returns whether a grant can name the subject."""
+    """Returns whether a grant may name the subject."""
     try:
         check_subject(subject)
     except ValueError:

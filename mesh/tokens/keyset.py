@@ -1,8 +1,8 @@
 """Sets of public keys (JWKS, RFC 7517) that tokens are verified with.
 
-Only asymmetric keys are taken. A set may have keys of other kinds, for encryption or newer algorithms; they are left
-out. A key only verifies the algorithms that fit its type, and its `alg` if it has one. So no token can choose to be
-verified by HMAC with a public key as the secret.
+Only asymmetric keys are used. A set may contain keys of other kinds, for encryption or newer algorithms; these are left
+out. A key verifies only the algorithms that fit its type, and only its `alg` if it has one. No token can therefore
+choose to be verified by HMAC with a public key as the secret.
 """
 
 import json
@@ -37,17 +37,17 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """The usable keys of a set. Two sets are equal if their keys are written alike, in any order."""
+    """The usable keys of a set. Two sets are equal if their keys have the same text, in any order."""
 
     keys: tuple[Key, ...] = field(compare=False)
     text: frozenset[str] = field(repr=False)
 
     def named(self, key_id: str | None) -> list[Key]:
-        """Returns the keys with that id, or all if it is None."""
+        """Returns the keys with that id, or all keys if the id is None."""
         return [key for key in self.keys if key_id is None or key.id == key_id]
 
     def candidates(self, key_id: str | None, algorithm: str) -> list[Key]:
-        """Returns the few keys that a token may have been signed with."""
+        """Returns the keys with which a token may have been signed, a few at most."""
         return [key for key in self.named(key_id) if algorithm in key.algorithms][:_TRIED]
 
 

@@ -1,8 +1,8 @@
 """Service accounts of Kubernetes: the API server is asked about a token (TokenReview), or publishes its keys.
 
-A review also finds out that a token's pod or account was deleted. It needs the right to create TokenReviews
-(ClusterRole `system:auth-delegator`). The keys need no more than every pod may read, but a token that they verify is
-valid until it expires.
+A review also finds out that a token's pod or account was deleted, and needs the right to create TokenReviews
+(ClusterRole `system:auth-delegator`). The keys can be read by every pod, but a token that they verify is valid until it
+expires.
 """
 
 import asyncio

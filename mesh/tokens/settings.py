@@ -14,7 +14,7 @@ KUBERNETES = (OFF, REVIEW, KEYS)
 
 @dataclass(frozen=True, slots=True)
 class TokenSettings:
-    """The issuers whose tokens are accepted, and how."""
+    """The issuers whose tokens are accepted, and the rules for their tokens."""
 
     issuer: str = ""  # URL of an OIDC issuer; empty: none
     audiences: tuple[str, ...] = ()  # one of which its tokens must be for
@@ -37,6 +37,6 @@ class TokenSettings:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "TokenSettings":
-        """Returns the settings that were written as JSON."""
+        """Returns the settings in a JSON document."""
         found: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in data.items()}
         return cls(**found)

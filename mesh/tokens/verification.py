@@ -3,7 +3,7 @@
 PyJWT verifies the signature. The claims are checked here, because PyJWT reads the clock itself, and because a refusal
 must say how far a time is off: a clock that is wrong is the most frequent reason.
 
-A token is verified before its claims are believed. `read` returns them unverified; they serve only to find the issuer.
+Claims are used only after the token is verified. `read` returns them unverified, for nothing but finding the issuer.
 """
 
 import base64
@@ -35,7 +35,7 @@ class UnknownKeyError(TokenError):
 
 @dataclass(frozen=True, slots=True)
 class Unverified:
-    """The parts of a token by which its issuer and its key are found. Nothing in them is proven."""
+    """The parts of a token by which its issuer and its key are found. They are not verified."""
 
     algorithm: str
     key_id: str | None
@@ -58,7 +58,7 @@ class Rules:
 
 
 def looks_like(token: bytes) -> bool:
-    """Returns whether a token is written like a JWT."""
+    """Returns whether a token has the form of a JWT."""
     return token.startswith(_BEGINS) and token.count(b".") == _DOTS
 
 
@@ -93,9 +93,9 @@ def verify(token: bytes, unverified: Unverified, keys: KeySet, algorithms: Seque
 
 
 def check(claims: Mapping[str, Any], rules: Rules, *, now: float, ahead: float | None = None) -> float:
-    """Checks issuer, audience and times of verified claims. Returns the time until which they are valid. Times are in
-    seconds since the epoch. `ahead` is the number of seconds by which this clock is ahead of the issuer's, if known.
-    Raises TokenError."""
+    """Checks issuer, audience and times of verified claims. Returns the time until which the claims are valid. Times
+    are in seconds since the epoch. `ahead` is the number of seconds by which this clock is ahead of the issuer's, if
+    known. Raises TokenError."""
     if claims.get("iss") != rules.issuer:
         raise TokenError(f"the token is of another issuer: {claims.get('iss')!r:.200}")
     check_audience(claims, rules.audiences)
@@ -133,7 +133,7 @@ def check_times(
 
 
 def _clocks(ahead: float | None) -> str:
-    """Returns what is known about the clocks of router and issuer, as the end of a sentence."""
+    """Returns the end of a sentence that says how the clocks of router and issuer differ, or "" if this is unknown."""
     if ahead is None or abs(ahead) < _OFF:
         return ""
     return f", which is {_span(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the issuer's: set both right"
@@ -144,7 +144,7 @@ def _span(seconds: float) -> str:
 
 
 def _payload(token: bytes, key: Key, algorithm: str) -> Any:
-    """Returns the payload if the key has signed it, otherwise None."""
+    """Returns the token's payload if the key has signed the token, or None."""
     try:
         return _signatures.decode(token, key.public, algorithms=[algorithm])
     except (jwt.PyJWTError, ValueError, TypeError):

@@ -1,7 +1,7 @@
 """V2's datatypes: the name of each, the layout of its elements in raw contents, and the field of its typed contents.
 
-The model server, REST, the command line and the demo all use this table, and each decides what callers may send and
-which errors they get.
+The model server, REST, the command line and the demo all use this table. Each decides for itself what callers may send,
+and which errors they get.
 """
 
 from collections.abc import Mapping

@@ -201,7 +201,7 @@ async def test_discovery_is_repeated_after_a_failure(issuer):
     [
         ({"fail": 500}, "answers 500"),
         ({"fail": 302}, "answers 302"),
-        ({"body": b"x" * 300_000}, "more than 256 KiB"),
+        ({"body": b"x" * 300_000}, "exceeds the limit of 256 KiB"),
     ],
 )
 async def test_a_bad_answer_is_a_failure(issuer, change, why):

@@ -2,7 +2,8 @@
 
 Both commands connect to etcd, not to a router. They are for admins, and need no running router. `file` defines the file
 format, `saving` reads a mesh, `restoring` writes to one, and `fromsnapshot` reads a snapshot of etcd. This module
-defines the options, and prints the progress and the summary."""
+defines the options, and prints the progress and the summary.
+"""
 
 import contextlib
 import os

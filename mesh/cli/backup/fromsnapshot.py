@@ -2,7 +2,8 @@
 
 Only etcd can read a snapshot. So `etcdutl` restores the snapshot to a folder next to it, where there is probably enough
 space. A temporary etcd on loopback serves the folder. Both are removed afterwards. Leases, pods and other keys that
-mean nothing in another etcd are not copied."""
+mean nothing in another etcd are not copied.
+"""
 
 import asyncio
 import contextlib

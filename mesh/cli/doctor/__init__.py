@@ -2,7 +2,8 @@
 
 Facts are gathered in some modules and judged in others. `etcdfacts`, `meshfacts` and `clusterfacts` gather, with time
 limits. `etcdchecks`, `meshchecks`, `authchecks`, `clusterchecks`, `secretchecks` and `certificates` judge, in pure
-functions. `examination` runs both. This module defines the options, and prints the findings."""
+functions. `examination` runs both. This module defines the options, and prints the findings.
+"""
 
 import asyncio
 from pathlib import Path

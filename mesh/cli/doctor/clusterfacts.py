@@ -1,7 +1,8 @@
 """Facts about one namespace, from Kubernetes. `clusterchecks` judges them.
 
 A user with the role `admin` of the namespace may send all of these requests. Of the Secrets, only those that the mesh's
-workloads use are read, by name. Others do not concern the mesh, and those of Helm are large."""
+workloads use are read, by name. Others do not concern the mesh, and those of Helm are large.
+"""
 
 import asyncio
 import base64

@@ -1,7 +1,8 @@
 """One run of the doctor: it checks each area within a time limit, and collects the findings.
 
 An area that cannot be checked is listed as skipped. If the area was named on the command line, a finding says that it
-cannot be checked. Every failure becomes a finding, even a bug in this code."""
+cannot be checked. Every failure becomes a finding, even a bug in this code.
+"""
 
 import asyncio
 import datetime

@@ -2,7 +2,8 @@
 
 gRPC and HTTP clients only say "failed to connect". This module opens a plain socket, then makes a TLS handshake with
 the client's authorities and certificate. Then it sends the first bytes of HTTP/2, because with TLS 1.3 a server refuses
-a client only after the handshake. It reads the server's certificate even if the certificate is not trusted."""
+a client only after the handshake. It reads the server's certificate even if the certificate is not trusted.
+"""
 
 import asyncio
 import contextlib

@@ -3,7 +3,8 @@ and writes a line with the answer.
 
 Training runs in separate processes because it holds the interpreter's lock, and because the libraries need hundreds of
 megabytes. The processes use pipes rather than `multiprocessing`: a pipe closes however the parent ends, and then the
-worker ends too. A line `{"rows": [names]}` asks for the rows of data sets instead of a model."""
+worker ends too. A line `{"rows": [names]}` asks for the rows of data sets instead of a model.
+"""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""The agent of a runtime pod, which alone decides what is in the pod's memory.
+"""The agent of a runtime pod. Only the agent decides which models are in the pod's memory.
 
 `lifecycle` starts and ends the agent, `assembly` makes its parts. The agent carries no inference calls: routers send
-those directly to the data port.
+these directly to the data port.
 """

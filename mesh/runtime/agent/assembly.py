@@ -1,7 +1,7 @@
 """The parts of one pod's agent, each made from those below it.
 
-A part never knows the parts that are made after it. Events that concern a later part (a server dies, a copy's
-registration is gone, another pod takes the name) reach that part through callbacks, which are all bound here.
+A part has no reference to the parts that are made after it. Events that concern a later part (a server dies, a copy's
+registration is gone, another pod takes the name) reach that part through callbacks, which are all set here.
 """
 
 import functools
@@ -193,7 +193,7 @@ class Pod:
 def _foreign(
     settings: RuntimeSettings, run_dir: RunDir, *, on_given_up: Callable[[str], None]
 ) -> tuple[ForeignServer | None, str]:
-    """Returns the server that this pod starts, if it is not ours, and the address of a server that is not ours. Raises
+    """Returns the foreign server that this pod starts, or None, and the address of the foreign server, or "". Raises
     ValueError and OSError."""
     models = settings.server_models or run_dir.path / adapted.MODELS
     if settings.adapter and not settings.server and not settings.server_command:

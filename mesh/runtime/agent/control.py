@@ -1,5 +1,5 @@
-"""The gRPC service that routers call on a pod: mesh.agent.v1.Agent. It only translates between messages and the agent's
-requests and answers."""
+"""The gRPC service that routers call on a pod, mesh.agent.v1.Agent. This module only translates between messages and
+the agent's requests and answers."""
 
 import time
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
     """The service and its server."""
 
     def __init__(self, standing: AgentStanding, cache: Cache, token: str, identity: Identity | None = None) -> None:
-        """Requires `token` of callers and, with an `identity`, mutual TLS."""
+        """Makes the service. Callers must send `token` and, with an `identity`, use mutual TLS."""
         self._standing = standing
         self._cache = cache
         self._ledger = cache.ledger
@@ -70,7 +70,7 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             await self._server.stop(grace)
 
     async def Load(self, request: pb.LoadRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.LoadReply:
-        """Loads a model, or says why it is refused."""
+        """Loads a model, or replies with the reason why the load is refused."""
         want = outcomes.Want(
             model_id=request.model_id,
             revision=request.create_revision,

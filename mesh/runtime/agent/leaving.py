@@ -1,8 +1,8 @@
 """The orderly departure of a pod from the mesh.
 
-The pod first announces that it leaves, and its copies are loaded elsewhere. Then the fence is shut, the copies' keys
-are deleted, and calls in flight get time to end. The pod stops answering before it deletes keys, so if a key is
-missing, no copy answers. A router whose view is a moment behind gets *not here*, and calls another pod.
+The pod first announces its departure, and its copies are loaded in other pods. Then the fence is closed, the copies'
+keys are deleted, and calls in flight get time to end. The pod stops answering before it deletes keys, so a copy without
+a key never answers. A router with an outdated view gets *not here*, and calls another pod.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class Leaving:
         self._incarnation = incarnation
 
     async def leave(self, timeout: float) -> None:
-        """Leaves the mesh within `timeout` seconds. The pod's record must already say that it leaves."""
+        """Leaves the mesh within `timeout` seconds. The pod's record must already say that the pod is leaving."""
         end = time.monotonic() + timeout
         log.info("leaving", copies=self._copies, calls=self._board.in_flight)
         self._cache.loads.close(_WHY)
@@ -59,8 +59,8 @@ class Leaving:
             await asyncio.sleep(_QUIET)
 
     async def fall_silent(self, patience: float) -> None:
-        """Shuts the fence, then deletes the copies' keys, so that other pods may load these models. Waits at most 2 s,
-        or `patience`."""
+        """Closes the fence, then deletes the copies' keys, so that other pods may load these models. Waits for etcd for
+        at most `patience` seconds, and never longer than 2 s."""
         self._cache.loads.close(_WHY)
         self._fence.close()
         held = [entry.model_id for entry in self._cache.ledger.entries.values() if entry.state is EntryState.LOADED]
@@ -78,9 +78,9 @@ class Leaving:
         return self._cache.ledger.count(EntryState.LOADED)
 
     async def _hand_over(self, end: float) -> None:
-        """Waits while the leader has this pod's copies loaded elsewhere and withdrawn here, one by one. A copy answers
-        calls until it is withdrawn. Does not wait if no other pod takes loads, and always leaves some time for calls in
-        flight."""
+        """Waits while the leader has this pod's copies loaded in other pods and then unloaded here, one by one. A copy
+        answers calls until it is unloaded. Does not wait if no other pod accepts loads, and always leaves some time for
+        calls in flight."""
         copies = self._copies
         if not copies or not await self._successors():
             return
@@ -96,7 +96,7 @@ class Leaving:
         log.info("handed over", copies=copies - left, left=left)
 
     async def _successors(self) -> bool:
-        """Returns whether there are a leader and another pod that takes loads."""
+        """Returns whether the mesh has a leader, and another pod that accepts loads."""
         try:
             if await self._etcd.get(self._keys.leader, timeout=_ASK) is None:
                 return False

@@ -36,7 +36,7 @@ class Agent:
         self._pod = Pod(settings, cannot_go_on=self.ending.because)
 
     async def start(self) -> None:
-        """Returns once the mesh can use this pod. Raises StartError."""
+        """Starts the pod. Returns once routers can use it. Raises StartError."""
         began = time.monotonic()
         pod, standing, patience = self._pod, self._pod.standing, self._pod.patience
         if pod.identity is not None:
@@ -81,7 +81,7 @@ class Agent:
         )
 
     def _addresses(self, data: str, control: str, probe: int) -> tuple[str, str, str]:
-        """Returns the addresses of data, control and probe as others reach them."""
+        """Returns the addresses of the data, control and probe ports as routers and others can reach them."""
         settings = self._pod.settings
         return (
             format_address(settings.reachable(settings.data), parse_address(data)[1]),

@@ -21,7 +21,7 @@ from puller.proxies import Proxies
 log = logs.get("mesh.runtime")
 
 ONNX = "onnx"
-"""The type of models that our server takes."""
+"""The model type that Mesh's own server accepts."""
 
 _BODY_BYTES = 512 << 20  # large requests are admitted up to half of it, and may wait (`server.calls.runs`)
 
@@ -52,7 +52,7 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The memory for models, and the policy that makes room in it."""
+    """The options for the memory for models, and for the policy by which copies are evicted."""
 
     capacity: Annotated[
         str,
@@ -128,7 +128,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The sources of model files, and the folder where they are kept."""
+    """The options for the sources of model files, and for the folder where pulled files are kept."""
 
     model_dir: Annotated[
         Path | None,
@@ -247,14 +247,14 @@ class Work:
     ] = 20.0
 
     def body_bytes(self) -> int:
-        """Returns the bytes of bodies that the model server may hold. Raises BadParameter if a message of the largest
-        size does not fit."""
+        """Returns the number of bytes of bodies that the model server may have in memory. Raises BadParameter if a
+        message of the largest size does not fit."""
         return checked.body_bytes(self.max_body_bytes, least=_BODY_BYTES, max_message=self.max_message)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelServer:
-    """A model server that is not ours."""
+    """The options for a foreign model server."""
 
     server: Annotated[
         str,
@@ -366,7 +366,7 @@ class ModelServer:
 
     @property
     def foreign(self) -> bool:
-        """True if the model server is not ours."""
+        """True if the model server is a foreign one."""
         return bool(self.server or self.server_command or self.adapter)
 
     @property
@@ -395,7 +395,7 @@ class ModelServer:
         return checked.address(self.server_metrics, "--server-metrics") if self.server_metrics else ""
 
     def served(self, *, ours: bool) -> tuple[str, ...]:
-        """Returns the types that the server takes, or none if it takes any."""
+        """Returns the model types that the server accepts, or none if it accepts all types."""
         if not self.types:
             if self.adapter:
                 return kinds.KINDS[self.adapter].served(allow_code=self.allow_code, installed=self.installed)
@@ -418,7 +418,7 @@ class ModelServer:
         return "envoy"
 
     def check(self) -> None:
-        """Raises BadParameter for unknown values, and for options that do not go together."""
+        """Checks the options. Raises BadParameter for unknown values, and for options that exclude each other."""
         if self.adapter and self.adapter not in kinds.KINDS:
             known = " or ".join(kinds.KINDS)
             raise typer.BadParameter(f"{self.adapter!r} is no adapter: use {known}", param_hint="--adapter")
@@ -442,11 +442,11 @@ class ModelServer:
             raise typer.BadParameter(f"{self.server_memory!r} is neither auto nor none", param_hint="--server-memory")
 
     def address(self) -> str:
-        """Returns the address in gRPC's notation, or "" if none is given. Raises BadParameter."""
+        """Returns the server's address in gRPC's notation, or "" if no address is given. Raises BadParameter."""
         return _target(self.server, "--server")
 
     def calls(self) -> str:
-        """Returns the address for inference calls in gRPC's notation, or "" if it is the server's. Raises
+        """Returns the address for inference calls in gRPC's notation, or "" if it is the same as `address`. Raises
         BadParameter."""
         if self.server_calls and not (self.server or self.server_command):
             text = "it needs --server or --server-command"

@@ -1,11 +1,11 @@
 """The private folder of this process, for sockets and the use board.
 
 Its path is short because the path of a unix socket has at most 107 bytes. Only this user may use it, because anyone who
-can write into it controls the model server. It is removed at the end of the process. A folder left by an agent that was
-killed with SIGKILL is recognised by its lock, which ended with that process. The next life of the same pod (the same
-`whose`) reads and removes the folder. Other agents keep its files for an hour, because pods that share a machine may
-start together; but they remove its subfolders, which hold the models, immediately. A folder without an owner is removed
-by the first agent that finds it.
+can write into it controls the model server. The folder is removed at the end of the process. If an agent was killed
+with SIGKILL, its folder is recognised by its lock, which ended with the process. The next agent of the same pod (the
+same `whose`) reads the folder and removes it. Agents of other pods keep the folder's files for an hour, because pods
+that share a machine may start together, but remove its subfolders, which contain the models, immediately. A folder
+without an owner is removed by the first agent that finds it.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _WHOSE = "whose"
 _FOUND = "found"  # made by the first agent that finds the folder abandoned
 
 KEPT = 3600.0
-"""Seconds for which other agents keep an abandoned folder, counted from when they find it."""
+"""Seconds for which agents of other pods keep an abandoned folder after they have found it."""
 _PATIENCE = 5.0  # seconds that an owner waits while another agent looks at its folder
 
 
@@ -33,8 +33,8 @@ class RunDir:
     def __init__(
         self, parent: Path | None = None, *, whose: str = "", on_left: Callable[[Path], None] = lambda folder: None
     ) -> None:
-        """Creates the folder. `on_left` is called with each folder that an earlier life of the same `whose` left. With
-        "", the folder has no owner."""
+        """Creates the folder. `on_left` is called with each folder that an earlier agent of the same `whose` has left.
+        With "" as `whose`, the folder has no owner."""
         if parent is None:
             parent = Path(tempfile.gettempdir())
             parent = parent if len(os.fsencode(parent)) <= 60 else Path("/tmp")
@@ -47,7 +47,7 @@ class RunDir:
         self.path = fresh.rename(parent / fresh.name[1:])
 
     def disown(self) -> None:
-        """Gives up ownership of the folder, so that no later life of the pod reads it."""
+        """Removes the owner's mark from the folder, so that no later agent of the pod reads it."""
         (self.path / _WHOSE).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ def _take(lock: int, patience: float) -> None:
 
 
 def _is_fresh(left: Path) -> bool:
-    """Returns whether to keep the folder for its owner. Removes the folder's large contents in any case."""
+    """Returns whether to keep an abandoned folder for its owner. Removes the folder's large contents in any case."""
     found = left / _FOUND
     if not found.exists():
         for entry in left.iterdir():

@@ -1,7 +1,7 @@
 """The first start of the pod's model server: its command line, its port, and the device that it finds.
 
-The listening socket of a relay's data port belongs to the agent, and each relay inherits it. While a relay that died is
-replaced, connections wait in the socket's queue instead of being refused.
+The listening socket of a relay's data port belongs to the agent, and each relay inherits it. After a relay has died,
+connections wait in the socket's queue for the next relay, and are not refused.
 """
 
 import socket
@@ -26,7 +26,7 @@ from placement.account import stated
 log = logs.get(__name__)
 
 JOURNAL = "relay"
-"""Name of the file, beside the use board, from which a new relay continues after the former one died."""
+"""Name of the file, beside the use board, from which a new relay continues the work of one that has died."""
 
 RELAY = "mesh.runtime.relay"
 
@@ -53,8 +53,9 @@ class ServerStart:
         foreign: ForeignServer | None,
         address: str,
     ) -> None:
-        """Makes a start that has not begun. `run_dir` has the use board, and will have the server's socket. `address`
-        is that of a server that is not ours. `foreign` is that server if this pod starts it, otherwise None."""
+        """Makes a start that has not begun. `run_dir` contains the use board, and will contain the server's socket.
+        `address` is the address of a foreign server. `foreign` is the foreign server if this pod starts it, otherwise
+        None."""
         self._settings = settings
         self._server = server
         self._cache = cache
@@ -89,8 +90,8 @@ class ServerStart:
         raise AssertionError("not reached")
 
     async def _start_relay(self, host: str, port: int) -> tuple[str, str]:
-        """Starts the relay, and before it the server if that is a child. Returns the address of the data port, and the
-        device: "cuda" if the server reports the memory of one."""
+        """Starts the relay, and before it the foreign server if this pod has one as a child. Returns the address of the
+        data port, and the device: "cuda" if the server reports a device's memory, or else ""."""
         if self._foreign is not None:
             try:
                 await self._foreign.start()
@@ -167,7 +168,7 @@ class ServerStart:
         )
 
     async def _adopt(self, status: Status) -> None:
-        """Takes over what a server that is not ours reports about itself. Raises StartError."""
+        """Applies what a foreign server reports about itself. Raises StartError."""
         capacity_bytes = self._settings.capacity or stated(status.capacity_bytes)
         if not capacity_bytes:
             text = f"the model server at {self._address} reports no capacity"
@@ -183,7 +184,7 @@ class ServerStart:
         log.info("model server in use", version=status.version, capacity=format_bytes(capacity_bytes))
 
     def _equip(self, used: int, total: int) -> None:
-        """Makes the device's memory, as the model server reports it, available to models. Raises StartError."""
+        """Makes a device's memory available to models, as far as the model server reports it. Raises StartError."""
         wanted = self._settings.device_capacity
         if not total:
             if wanted:
@@ -199,7 +200,7 @@ class ServerStart:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Listens on an address; port 0 means any free one. Raises StartError."""
+    """Listens on an address. Port 0 means any free port. Raises StartError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for attempt in range(1, _PORT_TRIES + 1):
         chosen = port or process.free_port(host)

@@ -1,4 +1,4 @@
-"""The settings of an agent, as one frozen object. Only `__main__` reads the environment."""
+"""The settings of an agent, as one frozen object. Only `mesh.runtime.__main__` reads the environment."""
 
 import socket
 from dataclasses import dataclass, field
@@ -83,7 +83,7 @@ class RuntimeSettings:
         return min(max(self.capacity // (32 << 10), 1024), 32768) if self.capacity else 8192
 
     def reachable(self, address: str) -> str:
-        """Returns the host by which others reach one of our addresses."""
+        """Returns the host by which other machines reach an address at which this pod listens."""
         host, _ = parse_address(address)
         if self.advertise:
             return self.advertise
@@ -91,7 +91,7 @@ class RuntimeSettings:
 
 
 def own_address() -> str:
-    """Returns this host's address as others see it: the outgoing interface's, or else loopback."""
+    """Returns this host's address for other machines: that of the outgoing interface, or else loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # a documentation address; nothing is sent

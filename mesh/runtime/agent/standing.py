@@ -1,4 +1,4 @@
-"""The state of a pod, as it is shown in the pod's record and to the probes, routers and operators."""
+"""The state of a pod, for the pod's record, the probes, routers and operators."""
 
 import time
 from collections.abc import Iterable
@@ -48,8 +48,8 @@ class AgentStanding:
         incarnation: str,
         token: str,
     ) -> None:
-        """Makes the state of a pod that is starting. Callers of its agent must show `token`. `patience` knows what the
-        pod's start waits for."""
+        """Makes the state of a pod that is starting. Callers of its agent must send `token`. `patience` has the reason
+        if the pod's start waits for etcd."""
         self.name = settings.name
         self.incarnation = incarnation
         self.phase = STARTING  # starting, ready or leaving, independent of the model server
@@ -118,8 +118,8 @@ class AgentStanding:
     # --- for the probes
 
     def why_not_ready(self) -> str | None:
-        """Returns why the pod is not ready, or None if it is ready. A pod without etcd still serves its models, so it
-        stays ready."""
+        """Returns the reason why the pod is not ready, or None if it is ready. A pod that is cut off from etcd stays
+        ready, because it still serves its models."""
         state = self.state
         if state == READY:
             if (trouble := self._server.trouble) is not None:
@@ -130,14 +130,14 @@ class AgentStanding:
         return self._patience.why or f"the pod is {state}"
 
     def why_not_live(self) -> str | None:
-        """Returns why the container should be replaced, or None. It should be replaced if no model server has started
-        for minutes, but not while etcd is unavailable or a first start is slow."""
+        """Returns the reason why Kubernetes should restart the container, or None. The reason is that no model server
+        could be started for minutes. A slow first start, or the absence of etcd, is no reason."""
         if self._server.down_for > _DEAD:
             return f"no model server has started for {self._server.down_for:.0f} s: {self._server.why_down}"
         return None
 
     def metrics(self) -> bytes:
-        """Returns the metrics of the agent and its model server, or of its relay and the relay's Envoy, in Prometheus'
+        """Returns the metrics of the agent and its model server (or its relay and the relay's Envoy), in Prometheus'
         format."""
         snapshots = [self._cache.meters.registry.snapshot(), calls_snapshot(self._board.calls())]
         if pid := self._server.pid:
@@ -154,7 +154,7 @@ class AgentStanding:
         return self._server.resident_bytes
 
     def calls(self) -> int:
-        """Returns the calls that the model server has answered so far."""
+        """Returns the number of calls that the model server has answered so far."""
         return sum(sum(series.buckets) for series in self._board.calls())
 
     def progress(self, model_id: str) -> Progress | None:

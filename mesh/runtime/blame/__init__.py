@@ -1,1 +1,1 @@
-"""Evidence about models that kill their server: the models at work when it died, and traces of earlier lives."""
+"""Evidence about models that kill their server: the models at work when a server died, and traces of killed pods."""

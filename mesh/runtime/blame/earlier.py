@@ -1,17 +1,17 @@
-"""Evidence left by an earlier life of this pod: the models at work when the whole pod was killed.
+"""Evidence left by an earlier agent of this pod: the models at work when the whole pod was killed.
 
 On most Kubernetes nodes, a container that takes too much memory is killed with all its processes (`memory.oom.group`):
 the agent dies with its model server and cannot write anything down. The use board outlives both, since a pod's /tmp
 outlives its containers. So the next agent reads the board, and writes into the models' records what the former agent
 could not.
 
-A pod killed by hand leaves the same traces, so no model is blamed if memory was left when it was last measured
+A pod killed by hand leaves the same traces, so no model is blamed if the last measurement shows that memory was left
 (`lastlooks`).
 
 The board identifies a model only by its record's create revision, which is enough to find the record again. A board is
 read only if it belongs to the same pod and registry and to the same boot of the machine: no model is to blame for a
-power failure. An agent that leaves in order has no suspects, because it first disowns the folder. Nor has an agent that
-was stopped from outside and then replaced (`mesh up` passes this on), whatever its models were doing.
+power failure. An agent that leaves in order leaves no suspects, because it first disowns the folder. No model is blamed
+either if a signal had stopped the agent, which was then killed and replaced (`mesh up` tells the next agent so).
 """
 
 import os
@@ -35,8 +35,8 @@ BOARD = "board"
 
 
 def owner(*, base: str, pod: str, boot: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
-    """Returns the owner with which a run directory is marked: this pod, until the machine reboots. Returns "", for no
-    owner, if the boot's id cannot be read."""
+    """Returns the owner's mark for a run directory: this pod, in this boot of the machine. Returns "", for no owner, if
+    the id of the boot cannot be read."""
     try:
         return f"{boot.read_text().strip()} {base} {pod}"
     except OSError:
@@ -44,14 +44,14 @@ def owner(*, base: str, pod: str, boot: Path = Path("/proc/sys/kernel/random/boo
 
 
 class Earlier:
-    """The suspects of earlier lives. Call `read` for each folder that they left, then `accuse` once."""
+    """The suspects of earlier agents. Call `read` for each folder that such an agent has left, then `accuse` once."""
 
     def __init__(self, pod: str) -> None:
         self._pod = pod
         self.suspects: dict[int, str] = {}  # create revision of the model's record -> what it was doing
 
     def read(self, folder: Path) -> None:
-        """Notes the models at work. An unreadable board is ignored."""
+        """Notes the models at work. Ignores a board that cannot be read."""
         if os.environ.get(process.STOPPED_BEFORE):
             return
         try:
@@ -67,8 +67,8 @@ class Earlier:
         board.close()
 
     async def accuse(self, etcd: Etcd, keys: Keys, history: History) -> None:
-        """Adds blames to the records of these models, if the records still exist. Never raises: the pod starts
-        anyway."""
+        """Adds blames to the records of these models, if the records still exist. Never raises, because the pod must
+        start anyway."""
         for revision, doing in self.suspects.items():
             try:
                 prefix = keys.registry

@@ -1,8 +1,8 @@
-"""This pod's writes to models' records: sizes, load times, failures, and the work under way when a server died.
+"""This pod's writes to models' records: sizes, load times, failures, and deaths of the model server.
 
-Records are shared, so each write is a compare-and-set that keeps unknown fields, and has no effect if the id has been
-registered again. Only a call whose load failed waits for the write: the model's status must show the failure as soon as
-the caller knows of it.
+All pods write to the same records, so each write is a compare-and-set that keeps unknown fields, and has no effect if
+the id has been registered again. Only a load that failed waits for its write: the model's status must show the failure
+as soon as the caller gets the error.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from placement.footprint import Footprint
 log = logs.get(__name__)
 
 FAILURE_EXPIRY_MS = 15 * 60 * 1000
-"""The predecessor's value."""
+"""Time after which a recorded failure expires, in milliseconds: the predecessor's value."""
 
 PATIENCE = 3.0
-"""Seconds that a failed load waits for its record to be written; the write then continues in the background."""
+"""Seconds for which a failed load waits for its record to be written. The write then continues in the background."""
 
 _SIZE_SHARE = 0.10  # sizes that differ by less count as equal
 _LOAD_SHARE, _LOAD_MS = 0.5, 50  # load times vary with the load of the machine
@@ -66,8 +66,8 @@ class History:
         secrets: Callable[[], str] = lambda: "",
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """Makes a history without writes. `secrets` returns the version of the storage secret that this pod pulls
-        with."""
+        """Makes a history without writes. `secrets` returns the version of the storage secret with which this pod
+        pulls."""
         self._etcd = etcd
         self._keys = keys
         self._pod = pod
@@ -123,8 +123,9 @@ class History:
             self._tasks.start(self._later(model_id, revision, change), f"remember {model_id}")
 
     async def measured(self, model_id: str, revision: int, footprint: Footprint) -> None:
-        """Records the measured size of a model that found no room for it. Returns once the size is written, or after
-        `PATIENCE`. A router that is refused because of the size then asks no other pod that is too small."""
+        """Records the measured size of a model for which the pod had no room. Returns once the size is written, or
+        after `PATIENCE` seconds. A router whose load was refused because of the size then asks no other pod that is too
+        small."""
 
         def change(record: ModelRecord) -> ModelRecord:
             return replace(record, host_bytes=footprint.host_bytes, device_bytes=footprint.device_bytes)
@@ -132,15 +133,15 @@ class History:
         await self._patiently(self._write(model_id, revision, change), f"size of {model_id}")
 
     def known(self, record: ModelRecord) -> Failure | None:
-        """Returns this pod's recorded failure, unless it has expired."""
+        """Returns the recorded failure of this pod, or None if it has none or the failure has expired."""
         recent = record.recent_failures(self._clock_ms(), FAILURE_EXPIRY_MS)
         return next((failure for failure in recent if failure.pod == self._pod), None)
 
     async def failed(
         self, model_id: str, revision: int, text: str, kind: FailureKind, *, asked_ms: int = 0, digest: str = ""
     ) -> None:
-        """Records a failed load. `asked_ms` is how long the store asked us to wait, and `digest` identifies the files
-        that cannot be loaded. Returns once it is written, or after `PATIENCE`."""
+        """Records a failed load. `asked_ms` is the time that the store asked clients to wait, and `digest` identifies
+        the files that cannot be loaded. Returns once the failure is written, or after `PATIENCE` seconds."""
         failure = Failure(
             self._pod,
             self._clock_ms(),
@@ -159,8 +160,8 @@ class History:
             await asyncio.wait({death}, timeout=PATIENCE)
 
     async def changed(self, model_id: str, revision: int, digest: str) -> None:
-        """Records that a load found content that differs from the registration's. This counts against no pod, because
-        each pod would find the same. Returns once it is written, or after `PATIENCE`."""
+        """Records that a load found content that differs from the registration's. No pod counts as failed, because each
+        pod would find the same content. Returns once the record is written, or after `PATIENCE` seconds."""
 
         def change(record: ModelRecord) -> ModelRecord:
             if record.digest in ("", digest):

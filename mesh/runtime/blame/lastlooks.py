@@ -1,9 +1,9 @@
 """The last measurements of the memory that this pod had left, in a file that outlives its processes.
 
-On most nodes, a container that runs out of memory is killed with all its processes, and nothing tells its successor
-why; a pod killed by hand leaves the same traces. So the agent notes ten times a second how much memory is left, and the
-next life decides by these notes whether memory was the cause (`placement.blame.exhausted`). A model that takes all of
-the memory between two looks leaves no evidence, but it may leave some at a later death.
+On most nodes, a container that runs out of memory is killed with all its processes, and its successor does not learn
+why; a pod killed by hand leaves the same traces. The agent therefore records ten times a second how much memory is
+left, and the next agent decides by these records whether memory was the cause (`placement.blame.exhausted`). A model
+that takes all of the memory between two measurements leaves no evidence, but it may leave some at a later death.
 """
 
 import asyncio
@@ -16,16 +16,16 @@ from mesh.process.tasks import turned
 from placement import blame
 
 NAME = "last-looks"
-"""The name of its file in the run directory."""
+"""The name of the file in the run directory."""
 
 INTERVAL = 0.1
-"""Seconds between two looks, of 0.05 ms each. A process touches new memory at 1 to 4 GB/s."""
+"""Seconds between two measurements, each of which takes 0.05 ms. A process touches new memory at 1 to 4 GB/s."""
 
 _FORMAT = struct.Struct("3q")
 
 
 class LastLooks:
-    """A recorder of free memory. `left` returns how many of the `whole` bytes are free."""
+    """A recorder of free memory. `left` returns the number of free bytes, of `whole` bytes in total."""
 
     def __init__(self, folder: Path, left: Callable[[], int], whole: int) -> None:
         self._left = left
@@ -47,7 +47,7 @@ class LastLooks:
         self._before = left
 
     def close(self) -> None:
-        """Ends the looks."""
+        """Ends the measurements, and closes the file."""
         os.close(self._file)
 
 

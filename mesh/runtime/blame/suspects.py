@@ -1,7 +1,7 @@
-"""The work under way in a model server when it ended, read from the use board, which outlives it.
+"""The work that was under way in a model server when it ended, read from the use board, which outlives the server.
 
-The board tells whether each copy was loading, running or being freed, and `atwork` tells which copy and request each
-thread worked on. `placement.suspects` decides which models are suspect.
+For each copy, the board says whether it was loading, running or being freed. For each thread, `atwork` says on which
+copy and request it worked. `placement.suspects` decides which models are suspect.
 """
 
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
-    """Returns what each copy at work was doing. `held` has the owner, slot and use of each copy in memory. Call this
-    before the board is reset."""
+    """Returns the work of each copy that was at work. `held` has the owner, slot and use of each copy in memory. Call
+    this function before the board is reset."""
     found: list[Work[T]] = []
     unaccounted: list[T] = []  # one more runs than the threads show
     threads = at_work.threads()
@@ -39,7 +39,8 @@ def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
 
 
 def working(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:
-    """Returns what each copy at work was doing, by the board alone, if nothing is known about threads."""
+    """Returns the work of each copy that was at work, from the board alone, for a server whose threads are not
+    recorded."""
     return [Work(whose, doing) for whose, use in uses if (doing := _doing(use)) is not None]
 
 

@@ -1,10 +1,10 @@
-"""The models in the model server's memory: loads, evictions and their books.
+"""The models in the model server's memory: loads, evictions, and the books of what is in memory.
 
 - `assembly`: the parts of this package, made from those below it
 - `housekeeping`: the periodic check against the registry
 - `deaths`: clean-up after the death of the model server
-- `loads/`: models into memory, from the request to the copy that answers
-- `evictions/`: copies out of memory: which are evicted, for what, and how
-- `books/`: the contents of memory, and counts of them
+- `loads/`: how a model gets into memory, from the request to the copy that answers
+- `evictions/`: which copies are evicted, for what, and how copies leave memory
+- `books/`: the contents of memory, and figures about them
 - `disk/`: the files of the pod's models
 """

@@ -1,8 +1,8 @@
-"""The cache of one pod: all parts that bring models into the model server's memory and out of it.
+"""The cache of one pod: all parts that load models into the model server's memory, and unload them.
 
 `Cache` makes the parts of this package from those below it: the server, the use board, this pod's presence in etcd, the
-writes to models' records, and the pulled files. Each part gets the parts that it uses when it is made, so there are no
-callbacks.
+writes to models' records, and the pulled files. Each part gets the parts that it uses when it is made, so no callbacks
+are needed.
 """
 
 from collections.abc import Callable
@@ -175,7 +175,7 @@ class Cache:
     async def adopt(
         self, *, capacity_bytes: int, load_concurrency: int, load_timeout: float, default_bytes: int
     ) -> None:
-        """Takes over what a model server reports about itself. Call it before the first load."""
+        """Applies what a model server reports about itself. Call this method before the first load."""
         self.ledger.resize(capacity_bytes)
         await self.account.prepare()
         self.admission.resize(load_concurrency)

@@ -1,8 +1,8 @@
-"""Clean-up after the death of the model server: everything in its memory is gone.
+"""Clean-up after the death of the model server, with which everything in its memory is gone.
 
-First, the records of models that were loading or running are marked, because one of them may be the cause. Then the
-books, the keys and the files follow. If the agent was killed with its server, its next life marks the records
-(`blame.earlier`).
+First, the records of models that were loading or running are marked, because one of these models may be the cause. Then
+the books, the keys and the files are cleaned up. If the agent was killed together with its server, the next agent marks
+the records (`blame.earlier`).
 """
 
 from mesh.runtime.blame import suspects
@@ -47,7 +47,8 @@ class Deaths:
         self._history = history
 
     def happened(self, death: Death, at_work: AtWork) -> None:
-        """Cleans up after a death. Call this while the use board still shows what was loading and running."""
+        """Cleans up after a death. Call this method while the use board still shows which models were loading and
+        running."""
         self._meters.server_deaths.inc()
         gone = [entry for entry in self._ledger.entries.values() if entry.state in _GONE]
         self._accuse(death, gone, at_work)

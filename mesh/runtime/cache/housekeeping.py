@@ -1,9 +1,9 @@
-"""The periodic check against the registry, which withdraws copies whose model was unregistered or registered again.
+"""The periodic comparison with the registry, which unloads copies whose model was unregistered or registered again.
 
-A router that unregisters a model informs the agents that hold it. This check catches the other cases: an agent was cut
-off, or the router died in between. Copies are compared a hundred at a time, in one transaction that usually finds no
-difference. From time to time the pod's keys in etcd are also compared with its copies, because a claim that timed out
-may have been executed afterwards.
+A router that unregisters a model informs the agents that have a copy. This check finds the other cases: an agent was
+cut off, or the router died in between. Copies are compared a hundred at a time, in one transaction that usually finds
+no difference. From time to time the pod's keys in etcd are also compared with its copies, because etcd may have
+executed a claim after its time-out.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 OWN_KEYS_EVERY = 10
-"""Rounds between two checks of this pod's own keys, which read the keys of all copies in the mesh."""
+"""Number of rounds between two checks of this pod's own keys, for which the keys of all copies in the mesh are read."""
 
 
 class Housekeeping:
@@ -60,7 +60,7 @@ class Housekeeping:
                 log.info("housekeeping was postponed", error=error.detail)
 
     async def check(self) -> int:
-        """Makes one check. Returns the number of copies withdrawn. Raises EtcdError."""
+        """Makes one check. Returns the number of unloaded copies. Raises EtcdError."""
         held = [
             (entry.model_id, entry.revision)
             for entry in self._ledger.entries.values()

@@ -1,8 +1,8 @@
 """Copies that a running model server has lost, which are withdrawn as soon as its relay has noticed.
 
-A foreign server may unload a model at another program's request, or lose it. Its relay then answers *not here* and
-marks the copy's slot. This module does the rest, as for any unload: it removes the key, unloads what may be left in the
-server, and releases memory and files.
+A foreign server may unload a model at another program's request, or lose it. Its relay then answers *not here*, and
+marks the copy's slot. This module does the rest, as for every unload: it removes the key, unloads what may be left in
+the server, and releases memory and files.
 """
 
 import asyncio

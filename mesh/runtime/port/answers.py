@@ -16,7 +16,7 @@ _LOADS = tuple(Block(((headers.LOAD, b"%d" % count),)) for count in range(256))
 
 
 def load(in_flight: int) -> Headers:
-    """Returns the header that tells the router how many other calls are in flight in this pod."""
+    """Returns the header with the number of other calls in flight in this pod, for the router."""
     return _LOADS[in_flight] if in_flight < 256 else ((headers.LOAD, b"%d" % in_flight),)
 
 
@@ -26,7 +26,7 @@ all trailers to 8 KiB."""
 
 
 def fail(call: Call, error: MeshError) -> None:
-    """Answers with an error; shortens a text that is too long for clients."""
+    """Answers with an error. Shortens a text that is too long for clients."""
     if len(error.text) * 4 > _MAX_TEXT and len(encoded := error.text.encode(errors="replace")) > _MAX_TEXT:
         text = encoded[:_MAX_TEXT].decode(errors="ignore") + "..."
         error = MeshError(error.reason, text, retry_after=error.retry_after, details=error.details)
@@ -37,13 +37,13 @@ def fail(call: Call, error: MeshError) -> None:
 
 
 def not_here(call: Call, board: Board, method: int, started_ns: int) -> None:
-    """Answers that this pod does not hold the copy. The router's view is outdated, and it tries another pod."""
+    """Answers that this pod does not have the copy. The router, whose view is outdated, then tries another pod."""
     call.fail(Reason.NOT_HERE.code, "this pod does not hold the copy that the call is for", _NOT_HERE)
     board.observe(method, Reason.NOT_HERE.code, time.monotonic_ns() - started_ns)
 
 
 def verify_first(call: Call, board: Board, method: int, started_ns: int) -> None:
-    """Answers that the router must read the model's record before this pod may answer; no model has run."""
+    """Answers that the router must read the model's record before this pod may answer. No model has run."""
     text = "this pod cannot reach etcd and answers only calls whose router has verified the model's record"
     call.fail(Reason.NOT_HERE.code, text, _VERIFY_FIRST)
     board.observe(method, Reason.NOT_HERE.code, time.monotonic_ns() - started_ns)

@@ -6,12 +6,12 @@ from mesh.runtime.sharedmemory.board import Board
 
 
 class CannotStart(Exception):
-    """The failure to start a process. The text says what to do."""
+    """The failure of a process to start. The text says what to do."""
 
 
 def open_board(path: Path | None, incarnation: str) -> Board:
     """Returns the board at `path`, which must belong to the agent with this incarnation. Without a path, returns a
-    private board that nothing reads. Raises `CannotStart`."""
+    private board that no other process reads. Raises CannotStart."""
     if path is None:
         return Board.private(0)
     try:

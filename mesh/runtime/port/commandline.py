@@ -1,4 +1,4 @@
-"""The options of each process that answers on a data port. They read no environment variables."""
+"""The options that every process with a data port has. None of them has an environment variable."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,8 @@ from mesh.options.values import parse_address, parse_bytes
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Returns a parser with the options that all these processes have. `data` becomes a host and a port."""
+    """Returns a parser with the options that all these processes have. The value of `--data` is parsed to a host and a
+    port."""
     made = argparse.ArgumentParser(prog=prog, description=description)
     add = made.add_argument
     add("--spi", type=Path, required=True, metavar="PATH", help="Unix socket of mmesh.ModelRuntime.")

@@ -1,11 +1,11 @@
-"""The copies in a pod, and which of them a call is for.
+"""The copies in a pod, and the choice of the copy that a call is for.
 
-Another pod may get the same address, and an id may be registered again for another model. So a call names its copy
-(`mesh-copy`: the agent's incarnation and the create revision of the model's record), and no other copy of the same id
-answers the call. An agent that does not send tokens loads copies without one; they are found by their id alone.
+Another pod may get the same address, and an id may be registered again for another model. A call therefore names its
+copy (`mesh-copy`: the agent's incarnation and the create revision of the model's record), and no other copy of the same
+id answers the call. An agent that sends no tokens loads copies without tokens, which are found by their id alone.
 
 While a registration's content is reloaded, it has two copies with different tokens (`mesh.schema.copytoken`). Until the
-older one is unloaded, the newer one answers only the calls that name it.
+older copy is unloaded, the newer copy answers only the calls that name it.
 """
 
 from collections.abc import Iterator
@@ -38,11 +38,11 @@ class Copies(Generic[C]):
         yield from self._newer.values()
 
     def add(self, copy: C) -> None:
-        """Adds a copy. It may be the second one of its id."""
+        """Adds a copy, which may be the second of its id."""
         (self._newer if copy.model_id.encode() in self._by_id else self._by_id)[copy.model_id.encode()] = copy
 
     def get(self, model_id: str) -> C | None:
-        """Returns the copy of an id, whatever its token. If there are two, returns the older."""
+        """Returns the copy of an id, with any token, or None. If there are two copies, returns the older one."""
         return self._by_id.get(model_id.encode())
 
     def all_of(self, model_id: str) -> list[C]:
@@ -51,7 +51,7 @@ class Copies(Generic[C]):
         return [copies[name] for copies in (self._by_id, self._newer) if name in copies]
 
     def find(self, model_id: bytes, token: bytes | None) -> C | None:
-        """Returns the copy that a call is for, or None if it is not here."""
+        """Returns the copy that a call is for, or None if this pod does not have it."""
         copy = self._by_id.get(model_id)
         if copy is None or not copy.token or copy.token == token:
             return copy
@@ -61,7 +61,7 @@ class Copies(Generic[C]):
         return copy if token is not None and copytoken.supersedes(copy.token, token) else None
 
     def remove(self, copy: C) -> None:
-        """Removes a copy; a newer one of the same id takes its place."""
+        """Removes a copy. A newer copy of the same id, if any, takes its place."""
         name = copy.model_id.encode()
         if self._newer.get(name) is copy:
             del self._newer[name]

@@ -1,4 +1,4 @@
-"""The exit statuses by which a relay tells its agent what happened to the model server."""
+"""The exit statuses with which a relay reports to its agent what happened to the model server."""
 
 GONE = 70
 """The server ended, or a new one replaced it, so its models are lost."""

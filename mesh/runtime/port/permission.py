@@ -22,8 +22,8 @@ class Named(NamedTuple):
 
 
 def named(call: Call) -> Named:
-    """Returns the model id, the copy's token, and the names for the reply, from a call's metadata. Calls with the same
-    head share the result. Raises MeshError."""
+    """Returns the model id, the copy's token, and the names for the reply, from a call's metadata. Caches the result
+    for calls with the same metadata. Raises MeshError."""
     head = call.head
     if head is None:
         return _named(call)
@@ -53,14 +53,14 @@ def _named(call: Call) -> Named:
 
 
 def proven(fence: int) -> bool:
-    """Returns whether the agent's proof is fresh. If it is, any call may be answered."""
+    """Returns whether the agent's proof that it has its lease is fresh. If so, every call may be answered."""
     # The mode is in the lowest bits, where a few nanoseconds make no difference.
     return fence & MODE_BITS == Mode.PROVEN and fence > clock_gettime_ns(CLOCK_BOOTTIME)
 
 
 def permitted(call: Call, board: Board, fence: int, method: int, started_ns: int) -> bool:
-    """Returns whether this pod may serve a call although its agent's proof is not fresh. If not, the call has been
-    answered. `method` and `started_ns` are for the histogram."""
+    """Returns whether this pod may serve a call although its agent's proof is not fresh. If not, answers the call
+    first. `method` and `started_ns` are for the histogram."""
     said = Said.NOTHING
     for key, _ in call.headers:
         if key == headers.VERIFIED:

@@ -1,4 +1,4 @@
-"""The part of the SPI's server side that all processes driven by an agent share."""
+"""The parts of the SPI's server side that all processes with a data port share."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from mesh.wire import headers
 log = logs.get(__name__)
 
 STUCK = "stuck"
-"""Key in an error's details that says that the load still runs, and cannot be ended."""
+"""Key in an error's details which says that the load is still running and cannot be ended."""
 
 ANSWERING = 2.0
 """Seconds before an unload's deadline that are reserved for the end of calls and the answer."""
@@ -27,7 +27,7 @@ Context = grpc.aio.ServicerContext[object, object]
 
 @contextlib.asynccontextmanager
 async def answered(context: Context) -> AsyncIterator[None]:
-    """Turns exceptions in the body into answers with the right status."""
+    """Converts exceptions in the block to answers with the right status."""
     try:
         yield
     except MeshError as error:
@@ -58,8 +58,8 @@ def slot_of(request: modelruntime_pb2.LoadModelRequest, told: dict[str, str]) ->
 
 
 def unload_grace(context: Context, most: float) -> float:
-    """Returns the seconds that calls in flight get before an unload ends them, so that the unload meets its own
-    deadline."""
+    """Returns the time that calls in flight get before an unload ends them, in seconds, so that the unload meets its
+    own deadline."""
     left = context.time_remaining()
     return most if left is None else max(0.0, min(left - ANSWERING, most))
 

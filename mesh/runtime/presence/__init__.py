@@ -1,1 +1,1 @@
-"""The pod as the mesh sees it: its lease, its keys, its claims on copies, and the fence that depends on them."""
+"""The pod in etcd: its lease, its keys, its claims on copies, and the fence that depends on these."""

@@ -1,8 +1,8 @@
 """One transaction that writes keys of this pod's copies, and possibly the pod's record.
 
-It succeeds only if its guard holds: `pods/<pod>` is under our lease, or unchanged since it was read. So none of our
-keys is in etcd without our presence, and a process that is resumed after it lost its place cannot overwrite its
-successor's keys. If the transaction fails, its answers say why.
+The transaction succeeds only if its guard holds: `pods/<pod>` is under this agent's lease, or unchanged since it was
+read. Thus no key of the pod is in etcd without the pod's presence, and a process that is resumed after it lost its
+place cannot overwrite its successor's keys. If the transaction fails, its responses say why.
 """
 
 from collections.abc import Mapping
@@ -26,8 +26,8 @@ class Batch:
         self._checked: list[tuple[str, int]] = []
 
     def add_copies(self, checked: Mapping[str, bool], wanted: Mapping[str, CopyRecord]) -> None:
-        """Adds a write or deletion of the key of each model in `checked`. Where its value is true, the copy must still
-        be of the current registration."""
+        """Adds a write or deletion of the key of each model in `checked`. If the model's value there is True, the copy
+        must still be of the current registration."""
         for model_id, check in checked.items():
             key, record = self._keys.copy(model_id, self._pod), wanted.get(model_id)
             if record is None:
@@ -51,7 +51,7 @@ class Batch:
         return not (isinstance(pods, tuple) and pods and pods[0].lease == self._lease)
 
     def outdated(self, result: TxnResult) -> list[str]:
-        """Returns the models because of which the transaction failed: they were registered again, or unregistered."""
+        """Returns the models that made the transaction fail, because they were registered again or unregistered."""
         return [
             model_id
             for (model_id, revision), found in zip(self._checked, result.responses[1:], strict=True)

@@ -1,15 +1,16 @@
 """The right to load a model: one transaction that writes this pod's copy if no other pod has a claim.
 
-It succeeds only if the model still has the same registration, and as many copies elsewhere as the caller expects, so
-two routers, or two views of the mesh, never load a model twice. The same transaction returns the model's record, and
-whether a few other models have copies elsewhere (the choice of victims may depend on that), so neither costs another
-round trip.
+The transaction succeeds only if the model still has the same registration, and as many copies in other pods as the
+caller expects, so two routers, or two views of the mesh, never load a model twice. The same transaction returns the
+model's record, and whether a few other models have copies in other pods (the choice of victims may depend on that), so
+that neither costs another round trip.
 
-The claim is under the pod's lease and requires that the pod is published: a dead pod's claims end with its lease.
+The claim is under the pod's lease, so a dead pod's claims end with its lease. The claim requires that the pod is
+published.
 
-The first load of a registration's content determines the registration's digest. So its copy is *published* by a
+The first load of a registration's content determines the registration's digest. The copy is therefore *published* by a
 separate transaction, which writes the digest into the model's record, before the load is answered. If two pods make a
-first load, the later one then learns of the earlier, and whether it has the same content (`publish`).
+first load, the later pod thus learns of the earlier one, and whether both have the same content (`publish`).
 """
 
 from collections.abc import Callable, Sequence
@@ -48,8 +49,8 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 TIMEOUT = 3.0
-"""Time limit, in seconds. A caller waits for the claim, and for the caller a fast refusal is better than a late
-success."""
+"""Time limit of a claim, in seconds. A caller waits for the claim, and a fast refusal is better for the caller than a
+late success."""
 
 _TRIES = 4
 _HOLDERS = 16  # holders that are read if a claim fails
@@ -67,10 +68,10 @@ class Claims:
     async def claim(
         self, model_id: str, copy: records.CopyRecord, *, expected: int = 0, ask: Sequence[str] = ()
     ) -> Verdict:
-        """Claims the model for `copy` if exactly `expected` other pods have it. Also reads whether the models in `ask`
-        have copies elsewhere.
+        """Claims the model for `copy` if exactly `expected` other pods have a copy. Also reads whether the models in
+        `ask` have copies in other pods.
 
-        Overwrites a key that this pod has left. If cancelled, it cleans up in the background.
+        Overwrites a key that this pod has left behind. If cancelled, cleans up in the background.
         """
         async with self._presence.claiming(model_id) as claiming:
             if claiming.lease is None:
@@ -116,8 +117,9 @@ class Claims:
         claimed: Claimed,
         remember: Callable[[records.ModelRecord], records.ModelRecord],
     ) -> Publication:
-        """Publishes a loaded copy together with the results of its load, which `remember` puts into the record. Its
-        digest must equal the record's, or be the first. Returns Stale if the content was reloaded since the claim."""
+        """Publishes a loaded copy together with the results of its load, which `remember` puts into the record. The
+        copy's digest must be equal to the record's, unless the record has none yet. Returns Stale if the content was
+        reloaded since the claim."""
         key = self._keys.model(model_id)
         async with self._presence.claiming(model_id) as claiming:
             if claiming.lease is None:
@@ -207,7 +209,7 @@ class Claims:
     def _lost(
         self, model_id: str, copy: records.CopyRecord, expected: int, result: TxnResult, lease: int
     ) -> Verdict | None:
-        """Returns why the claim failed, or None if the reason no longer holds."""
+        """Returns the reason why the claim failed, or None if the reason no longer holds."""
         pods, record, found = result.responses
         assert isinstance(pods, tuple)
         assert isinstance(record, tuple)
@@ -237,5 +239,5 @@ def _loaded(kv: KeyValue) -> bool:
 
 
 def _best(copies: Sequence[KeyValue], keys: Keys) -> str:
-    """Returns the pod to ask instead: one that has a copy, or else one that is loading it."""
+    """Returns the pod to ask instead: a pod that has a copy, or else one that is loading the model."""
     return keys.copy_of(max(copies, key=_loaded).key)[1]

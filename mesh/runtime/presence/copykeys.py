@@ -1,8 +1,8 @@
-"""The keys of this pod's copies: which should be in etcd, and which of them still differ.
+"""The keys of this pod's copies: their wanted state, and those whose state in etcd still differs.
 
-Other parts note which keys should exist and continue; `publishing` writes the difference, a batch at a time. With one
-writer, a put and a deletion of the same key cannot overtake each other. The exception is a claim, whose outcome etcd
-must decide: while it runs, its key is not the writer's.
+Other parts note which keys should exist, and do not wait; `publishing` writes the difference, one batch at a time.
+Because there is only one writer, a put and a deletion of the same key cannot overtake each other. The exception is a
+claim, whose outcome etcd must decide: while it runs, the writer does not write its key.
 
 This module does no I/O.
 """
@@ -18,7 +18,7 @@ BATCH = 100
 
 
 class Claiming:
-    """A model's key, held by a claim."""
+    """A model's key while a claim writes it."""
 
     __slots__ = ("lease", "record", "unsure")
 
@@ -43,8 +43,8 @@ class CopyKeys:
     # --- what should be there
 
     def put(self, model_id: str, record: CopyRecord) -> bool:
-        """Adds a copy's key. Returns whether it is new, which means that until now no key prevented a new registration
-        of the id."""
+        """Adds a copy's key. Returns True if the key is new, which means that until now no key prevented a new
+        registration of the id."""
         news = model_id not in self.wanted
         self.wanted[model_id] = record
         self._dirty.setdefault(model_id, False)
@@ -70,7 +70,7 @@ class CopyKeys:
         self._on_change()
 
     def lost(self) -> None:
-        """Marks all keys as lost, because the lease has ended."""
+        """Marks all keys as missing in etcd, because the lease has ended."""
         self._unkeyed |= self.wanted.keys()
 
     def renew(self) -> None:
@@ -79,7 +79,7 @@ class CopyKeys:
             self._dirty[model_id] = True
 
     def forget(self, model_id: str) -> None:
-        """Forgets a model's key, which does not exist; its copy may still answer."""
+        """Forgets a model's key, which does not exist in etcd. The model's copy may still answer."""
         self.wanted.pop(model_id, None)
         self._unkeyed.add(model_id)
 
@@ -101,20 +101,20 @@ class CopyKeys:
 
     @property
     def behind(self) -> int:
-        """Returns the number of keys that differ."""
+        """Returns the number of keys whose state in etcd differs from the wanted state."""
         return len(self._dirty) + len(self._writing)
 
     @property
     def as_wanted(self) -> list[str]:
-        """Returns the models whose keys are as they should be."""
+        """Returns the models whose keys in etcd are as wanted."""
         return [model_id for model_id in self.wanted if model_id not in self._dirty]
 
     def stray(self, model_ids: Iterable[str]) -> list[str]:
-        """Returns those of these models that should have no key."""
+        """Returns the models among these that should have no key."""
         return [one for one in model_ids if one not in self.wanted and one not in self._claiming]
 
     async def settled(self, model_id: str, timeout: float) -> bool:
-        """Waits until the key of a model is as it should be. Returns False after `timeout` seconds."""
+        """Waits until the key of a model in etcd is as wanted. Returns False after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 while model_id in self._dirty or model_id in self._writing:
@@ -127,8 +127,8 @@ class CopyKeys:
 
     @contextlib.asynccontextmanager
     async def claiming(self, model_id: str, lease: Callable[[], int | None]) -> AsyncIterator[Claiming]:
-        """Leaves a model's key to a claim for the duration of the block. `lease` returns the id of the lease that is
-        held."""
+        """Leaves a model's key to a claim for the duration of the block. `lease` returns the id of the current lease,
+        or None."""
         while model_id in self._writing:
             await self._written.wait()
         left = self._dirty.pop(model_id, None) is not None  # a deletion, which is unnecessary if the claim is won
@@ -150,11 +150,12 @@ class CopyKeys:
     # --- writing them
 
     def next_batch(self) -> list[str]:
-        """Returns the keys to write next."""
+        """Returns the models whose keys are to be written next."""
         return [model_id for model_id in self._dirty if model_id not in self._claiming][:BATCH]
 
     def begin(self, batch: Iterable[str]) -> dict[str, bool]:
-        """Notes that a batch is about to be written. Returns the registrations that the transaction must check."""
+        """Notes that a batch is about to be written. Returns the batch's models, each with True if the transaction must
+        check its registration."""
         checked = {model_id: self._dirty.pop(model_id) for model_id in batch}
         self._writing = frozenset(checked)
         return checked
@@ -169,7 +170,7 @@ class CopyKeys:
         written.set()
 
     def stand(self, model_ids: Iterable[str]) -> bool:
-        """Notes that these keys are now under the lease. Returns False if no key was missing there before."""
+        """Notes that these keys are now under the lease. Returns False if none of them was missing before."""
         if not self._unkeyed:
             return False
         self._unkeyed.difference_update(model_ids)

@@ -1,7 +1,8 @@
-"""The fence of one pod: once a second, it writes to the board what the model server may answer, and until when.
+"""The fence of one pod. Once a second, it writes to the board which calls the model server may answer, and until when.
 
-`placement.fence` decides what is permitted; this module looks at the lease, at etcd and at the clock, and writes. The
-model server checks by itself, so the server of a stopped or hung agent falls silent before etcd removes the pod's keys.
+`placement.fence` decides what is permitted. This module reads the state of the lease, of etcd and of the clock, and
+writes the permission. The model server checks the permission itself, so the server of a stopped or hung agent stops
+answering before etcd removes the pod's keys.
 
 The clock is CLOCK_BOOTTIME: like etcd's clock, it continues while the machine sleeps.
 """
@@ -26,7 +27,8 @@ class Presence(Protocol):
 
     @property
     def proof_ns(self) -> int | None:
-        """Returns when the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME, or None without a lease."""
+        """Returns the time at which the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME, or None without a
+        lease."""
 
     @property
     def keyed(self) -> bool:
@@ -64,7 +66,7 @@ class Fence:
         self._probe: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Renews the permission periodically, until cancelled. The pod cannot work without it."""
+        """Renews the permission periodically, until cancelled. Without renewals, the pod answers no calls."""
         try:
             while True:
                 self.look()
@@ -123,13 +125,13 @@ class Fence:
         self._news.set()
 
     def why_silent(self) -> str:
-        """Returns why the pod answers no calls at present, or "" if it answers some."""
+        """Returns the reason why the pod answers no calls at present, or "" if it answers at least some."""
         if self._clock() >= self._permission.until:
             self.look()  # this process was paused, and may know more now
         return "" if self._clock() < self._permission.until else self._permission.why
 
     def close(self) -> None:
-        """Shuts the fence for good, before the pod's keys are deleted: from now on every call gets *not here*."""
+        """Closes the fence permanently, before the pod's keys are deleted. From now on every call gets *not here*."""
         self._closed = True
         self._grant(fence.Permission(0, Mode.CLOSED, "the pod is leaving"))
 

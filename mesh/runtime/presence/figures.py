@@ -1,7 +1,7 @@
-"""The decision whether changes of a pod's figures are worth publishing to the mesh.
+"""The decision whether a change of a pod's figures is worth publishing in etcd.
 
-Every router gets every change, so small changes are held back: placement ranks in coarse buckets anyway. The thresholds
-are like the predecessor's, but tighter, because Mesh's watches are cheap.
+Every router gets every change, so small changes are held back; placement ranks pods in coarse buckets anyway. The
+thresholds are similar to the predecessor's, but lower, because Mesh's watches are cheap.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ REFRESH = 60.0
 """Seconds after which any difference at all is published."""
 
 DISK_GAP = 10.0
-"""Seconds between two publications if only the models on disk have changed. That list takes kilobytes, and only decides
+"""Seconds between two publications if only the models on disk have changed. The list takes kilobytes, and only decides
 between otherwise equal pods."""
 
 _USED = 0.05  # of the capacity
@@ -27,7 +27,7 @@ _LOADS = 3
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The record in etcd, and when it was written (monotonic seconds)."""
+    """The record in etcd, and the time at which it was written, in seconds of the monotonic clock."""
 
     record: PodRecord
     at: float

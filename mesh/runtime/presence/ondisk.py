@@ -1,7 +1,7 @@
 """The models with files on this pod's disk, as a text for the mesh that is only rebuilt when it is read.
 
-Every load changes the set, and every removal may; but the pod's figures are read once a second and written every few
-seconds. So a change only marks the text as out of date.
+Every load changes the set, and every removal may. But the pod's figures are read only once a second, and written every
+few seconds. A change therefore only marks the text as outdated.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from mesh.schema.idset import MAX_IDS, IdSet
 
 
 class OnDisk:
-    """The models on one pod's disk. `remembered` returns their ids, longest unused first."""
+    """The models on one pod's disk. `remembered` returns the ids, least recently used first."""
 
     def __init__(self, remembered: Callable[[], Sequence[str]]) -> None:
         self._remembered = remembered

@@ -1,4 +1,4 @@
-"""Withdrawal of copies whose registration has ended, or whose content a reload has replaced.
+"""The withdrawal of copies whose registration has ended, or whose content a reload has replaced.
 
 Until it is withdrawn, an outdated copy may answer without a key, so the pod does not count as keyed.
 """
@@ -17,8 +17,8 @@ from mesh.schema.records import CopyRecord, ModelRecord
 class Outdated:
     """The outdated copies of one pod.
 
-    `withdraw` takes the id of a model, and returns once its copy answers no calls; `on_gone` is called after each
-    withdrawal.
+    `withdraw` gets the id of a model, and returns once the model's copy answers no calls. `on_gone` is called after
+    each withdrawal.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Outdated:
         going.add_done_callback(over)
 
     async def begin_replaced(self) -> None:
-        """Withdraws the copies whose content was replaced while this pod was cut off, and waits until that is done.
-        Until a pod has loaded the new content, the old content may answer."""
+        """Withdraws the copies whose content was replaced while this pod was cut off, and waits for the withdrawals.
+        (As long as no pod has loaded the new content, the old content may answer.)"""
         ids = list(self._copies.wanted)
         for start in range(0, len(ids), BATCH):
             batch = ids[start : start + BATCH]
@@ -67,7 +67,7 @@ class Outdated:
         await self.wait()
 
     async def wait(self) -> bool:
-        """Waits for withdrawals under way whose keys ended with the lease. Returns whether there were any."""
+        """Waits for the withdrawals under way whose keys ended with the lease. Returns False if there were none."""
         if not self._going:
             return False
         self._copies.skip(self._going)

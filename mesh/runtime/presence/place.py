@@ -4,8 +4,9 @@ In the same transaction the pod writes its *life* (`mesh.schema.lives`), which h
 
 A name is taken by compare-and-set, so only one of two pods with the same name gets it. A record found at the start
 belongs to a dead pod (the common case: a crash, or a container restarted under the same name) or to a live one (the
-operator gave a name twice). So the agent asks the pod. If it answers with the record's incarnation, it lives. If its
-address refuses the connection, it is dead and is replaced at once. If the agent cannot tell, the lease decides.
+operator gave a name twice). The agent therefore asks the pod. If the pod answers with the record's incarnation, it is
+alive. If its address refuses the connection, the pod is dead, and is replaced immediately. If the agent cannot tell,
+the lease decides.
 """
 
 import asyncio
@@ -31,15 +32,15 @@ class NameTaken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The result of taking a place: the lease, and the record written under it."""
+    """The result of taking a place: the lease, and the record that was written under it."""
 
     lease: Lease
     record: PodRecord
 
 
 class Place:
-    """The place of one pod. `record` returns its present figures. `is_alive` returns whether the pod of a record lives,
-    or None if that is unknown."""
+    """The place of one pod. `record` returns the pod's present record. `is_alive` returns whether the pod of a record
+    is alive, or None if that is unknown."""
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class Place:
             await asyncio.sleep(_POLL)
 
     async def take(self) -> Taken:
-        """Takes the name at the start. Raises NameTaken, EtcdError."""
+        """Takes the name, at the start of the pod. Raises NameTaken, EtcdError."""
         for _ in range(_TRIES):
             present = await self.wait()
             taken = await self.publish(await Lease.grant(self._etcd, ttl=self._ttl), _revision(present))
@@ -95,8 +96,8 @@ class Place:
         raise NameTaken("other pods of this name are starting too: give each pod its own --name")
 
     async def prepare(self) -> tuple[Lease, int]:
-        """Prepares for `publish` after a lease was lost. Returns a new lease, and the revision of the key under the
-        pod's name (0 if there is none). Raises NameTaken if another pod has the name, EtcdError."""
+        """Prepares for `publish` after a lease was lost. Returns a new lease, and the revision of the pod's key (0 if
+        the key does not exist). Raises NameTaken if another pod has the name, and EtcdError."""
         present = await self._etcd.get(self._key)
         other = _decode(present)
         if other is not None and other.incarnation != self._incarnation:
@@ -107,9 +108,9 @@ class Place:
         return await Lease.grant(self._etcd, ttl=self._ttl), _revision(present)
 
     async def publish(self, lease: Lease, revision: int) -> Taken | None:
-        """Writes the pod's record in place of the one at `revision` (0 if there is none), and its life beside it.
+        """Writes the pod's record and life, if the pod's key still has `revision` (0: does not exist).
 
-        Returns None, and closes the lease, if the record has changed in the meantime.
+        Returns None, and closes the lease, if the key has changed in the meantime.
         """
         record = self._record()
         life = Life(record.data_address, record.control_address, token=record.token, lease=lease.id)

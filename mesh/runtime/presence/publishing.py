@@ -1,15 +1,15 @@
 """The pod's presence in etcd: a lease, and under it the pod's record and its copies' keys, kept up to date.
 
-Other parts note changes (`put`, `drop`, `changed`) and continue; one task writes the difference (kept by `copykeys`),
-many keys per transaction (`batch`), and retries as long as etcd is unavailable. If there is nothing to write for some
-seconds, an empty transaction checks that `pods/<pod>` is still under our lease: a pod that has lost its place must stop
-answering.
+Other parts note changes (`put`, `drop`, `changed`), and do not wait. One task writes the difference (kept by
+`copykeys`), many keys per transaction (`batch`), and retries as long as etcd is unavailable. If nothing has to be
+written for some seconds, an empty transaction checks that `pods/<pod>` is still under this pod's lease, because a pod
+that has lost its place must stop answering.
 
 A lost lease is an ordinary event: when etcd stalls, every lease of the mesh may end at once. Then everything is
-published again, after a random pause that spreads the pods' writes. A copy is only published if its model still has the
-registration that it was loaded from, and no reload has replaced its content meanwhile. For all other copies, `on_stale`
-is called. The copies are written first and the pod's record last, so if the pod is published, each copy that answers
-has its key. The fence (`placement.fence`) and unregistering rely on that.
+published again, after a random pause that spreads the pods' writes. A copy is published only if its model still has the
+same registration, and no reload has replaced its content meanwhile. For each other copy, `on_stale` is called. The
+copies are written first and the pod's record last, so if the pod is published, each copy that answers has its key. The
+fence (`placement.fence`) and unregistering rely on this order.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class PresenceStatistics:
 
 
 class Presence:
-    """The presence of one pod. `record` returns its present figures; callbacks are plain functions."""
+    """The presence of one pod. `record` returns the pod's present record."""
 
     def __init__(
         self,
@@ -78,8 +78,8 @@ class Presence:
     ) -> None:
         """Makes a presence that is not published yet. `ttl` is in seconds. `on_stale` is called with the id of a model
         whose registration has ended, and returns once no call is answered from its copy. `on_usurped` is called when
-        another pod has taken the name. `is_alive` returns whether the pod of a record under our name lives, or None if
-        that is unknown. `on_lost` is called with the reason why this pod is no longer published, unless the presence
+        another pod has taken the name. `is_alive` returns whether the pod of a record under this name is alive, or None
+        if that is unknown. `on_lost` is called with the reason why this pod is no longer published, unless the presence
         was closed."""
         self.pod = pod
         self.key = keys.pod(pod)
@@ -107,7 +107,8 @@ class Presence:
     # --- life ---
 
     async def wait_for_name(self) -> None:
-        """Waits for the lease of a dead pod of this name, if there is one. Raises NameTaken, EtcdError."""
+        """Waits until the lease of a dead pod of this name has ended, if such a pod has a key. Raises NameTaken,
+        EtcdError."""
         await self._place.wait()
 
     async def start(self, patience: Patience | None = None) -> None:
@@ -118,9 +119,9 @@ class Presence:
         self._tasks.run(duties.PRESENCE, self._run)
 
     async def close(self, *, revoke: bool, timeout: float = 2.0) -> None:
-        """Ends the presence. With `revoke`, which is only allowed after its model server has ended, all of this pod's
-        keys are deleted at once, including its life. Otherwise the life stays, and the other keys end when the lease
-        expires."""
+        """Ends the presence. With `revoke`, which is allowed only after the pod's model server has ended, all keys of
+        this pod are deleted immediately, including its life. Otherwise the life stays, and etcd deletes the other keys
+        when the lease expires."""
         await self._tasks.close()
         lease, self._lease = self._lease, None
         if lease is not None:
@@ -143,7 +144,8 @@ class Presence:
 
     @property
     def proof_ns(self) -> int | None:
-        """Returns when the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME, or None without a lease."""
+        """Returns the time at which the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME, or None without a
+        lease."""
         return self._lease.proof_ns if self._lease is not None and not self._lease.lost.is_set() else None
 
     @property
@@ -153,7 +155,7 @@ class Presence:
 
     @property
     def published(self) -> bool:
-        """Returns whether the mesh sees this pod, judging by the local clock."""
+        """Returns whether this pod's record is in etcd, judging by the local clock."""
         return self._lease is not None and not self._lease.lost.is_set()
 
     @property
@@ -163,7 +165,7 @@ class Presence:
 
     @property
     def away(self) -> str:
-        """The reason why the pod's keys in etcd are not as they should be, or "" if they are."""
+        """The reason why the pod's keys in etcd may be missing or outdated, or "" if they are up to date."""
         return self._away
 
     def statistics(self) -> PresenceStatistics:
@@ -177,7 +179,7 @@ class Presence:
     # --- what should be there ---
 
     def put(self, model_id: str, record: records.CopyRecord) -> None:
-        """Notes a copy of this pod. Its key is written a moment later, once the waiters for the copy have their
+        """Notes a copy of this pod. The copy's key is written a moment later, once the waiters for the copy have their
         answers."""
         if self._copies.put(model_id, record):
             self._tell()
@@ -192,12 +194,12 @@ class Presence:
         self._wake.set()
 
     def wanted(self, model_id: str) -> records.CopyRecord | None:
-        """Returns the record that a model's key should hold."""
+        """Returns the record that a model's key should have, or None if the key should not exist."""
         return self._copies.wanted.get(model_id)
 
     def lease_gone(self, lease: int, why: str) -> None:
-        """Gives up a lease, because etcd has answered that the lease, or this pod's presence under it, is gone. A newer
-        lease is kept."""
+        """Gives up a lease, because etcd has answered that the lease, or this pod's presence under it, does not exist.
+        Keeps a newer lease."""
         if self.published and self._lease is not None and self._lease.id == lease:
             log.warning("presence lost", why=why)
             self._forget_lease()
@@ -205,13 +207,13 @@ class Presence:
             self._wake.set()
 
     async def settled(self, model_id: str, timeout: float) -> bool:
-        """Waits until the key of a model is as it should be. Returns False after `timeout` seconds."""
+        """Waits until the key of a model in etcd is as wanted. Returns False after `timeout` seconds."""
         return await self._copies.settled(model_id, timeout)
 
     @contextlib.asynccontextmanager
     async def claiming(self, model_id: str) -> AsyncIterator[Claiming]:
-        """Leaves a model's key to a claim for the duration of the block, in which nothing else may claim or put that
-        key."""
+        """Leaves a model's key to a claim for the duration of the block. Meanwhile no other claim may begin, and `put`
+        must not be called for the model."""
         try:
             async with self._copies.claiming(model_id, lambda: self.lease) as claim:
                 yield claim
@@ -263,8 +265,7 @@ class Presence:
     async def _write_batch(
         self, batch: list[str], lease: int, guard: Compare, record: records.PodRecord | None = None
     ) -> bool:
-        """Writes the keys of these models as they should be. Returns whether that succeeded; if it did not, they must
-        be written again."""
+        """Writes or deletes the keys of these models, as wanted. Returns False if the keys must be written again."""
         checked = self._copies.begin(batch)
         done = False
         try:
@@ -283,7 +284,8 @@ class Presence:
     async def _write(
         self, checked: dict[str, bool], lease: int, guard: Compare, record: records.PodRecord | None
     ) -> bool:
-        """Executes one transaction, which succeeds only if `guard` holds. Returns whether it is settled."""
+        """Executes one transaction, which succeeds only if `guard` holds. Returns False if its keys must be written
+        again."""
         batch = Batch(self._keys, self.pod, guard, lease)
         batch.add_copies(checked, self._copies.wanted)
         if record is not None:
@@ -332,8 +334,8 @@ class Presence:
                 self._next = None
 
     async def _write_copies(self, lease: Lease, revision: int) -> bool:
-        """Writes all keys but the pod's own, whose revision is known, and waits until no stale copy answers.
-        Returns False if the pod's own key has changed in the meantime."""
+        """Writes all keys except the pod's own, which must still have `revision`, and waits until no stale copy
+        answers. Returns False if the pod's own key has changed meanwhile."""
         guard = modified(self.key, revision)
         await self._outdated.begin_replaced()
         self._copies.renew()
@@ -369,7 +371,8 @@ class Presence:
             self._tasks.start(lease.close(), "close lease")
 
     async def _sweep(self) -> None:
-        """Deletes copies that earlier lives of this pod have left under leases that have not ended."""
+        """Deletes the keys of copies that earlier incarnations of this pod have left under leases that have not
+        ended."""
         left = self._copies.stray(await self.own_keys())
         for model_id in left:
             self._copies.touch(model_id)
@@ -389,8 +392,8 @@ class Presence:
         return found
 
     async def tidy(self) -> None:
-        """Deletes superfluous keys of this pod, which are late results of claims that timed out, and rewrites missing
-        ones, as etcd may have been restored from a snapshot. Reads the keys of all copies in the mesh."""
+        """Deletes superfluous keys of this pod, which are late results of claims that timed out. Writes missing keys
+        again, because etcd may have been restored from a snapshot. Reads the keys of all copies in the mesh."""
         expected = self._copies.as_wanted
         found = set(await self.own_keys())
         for model_id in self._copies.stray(found):

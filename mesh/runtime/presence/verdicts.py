@@ -23,7 +23,7 @@ class Elsewhere:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """A registration that is not the current one."""
+    """The answer that the registration is not the current one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ Verdict = Claimed | Elsewhere | Stale | Away
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A published copy: etcd has it as loaded, and the record has the digest of its content."""
+    """A published copy: its key says that the copy is loaded, and the model's record has the digest of its content."""
 
     record: ModelRecord
 

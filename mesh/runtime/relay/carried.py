@@ -1,7 +1,7 @@
 """One call on its way through the relay.
 
-It is the sink of a call that is sent without a task (`Egress.post`): `Outcomes` gets the outcome together with the
-call.
+If a call is sent without a task (`Egress.post`), this object is the sink: it passes the outcome, together with itself,
+to `Outcomes`.
 """
 
 import asyncio
@@ -21,20 +21,20 @@ _INFER, _METADATA = PREFIX + b"ModelInfer", PREFIX + b"ModelMetadata"
 
 
 class Outcomes(Protocol):
-    """The data port, as far as a call's outcome concerns it."""
+    """The part of the data port that receives the outcomes of calls."""
 
     def replied(self, carried: "Carried", reply: Reply) -> None:
-        """Takes the complete reply to a call that was sent without a task."""
+        """Receives the complete reply to a call that was sent without a task."""
 
     def outcome(self, carried: "Carried", outcome: ReplyStream | Lost) -> None:
-        """Takes any other outcome of such a call."""
+        """Receives any other outcome of such a call."""
 
     def ended(self, carried: "Carried", error: BaseException) -> None:
         """Ends such a call early."""
 
 
 class Carried:
-    """One call, and how far it has come."""
+    """One call and its state."""
 
     __slots__ = (
         "_alias",
@@ -123,15 +123,15 @@ class Carried:
         self._carrier.ended(self, TimeoutError())
 
     def on_reply(self, reply: Reply) -> None:
-        """Takes the complete reply."""
+        """Receives the complete reply."""
         self._carrier.replied(self, reply)
 
     def on_stream(self, stream: ReplyStream) -> None:
-        """Takes a reply that is read message by message."""
+        """Receives a reply that is read message by message."""
         self._carrier.outcome(self, stream)
 
     def on_lost(self, lost: Lost) -> None:
-        """Learns that there will be no reply."""
+        """Receives the reason why no reply will come."""
         self._carrier.outcome(self, lost)
 
     def on_beginning(self) -> None:

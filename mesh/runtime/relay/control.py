@@ -1,10 +1,10 @@
 """The management of a foreign server: its status, and its loads and unloads, in the terms of the SPI.
 
-There is one interface for all servers. `SpiControl` manages a server that speaks the SPI itself; for the servers that
-do not, `adapters` has one module each. What a server answers about its device comes as trailers (`reported`).
+All servers have the same interface. `SpiControl` manages a server that speaks the SPI itself; for other servers,
+`adapters` has one module each. What a server reports about its device is in trailers (`reported`).
 
-All methods raise AioRpcError with the server's own status, or MeshError if the control itself refuses. A model that the
-server does not have is NOT_FOUND, or one of the other forms that `verdicts` knows.
+All methods raise AioRpcError with the server's own status, or MeshError if the control itself refuses. If the server
+does not have the model, the error is NOT_FOUND, or one of the other forms that `verdicts` recognises.
 """
 
 from collections.abc import Sequence
@@ -41,10 +41,10 @@ class Control(Protocol):
     async def load(
         self, request: pb.LoadModelRequest, *, timeout: float | None
     ) -> tuple[pb.LoadModelResponse, Trailers]:
-        """Loads a model. A load that fails or is cancelled is followed by an unload."""
+        """Loads a model. If the load fails or is cancelled, the caller unloads the model."""
 
     async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
-        """Unloads a model, even one whose load has only begun. An unknown model may be NOT_FOUND."""
+        """Unloads a model, even one whose load has only begun. May raise NOT_FOUND for an unknown model."""
 
     async def size(
         self, request: pb.ModelSizeRequest, *, timeout: float | None
@@ -52,7 +52,7 @@ class Control(Protocol):
         """Returns the bytes of a loaded model, or 0 if the server does not know."""
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
-        """Returns the bytes that a model would take."""
+        """Returns the number of bytes that a model would need."""
 
 
 class SpiControl:
@@ -101,7 +101,7 @@ class SpiControl:
         return await _answer(self._stub.modelSize(request, timeout=timeout))
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
-        """Returns the bytes that a model would take."""
+        """Returns the number of bytes that a model would need."""
         response: pb.PredictModelSizeResponse = await self._stub.predictModelSize(request, timeout=timeout)
         return response
 

@@ -1,11 +1,11 @@
-"""The contract of an egress, which carries calls from the relay to the foreign server as real gRPC.
+"""The interface of an egress, which carries calls from the relay to the foreign server as real gRPC.
 
-There is one interface for all egresses, in the terms of `mesh.wire`: metadata is as on the wire, messages are frames,
-and an answer is a `Reply`, a stream, or a `Lost` connection. `envoyegress` sends calls through Envoy, and
-`grpcegress` through `grpc.aio`, for machines without Envoy.
+The interface uses the terms of `mesh.wire`: metadata is as on the wire, messages are frames, and an answer is a
+`Reply`, a stream, or a `Lost` connection. `envoyegress` sends calls through Envoy, and `grpcegress` through `grpc.aio`,
+for machines without Envoy.
 
-An egress never turns a server's status into another one. If a call has no status because its connection was lost,
-`first`, `read` and `result` raise `Lost`, and the caller asks the link what happened to the server.
+An egress never changes a server's status. If a call has no status because its connection was lost, `first`, `read` and
+`result` raise `Lost`, and the caller asks the link what happened to the server.
 """
 
 from typing import Protocol
@@ -25,7 +25,7 @@ class Answer(Protocol):
     """The value of `grpc-encoding`."""
 
     async def read(self) -> bytes | None:
-        """Returns the next frame, or None at the end, even of an answer that failed. Raises `Lost`."""
+        """Returns the next frame, or None at the end of the answer, even if the answer failed. Raises `Lost`."""
 
     async def result(self) -> Reply:
         """Returns status and trailing metadata once the answer has ended. Raises `Lost`."""
@@ -42,7 +42,7 @@ class Outgoing(Protocol):
         """Ends a streamed request, after its last message."""
 
     async def first(self) -> Reply | Answer:
-        """Returns the complete answer if it has failed without a message, or is one message and has ended; otherwise
+        """Returns the complete answer if it failed without a message, or if it has ended after one message. Otherwise
         returns a stream. Raises `Lost`."""
 
     def cancel(self) -> None:
@@ -50,10 +50,11 @@ class Outgoing(Protocol):
 
 
 class Egress(Protocol):
-    """A way to the server. `send` and `open` return immediately. They raise ValueError for metadata that cannot be
+    """A way to the server. `send` and `open` return immediately. Both raise ValueError for metadata that cannot be
     sent, and `FrameError` for a message that cannot be read. The caller enforces deadlines.
 
-    With `pieces`, large messages of the answer may be read in pieces (`mesh.wire.pieces`), if this egress knows any.
+    With `pieces`, large messages of the answer may be read in pieces (`mesh.wire.pieces`), if this egress supports
+    pieces.
     """
 
     takes_pieces: bool
@@ -82,11 +83,11 @@ class Egress(Protocol):
     def post(
         self, method: bytes, headers: Headers, frame: bytes, sink: Sink, *, timeout: float | None, encoding: bytes
     ) -> Exchange | None:
-        """Sends a request of one message, whose outcome `sink` gets, for callers without a task of their own. Returns
-        None if that is not possible, in general or at present, so that `send` has to be used."""
+        """Sends a request of one message, and passes the outcome to `sink`, for callers without a task of their own.
+        Returns None if this is not possible, in general or at present. The caller then has to use `send`."""
 
     def is_final(self, reply: Reply) -> bool:
-        """Returns whether the server itself has sent a reply to `post`. If it has not, call `resume`."""
+        """Returns whether a reply to `post` comes from the server itself. If it does not, call `resume`."""
 
     def resume(
         self,

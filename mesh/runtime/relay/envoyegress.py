@@ -1,7 +1,7 @@
 """The egress of Envoy: calls to the server through an Envoy process, a child of the relay, over gRPC on HTTP/1.1.
 
-It costs less than `grpc.aio`, and no status, message or metadata passes a second gRPC implementation in this process.
-`mesh.envoy.egress` runs Envoy. While Envoy is restarted, new calls wait for it.
+This egress costs less than `grpc.aio`, and statuses, messages and metadata do not pass through another gRPC
+implementation in this process. `mesh.envoy.egress` runs Envoy. While Envoy is restarted, new calls wait.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ class EnvoyEgress:
     takes_pieces = True
 
     def __init__(self, minder: EgressMinder, socket: str, *, max_message: int, budget: Budget) -> None:
-        """Makes an egress. `max_message` is the largest message of a reply that is held whole, in bytes; `budget`
-        counts replies."""
+        """Makes an egress. `max_message` is the size of the largest message that is held in one piece, in bytes.
+        `budget` counts the bytes of replies."""
         self._minder = minder
         self._pool = Pool(
             f"unix:{socket}",
@@ -54,7 +54,7 @@ class EnvoyEgress:
         pieces: bool = False,
     ) -> "EnvoyCall":
         """Sends a request of one message. If Envoy has just died, the request is sent again to the next Envoy, unless a
-        byte of the request was already written."""
+        byte of it was already written."""
         begin = self._sending(method, headers, frame, timeout=timeout, encoding=encoding, pieces=pieces)
         return EnvoyCall(self, begin(), begin)
 
@@ -82,7 +82,7 @@ class EnvoyEgress:
     def post(
         self, method: bytes, headers: Headers, frame: bytes, sink: Sink, *, timeout: float | None, encoding: bytes
     ) -> Exchange | None:
-        """Sends a request of one message, whose outcome `sink` gets. Returns None while Envoy does not run."""
+        """Sends a request of one message, and passes the outcome to `sink`. Returns None while Envoy does not run."""
         if not self._minder.is_up:
             return None
         return self._pool.send(method, headers, frame, sink, timeout=_written(timeout), encoding=encoding)
@@ -103,8 +103,8 @@ class EnvoyEgress:
         encoding: bytes,
         pieces: bool = False,
     ) -> "EnvoyCall":
-        """Returns a call that `post` has sent, with its outcome. If it was not sent because Envoy has just died, it is
-        sent again, as `send` does."""
+        """Returns a call that `post` has sent, with its outcome. If the call was not sent because Envoy has just died,
+        sends it again, as `send` does."""
         stream = RequestStream(takes_pieces=pieces)
         stream.exchange = exchange
         if isinstance(outcome, Reply):
@@ -131,8 +131,7 @@ class EnvoyCall:
     __slots__ = ("_again", "_cancelled", "_egress", "_stream")
 
     def __init__(self, egress: EnvoyEgress, stream: RequestStream, again: Callable[[], RequestStream] | None) -> None:
-        """Makes a call that has not begun. `again` sends the request once more; None means that this is not
-        possible."""
+        """Makes a call that has not begun. `again` sends the request again; it is None if this is not possible."""
         self._egress = egress
         self._stream = stream
         self._again = again

@@ -2,9 +2,9 @@
 
 `grpc.aio` has a fault (github.com/grpc/grpc/issues/36066). If a server ends a stream while the client is still writing,
 `write` replaces the server's status with INTERNAL, `Internal error from Core`, and drops its initial metadata; `read`
-then returns no more messages. The public interface offers no way around all of this. So `GrpcCall.write` calls the
-function by which `grpc.aio` itself sends a message, and leaves out what `grpc.aio` does if that fails: the server's
-status follows by itself. `tests/runtime/relay/test_egress.py` fails if a version of grpcio does not allow this.
+then returns no more messages. The public interface offers no way around this fault. So `GrpcCall.write` calls the
+function by which `grpc.aio` itself sends a message, without what `grpc.aio` does if that function fails: the server's
+status arrives by itself. `tests/runtime/relay/test_egress.py` fails if a version of grpcio does not allow this.
 
 Requests of one message are sent in one batch, which cannot hide a status. The initial metadata of an answer that failed
 without a message is sometimes lost, because `grpc.aio` drops the metadata if it processes the status first.
@@ -45,7 +45,7 @@ class GrpcEgress:
         self._methods: dict[bytes, tuple[_Method, _Method]] = {}
 
     async def up(self) -> None:
-        """Returns immediately, because the link knows whether there is a connection."""
+        """Returns immediately, because the link waits for the connection."""
 
     async def close(self) -> None:
         """Does nothing, because the link closes the channel."""
@@ -78,11 +78,11 @@ class GrpcEgress:
         """Returns None, because `grpc.aio` needs a task for each call."""
 
     def is_final(self, reply: Reply) -> bool:
-        """Raises NotImplementedError: `post` sends nothing, so there is no outcome."""
+        """Raises NotImplementedError, because `post` sends nothing and so has no outcome."""
         raise NotImplementedError
 
     def resume(self, *_: object, **__: object) -> "GrpcCall":
-        """Raises NotImplementedError: `post` sends nothing, so there is no outcome."""
+        """Raises NotImplementedError, because `post` sends nothing and so has no outcome."""
         raise NotImplementedError
 
     def _method(self, name: bytes) -> tuple[_Method, _Method]:
@@ -102,7 +102,7 @@ class GrpcCall:
     __slots__ = ("_ahead", "_cancelled", "_encoding", "_epoch", "_link", "_max_message", "_rpc", "encoding", "headers")
 
     def __init__(self, link: Link, rpc: Any, encoding: bytes, max_message: int) -> None:
-        """Takes over a call of `grpc.aio`. `encoding` names the compression of the request's frames."""
+        """Wraps a call of `grpc.aio`. `encoding` names the compression of the request's frames."""
         self.headers: list[Header] = []
         self.encoding = b""  # of the answer, which gRPC has decompressed
         self._link = link
@@ -116,7 +116,7 @@ class GrpcCall:
     # --- the request
 
     async def write(self, frame: bytes) -> None:
-        """Sends one message. Raises `Lost` once the server has ended the call, FrameError."""
+        """Sends one message. Raises `Lost` once the server has ended the call, and FrameError."""
         message = framing.unpack(frame, self._encoding, limit=self._max_message)
         try:
             await self._rpc.wait_for_connection()
@@ -136,7 +136,7 @@ class GrpcCall:
     # --- the answer
 
     async def first(self) -> "Reply | GrpcCall":
-        """Returns the answer if it failed without a message, otherwise this object as its stream."""
+        """Returns the answer if it failed without a message, or else this object as the stream of the answer."""
         self._ahead = await self._next()
         if self._ahead is None and (reply := await self.result()).code != Code.OK:
             return reply
@@ -178,13 +178,13 @@ class GrpcCall:
 
 
 def _refusal(size: int, limit: int) -> Reply:
-    """Returns the end of an answer whose message `grpc.aio` has refused, in this project's words."""
+    """Returns the end of an answer whose message `grpc.aio` has refused as too large, with Mesh's own error text."""
     error = too_large(f"of the reply, a message of {size} bytes", limit)
     trailers = [(wire.DETAILS, wire.encode_bin(error.grpc_details()))]
     return Reply(int(error.reason.code), error.text, trailers=trailers)
 
 
 def _taken(task: "asyncio.Task[None]") -> None:
-    """Retrieves the exception of a task, so that asyncio does not log it: the call's status explains the failure."""
+    """Retrieves the exception of a task, so that asyncio does not log it. The call's status explains the failure."""
     if not task.cancelled():
         task.exception()

@@ -1,9 +1,9 @@
 """The beginning of an HTTP/2 connection, which distinguishes a stopped server from a busy one.
 
 The kernel accepts connections for a stopped process, and a server whose threads are all busy answers no calls. But
-HTTP/2 begins with the settings of both sides, which gRPC's transport sends without the server's own threads. So a
-server that does not send them within seconds is stopped. gRPC's own pings would show that too, but servers close
-connections that ping more often than every five minutes.
+HTTP/2 begins with the settings of both sides, which gRPC's transport sends without the server's own threads. A server
+that does not send its settings within seconds is therefore stopped. gRPC's own pings would show this too, but servers
+close connections that ping more often than every five minutes.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ _SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty SETTINGS frame
 
 
 async def runs(server: str, *, within: float) -> bool:
-    """Returns whether a server answers a connection, or refuses it, within some seconds. A refusal counts as an answer:
-    the link notices by itself that the server has ended."""
+    """Returns whether a server answers or refuses a connection within `within` seconds. A refusal counts as an answer,
+    because the link notices itself that the server has ended."""
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(within):

@@ -1,10 +1,10 @@
-"""The record that a relay leaves to the next one of its pod: the server's status, and the copies that the server holds.
+"""The record that a relay leaves for the next relay of its pod: the server's status, and the copies in the server.
 
-A server must drop all its models before it reports that it is ready, so a relay that takes over from a dead one must
-not ask for that report; it reads this file instead. Each change is appended as one line, which the kernel keeps even if
-the writer is killed. The file is removed once the server itself has ended.
+A server must drop all its models before it reports that it is ready. A relay that takes over from a dead one must
+therefore not ask for that report, and reads this file instead. Each change is appended as one line, which the kernel
+keeps even if the writer is killed. The file is removed once the server itself has ended.
 
-A copy is known by its model's id and its token. The token alone is not enough: models that were registered in one
+A copy is identified by its model's id and its token. The token alone is not enough: models that were registered in one
 transaction have equal tokens.
 """
 
@@ -18,7 +18,7 @@ from mesh.pb import modelruntime_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A copy that the server holds."""
+    """A copy in the server."""
 
     model_id: str
     token: str
@@ -35,7 +35,7 @@ class Journal:
         self._descriptor = -1
 
     def read(self) -> tuple[pb.RuntimeStatusResponse, list[Held]] | None:
-        """Returns what the former relay recorded, or None if nothing reliable is left."""
+        """Returns the status and the copies that the former relay recorded, or None if it left no valid record."""
         if self._path is None:
             return None
         held: dict[tuple[str, str], Held] = {}
@@ -56,7 +56,7 @@ class Journal:
         return status, list(held.values())
 
     def begin(self, status: pb.RuntimeStatusResponse, held: list[Held]) -> None:
-        """Begins the file with the server's status and the copies that it holds."""
+        """Begins the file, with the server's status and copies."""
         if self._path is None:
             return
         fresh = self._path.with_name(self._path.name + ".new")

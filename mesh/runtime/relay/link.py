@@ -1,14 +1,14 @@
-"""The connection to the foreign server, and the check that the server behind it is still the same one.
+"""The connection to the foreign server, and the check that the server is still the same one.
 
 A server may end, hang, or be replaced by a new one at the same address, and gRPC hides all of that: it reconnects, and
-only single calls fail. But a new server holds no models, and must be asked for its status. So when a connection is
-lost, calls and loads wait while this module finds out what happened. If a new connection is refused, the server has
-ended. If the connection is accepted, the server is asked for its copies. A server that has them is the same server, and
-work continues. Otherwise the old server has ended, so this process exits with a status that says so, and the agent
-starts over with an empty server.
+only single calls fail. But a new server has no models, and must be asked for its status. When a connection is lost,
+calls and loads therefore wait while this module finds out what happened. If a new connection is refused, the server has
+ended. If the connection is accepted, the server is asked for its copies. A server that has one of them is the same
+server, and work continues. Otherwise the old server has ended, so this process exits with a status that says so, and
+the agent begins again with an empty server.
 
-While the connection lasts, the server is asked about one copy after the other, because a server may lose a model and
-keep running.
+While the connection lasts, the server is asked about one copy after the other, because a server may lose a model
+without ending.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ LOOK = 5.0
 _ANSWER = 3.0  # seconds for an answer, after which it is looked at more closely
 _NOTICING, _LOOKS = 0.01, 100  # seconds between looks at whether a lost connection was noticed, and their number
 _LOCAL = re.compile("closed|removed|reset|refused|failed to connect|pipe|GOAWAY|recvmsg|transport", re.IGNORECASE)
-"""Words in the texts of gRPC's own failures."""
+"""Words in the texts of failures that gRPC itself reports."""
 
 _AT_ONCE = 16  # copies asked for at a time
 
 
 class Holding(Protocol):
-    """The copies that the server should hold."""
+    """The copies that the server should have."""
 
     def ids(self) -> list[str]:
         """Returns the ids of the copies."""
@@ -50,8 +50,8 @@ class Holding(Protocol):
 
 
 class Link:
-    """The connection to the foreign server. `up` waits until the server can be used. `ended` gets the exit status once
-    the server is lost."""
+    """The connection to the foreign server. `up` waits until the server can be used. The result of `ended` is the exit
+    status, once the server is lost."""
 
     def __init__(
         self,
@@ -90,28 +90,29 @@ class Link:
         return not self.ended.done()
 
     def give_up(self, why: str) -> None:
-        """Treats the server as hung, although its connection lasts."""
+        """Treats the server as hung, although the connection still exists."""
         self._end(HUNG, why)
 
     async def survived(self) -> None:
-        """Returns once it is known that the server has outlived a lost connection. If the server has ended, this method
-        never returns, because the process ends. The use board then still shows the work under way, which may have
+        """Waits until it is known that the server has outlived a lost connection. If the server has ended, never
+        returns, because this process ends. The use board then still shows the work that was under way, which may have
         killed the server."""
         if not await self.up():
             await asyncio.Event().wait()
 
     async def noticed(self, epoch: int) -> None:
-        """Waits, for a second at most, until this link has noticed the loss of the connection of `epoch`. A call may
-        also fail alone, while the connection lasts."""
+        """Waits until this link has noticed the loss of the connection of `epoch`, but at most for a second, because a
+        call may also fail while the connection lasts."""
         for _ in range(_LOOKS):
             if self.epoch != epoch or self.ended.done():
                 return
             await asyncio.sleep(_NOTICING)
 
     async def broken(self, epoch: int, text: str, channel: grpc.aio.Channel | None = None) -> bool:
-        """Returns whether a call failed with UNAVAILABLE because its connection, of `epoch`, was lost, and not by the
-        server's answer. `text` is the text of the failure, which may arrive before the channel changes its state.
-        `channel` is the one that carried the call. A separate one is not watched here, so the text alone decides."""
+        """Returns whether a call failed with UNAVAILABLE because its connection, of `epoch`, was lost, and not because
+        the server answered so. `text` is the text of the failure, which may arrive before the channel changes its
+        state. `channel` is the channel that carried the call. If it is a separate channel, which is not watched here,
+        the text alone decides."""
         ready = grpc.ChannelConnectivity.READY
         if channel is not None and channel is not self.channel:
             return self.epoch != epoch or _LOCAL.search(text) is not None
@@ -152,7 +153,7 @@ class Link:
             log.info("connected to the same model server again", server=self._server)
 
     async def watch(self) -> None:
-        """Asks the server every few seconds whether it still has a copy, and notices when it hangs."""
+        """Asks the server every few seconds whether it still has a copy, and gives the server up if it hangs."""
         while True:
             await asyncio.sleep(LOOK)
             turned()
@@ -164,8 +165,8 @@ class Link:
                 self._end(HUNG, f"does not answer for {self._hang_timeout:g} s")
 
     async def survey(self) -> bool:
-        """Asks about every copy, and withdraws those that are lost. Returns True if the server has any of them, or does
-        not say."""
+        """Asks the server about every copy, and withdraws the copies that are lost. Returns True if the server has at
+        least one copy, or does not say."""
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def held(model_id: str) -> tuple[str, bool | None]:
@@ -198,7 +199,7 @@ class Link:
         return True
 
     def note(self, trailers: Iterable[tuple[str, str | bytes]] | None) -> reported.Trailers:
-        """Takes note of what an answer of the server reports about its device. Returns what the agent gets."""
+        """Notes what an answer of the server reports about its device. Returns the trailers for the agent."""
         used = reported.used(trailers)
         if used is not None:
             self.device_bytes = used
@@ -211,8 +212,8 @@ class Link:
             await self.calls.close(None)
 
     async def _look(self, *, trusting: bool) -> str:
-        """Returns why the server at the address is not the one that was connected, or "" if it is the same. If
-        `trusting`, a server that does not say what it holds counts as the same."""
+        """Returns the reason why the server at the address is not the one that was connected, or "" if it is the same.
+        With `trusting`, a server that does not say which models it has counts as the same."""
         states = grpc.ChannelConnectivity
         while (state := self.channel.get_state(try_to_connect=True)) is not states.READY:
             if state is states.TRANSIENT_FAILURE:

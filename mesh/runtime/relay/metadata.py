@@ -1,4 +1,5 @@
-"""The metadata that passes the relay, and its conversion for `grpc.aio`, where binary values are bytes, not base64."""
+"""The metadata that the relay forwards, and its conversion for `grpc.aio`, where binary values are bytes, not
+base64."""
 
 from collections.abc import Iterable
 
@@ -26,13 +27,14 @@ def to_server(received: Iterable[Header], model_id: str) -> list[Header]:
 
 
 def to_client(received: Iterable[Header]) -> list[Header]:
-    """Returns the metadata of a server's answer that the client gets. Mesh's own names are left out, so that no server
+    """Returns the metadata of a server's answer that the client gets. Leaves out Mesh's own names, so that no server
     can claim that a model is not here."""
     return [header for header in received if not header[0].startswith(headers.INTERNAL)]
 
 
 def pairs(sent: Headers) -> Pairs:
-    """Returns metadata as `grpc.aio` takes it. Raises ValueError for a binary value that is not base64."""
+    """Returns metadata in the form that `grpc.aio` requires. Raises ValueError for a binary value that is not
+    base64."""
     made: list[tuple[str, str | bytes]] = []
     for name, value in sent:
         if name.endswith(b"-bin"):
@@ -43,7 +45,7 @@ def pairs(sent: Headers) -> Pairs:
 
 
 def from_pairs(received: Iterable[tuple[str, str | bytes]] | None) -> list[Header]:
-    """Returns metadata of `grpc.aio` as it is on the wire."""
+    """Returns metadata of `grpc.aio` in the form that it has on the wire."""
     return [
         (key.encode(), wire.encode_bin(value) if isinstance(value, bytes) else value.encode("ascii", "replace"))
         for key, value in received or ()

@@ -1,9 +1,10 @@
-"""The methods that a foreign server takes, and where each expects the model's id, according to its `runtimeStatus`.
+"""The methods that a foreign server accepts, and the field in which each expects the model's id, according to the
+server's `runtimeStatus`.
 
 V2's methods have a rule of their own, for servers that do not list them. A message of V2 names a model, and a server
-may use that name instead of the metadata. So the relay always writes the id of the routed model over it. Otherwise a
-caller with permission for one model could reach another model of the same server. V2's other methods (the model
-repository, shared memory, log settings) act on the whole server, and pass only if the server lists them.
+may use that name instead of the metadata. The relay therefore always replaces the name with the id of the routed model.
+Otherwise a caller with permission for one model could reach another model of the same server. V2's other methods (the
+model repository, shared memory, log settings) act on the whole server, and pass only if the server lists them.
 """
 
 from mesh.pb import modelruntime_pb2 as pb
@@ -19,8 +20,8 @@ _NAMED = {
     **dict.fromkeys((b"ModelStreamInfer", b"ModelConfig", b"ModelStatistics"), (1,)),  # Triton's extensions
     **dict.fromkeys((b"ServerLive", b"ServerReady", b"ServerMetadata"), ()),  # name no model
 }
-"""V2's methods that concern one model or none, and the path of its name in the request (proto/inference.proto, and
-Triton's grpc_service.proto)."""
+"""V2's methods that concern one model or none, each with the path of the model's name in the request
+(proto/inference.proto, and Triton's grpc_service.proto)."""
 
 
 class Methods:
@@ -31,8 +32,8 @@ class Methods:
         self._any = status.allowAnyMethod or not self._paths
 
     def path(self, name: bytes) -> tuple[int, ...]:
-        """Returns the path of the id in the method's request; empty if the request gets no id. Raises MeshError for a
-        method that is not allowed."""
+        """Returns the path of the id in the method's request, or an empty path if the request gets no id. Raises
+        MeshError for a method that is not allowed."""
         path = self._paths.get(name)
         if path is None and self._any:
             path = _NAMED.get(name[len(_V2) :]) if name.startswith(_V2) else ()

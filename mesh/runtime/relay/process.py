@@ -1,7 +1,7 @@
 """The relay's process: its parts, its start and its shutdown.
 
-It ends at SIGTERM, or when the server is lost, with an exit status that says so (`port.outcomes`). The server is not
-its child: others have started it, or it is a child of the agent, so that it outlives a relay that dies.
+The relay ends at SIGTERM, or when the server is lost, with an exit status that says so (`port.outcomes`). The server is
+not a child of the relay, so that it outlives a relay that dies: it is a child of the agent, or was started by others.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ _LAST_WORDS = 0.05  # seconds for answers to calls that were never sent, once th
 
 
 async def serve(settings: RelaySettings) -> int:
-    """Relays until SIGTERM, or until the server is lost. Returns the exit status; raises `CannotStart`."""
+    """Relays calls until SIGTERM, or until the server is lost. Returns the exit status. Raises `CannotStart`."""
     loop = asyncio.get_running_loop()
     leave = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, leave.set)
@@ -152,7 +152,7 @@ async def _egress(settings: RelaySettings, link: Link, budget: Budget, *, on_los
 
 
 async def _listen(data: Server, settings: RelaySettings, identity: Identity | None) -> int:
-    """Starts to listen on the data port, on the agent's socket if it has passed one on. Returns the port."""
+    """Starts to listen on the data port, on the agent's socket if the agent has passed one on. Returns the port."""
     if settings.data_socket is None:
         return await data.listen_tcp(settings.host, settings.port, identity=identity)
     inherited = socket.socket(fileno=settings.data_socket)

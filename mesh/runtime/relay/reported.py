@@ -1,6 +1,6 @@
-"""The memory of a device, which a server reports in the trailers of its SPI answers, beyond the SPI.
+"""The memory of a device, which a server may report in the trailers of its SPI answers.
 
-The SPI has one number for a model's size. A server that keeps models on a device may add trailers, as our own does:
+The SPI has one number for a model's size. A server that keeps models on a device may add trailers, as Mesh's own does:
 `mesh-device-total` and `mesh-device-used` to its status, `mesh-host-bytes` and `mesh-device-bytes` to loads, and
 `mesh-device-used` to any answer. Each is a number of bytes.
 """
@@ -14,7 +14,7 @@ Trailers = tuple[tuple[str, str], ...]
 
 
 def passed_on(trailers: Iterable[tuple[str, str | bytes]] | None) -> Trailers:
-    """Returns the trailers that the agent gets."""
+    """Returns the trailers that the relay passes on to the agent."""
     return tuple(
         (key, value) for key, value in trailers or () if key in _NAMES and isinstance(value, str) and value.isdecimal()
     )

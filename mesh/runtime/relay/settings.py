@@ -1,4 +1,4 @@
-"""The command line of the relay. It reads no environment variables."""
+"""The command line of the relay. Its options have no environment variables."""
 
 import argparse
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class RelaySettings:
 
 
 def parse(argv: Sequence[str]) -> RelaySettings:
-    """Parses a command line. Like argparse, ends the process with a message if it is wrong."""
+    """Parses a command line. If it is wrong, ends the process with a message, as argparse does."""
     parser = commandline.parser(
         "python -m mesh.runtime.relay", "Relays a pod's calls to a model server. Normally started by the pod's agent."
     )

@@ -1,7 +1,8 @@
-"""The SPI for the agent, whose requests the foreign server's own SPI answers.
+"""The SPI that the relay offers to its agent. The relay carries out the agent's requests by the foreign server's own
+SPI.
 
-The relay adds what the ONNX server does: copies have tokens, and slots of the use board. In an unload, the copy first
-stops answering calls, then calls in flight are ended, and then the server unloads the model.
+The relay adds what the ONNX server does itself: copies have tokens, and slots of the use board. In an unload, the copy
+first stops answering calls, then calls in flight are ended, and then the server unloads the model.
 
 A server must drop its models before it reports READY, so the relay asks for its status only until it is READY. A relay
 that takes over from a dead one answers from the journal.
@@ -61,7 +62,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         self.ready.set()
 
     async def runtimeStatus(self, request: pb.RuntimeStatusRequest, context: spi.Context) -> pb.RuntimeStatusResponse:
-        """Answers with the server's status, after asking for it until it is READY."""
+        """Asks the server for its status until it is READY, and answers with this status."""
         async with spi.answered(context), self._asking:
             status = self._status
             if status is None:
@@ -130,8 +131,8 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         return response, self._link.note(told)
 
     async def _clean_up(self, model_id: str) -> None:
-        """Has the server unload a model whose load was ended. A server that does not answer is still loading it in the
-        thread that answers, as MLServer does, and never gets to other calls, so it counts as hung."""
+        """Has the server unload a model whose load was ended. A server that does not answer is probably still loading
+        the model in the thread that answers calls, as MLServer does, so it counts as hung."""
         try:
             await self._link.control.unload(pb.UnloadModelRequest(modelId=model_id), timeout=_CLEAN_UP)
         except grpc.aio.AioRpcError as error:
@@ -141,7 +142,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             await self._link.survived()
 
     async def unloadModel(self, request: pb.UnloadModelRequest, context: spi.Context) -> pb.UnloadModelResponse:
-        """Unloads a model at the server, and answers once it is gone."""
+        """Unloads a model at the server, and answers once the model is gone."""
         async with spi.answered(context):
             token = spi.sent(context).get(headers.SPI_COPY, "").encode()
             copy = self._table.withdraw(request.modelId, token)
@@ -182,7 +183,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
     async def predictModelSize(
         self, request: pb.PredictModelSizeRequest, context: spi.Context
     ) -> pb.PredictModelSizeResponse:
-        """Asks the server how large a model will be."""
+        """Asks the server for the size that a model will have."""
         async with spi.answered(context):
             return await self._link.control.predict(request, timeout=_PREDICT_TIMEOUT)
         raise AssertionError("not reached")

@@ -2,8 +2,8 @@
 
 All elements of the path except the last name embedded messages, and the last one a string. The result is the message
 with that field set: earlier occurrences are removed, missing embedded messages are added, and nothing else is parsed,
-copied twice or changed. The cost grows with the number of fields, not with their size. A message whose field is set
-already, which is usual, is not copied at all.
+copied twice or changed. The cost grows with the number of fields, not with their size. A message whose field already
+has the value, which is usual, is not copied at all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,8 +31,8 @@ def append(message: bytes, number: int, values: Sequence[bytes]) -> bytes:
 
 
 def _set(message: bytes, number: int, value: bytes) -> bytes:
-    """Returns the message with the string in field `number` set. This is `_spliced` for a path of one field, in one
-    pass."""
+    """Returns the message with the string in field `number` set. Does the same as `splice` for a path of one field, but
+    in one pass."""
     wanted = number << 3 | _BYTES
     parts: list[bytes] = []
     at = kept = same = 0
@@ -115,7 +115,8 @@ def _without(message: bytes, start: int, end: int, path: tuple[int, ...]) -> lis
 
 
 def _fields(message: bytes, start: int, end: int, wanted: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yields, for each occurrence of a field, where it begins, where its content begins and ends, and its wire type."""
+    """Yields, for each occurrence of a field: the offset of the field, the offsets at which its content begins and
+    ends, and its wire type."""
     at = start
     while at < end:
         begin = at
@@ -129,7 +130,7 @@ def _fields(message: bytes, start: int, end: int, wanted: int) -> Iterator[tuple
 
 
 def _skipped(message: bytes, at: int, end: int, number: int, kind: int) -> tuple[int, int]:
-    """Returns where a field's content begins and where the field ends."""
+    """Returns the offset at which a field's content begins, and the offset at which the field ends."""
     if kind == _VARINT:
         content = at
         _, at = _varint(message, at, end)

@@ -1,4 +1,4 @@
-"""The copies that the foreign server holds, as known to the relay: their slots, their calls, and lost copies."""
+"""The relay's list of the copies in the foreign server: their slots, their calls, and lost copies."""
 
 import asyncio
 import contextlib
@@ -17,13 +17,13 @@ log = logs.get(__name__)
 
 _AGAIN = 60.0
 """Seconds after a loss during which *not found* for the same model counts as the model's own answer, because another
-load would not change it."""
+load would not help."""
 
 _MAX_LOSSES = 1000  # models whose losses are kept
 
 
 class CallInFlight(Protocol):
-    """A call in flight, as its copy knows it."""
+    """The part of a call in flight that its copy needs."""
 
     def cancel(self) -> object:
         """Ends the call. It then leaves the copy."""
@@ -47,7 +47,7 @@ class RelayedCopy:
         self.limit(concurrency)
 
     def limit(self, concurrency: int) -> None:
-        """Limits how many calls the server gets at once; 0 means no limit."""
+        """Limits the number of calls that the server gets at the same time; 0 means no limit."""
         if concurrency:
             self.gate = asyncio.Semaphore(concurrency)
             self.limited = True
@@ -59,7 +59,7 @@ class RelayedCopy:
             self._empty.set()
 
     async def drain(self, grace: float) -> None:
-        """Waits for the calls in flight, and ends those that remain after `grace` seconds. No call may begin
+        """Waits for the calls in flight, and ends the calls that remain after `grace` seconds. No call may begin
         meanwhile."""
         if not self.calls:
             return
@@ -73,7 +73,7 @@ class RelayedCopy:
 
 
 class Table:
-    """All copies. `copies` has those that answer calls."""
+    """All copies. `copies` contains the copies that answer calls."""
 
     def __init__(self, board: Board, journal: Journal) -> None:
         self.copies: Copies[RelayedCopy] = Copies()
@@ -83,7 +83,7 @@ class Table:
         self._losses: dict[str, float] = {}  # monotonic times of losses, by id
 
     def row(self, slot: int | None) -> Row:
-        """Returns the writer of a slot. Without a slot, uses are counted where nothing reads them."""
+        """Returns the writer of a slot. Without a slot, returns one whose counts no process reads."""
         return self._board.row(self._board.nobody if slot is None else slot)
 
     def resume(
@@ -104,7 +104,7 @@ class Table:
         self._journal.begin(status, held)
 
     def begin(self, status: pb.RuntimeStatusResponse, *, former: bool) -> None:
-        """Begins with a server that holds no copies. `former` is recorded for the next relay (`Link.former`)."""
+        """Begins with a server that has no copies. `former` is recorded for the next relay (`Link.former`)."""
         self._journal.former = former
         self._journal.begin(status, [])
 
@@ -117,8 +117,8 @@ class Table:
         self._journal.add(Held(copy.model_id, token, -1 if slot is None else slot, concurrency))
 
     def withdraw(self, model_id: str, token: bytes) -> RelayedCopy | None:
-        """Removes a copy for its unload, so that it answers no more calls, and returns it. Returns None if it is not
-        here. An empty token matches any copy."""
+        """Removes a copy before its unload, so that it answers no more calls, and returns the copy. Returns None if it
+        is not here. An empty token matches any copy."""
         if (going := self.going.get((model_id, token))) is not None:
             return going
         for copy in self.copies.all_of(model_id):

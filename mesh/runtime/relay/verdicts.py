@@ -1,4 +1,4 @@
-"""The meaning of a foreign server's error: the model's own error, or a model that the server no longer has.
+"""The interpretation of a foreign server's error: either the model's own error, or the loss of the model.
 
 The three forms of *not found* are those of the predecessor: the code NOT_FOUND, Triton's text and MLServer's.
 """
@@ -19,8 +19,8 @@ def model_is_lost(code: int, text: str) -> bool:
 
 
 def to_client(code: int, text: str, method: str) -> tuple[int, str]:
-    """Returns the status that the client gets. A server's UNAVAILABLE becomes INTERNAL, as in the predecessor: the
-    model server has answered, so no other copy is tried or loaded."""
+    """Returns the status for the client. A server's UNAVAILABLE becomes INTERNAL, as in the predecessor: the model
+    server has answered, so the router must not call or load another copy."""
     if code == Code.UNAVAILABLE:
         return int(Code.INTERNAL), f"ModelRuntime UNAVAILABLE: {method}: UNAVAILABLE: {text}"
     return code, text

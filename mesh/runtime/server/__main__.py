@@ -21,9 +21,10 @@ log = logs.get("mesh.runtime.server")
 
 
 def main(loading: "type[Loader] | None" = None) -> None:
-    """Serves until SIGTERM. Returns exit status 0; 1 if the server cannot start, 2 if the command line is wrong.
+    """Serves until SIGTERM, and exits with 0. Exits with 1 if the server cannot start, and with 2 if the command line
+    is wrong.
 
-    `loading` replaces onnxruntime: see `process.serve`.
+    `loading` replaces ONNX Runtime: see `process.serve`.
     """
     given = settings.parse(sys.argv[1:])
     openfiles.raise_limit()

@@ -1,4 +1,4 @@
-"""A copy as Mesh's server holds it: the session, its size, and the form of its answers."""
+"""A copy in Mesh's own server: the session, its size, and the form of its answers."""
 
 import asyncio
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class ServedCopy:
         self._answers: dict[tuple[tensors.Tensor, ...], ReplyWriter] = {}
 
     def answered(self) -> None:
-        """Counts a call in flight as done; after the last one, a waiting unload continues."""
+        """Counts a call in flight as done. After the last call, a waiting unload continues."""
         if self.drained is not None and not self.row.in_flight and not self.drained.done():
             self.drained.set_result(None)
 
@@ -75,8 +75,8 @@ class ServedCopy:
         return found
 
     def metadata(self, name: str = "", versions: Sequence[str] = ()) -> bytes:
-        """Returns the encoded ModelMetadataResponse, under `name`, with `versions`. For a call by an alias, these are
-        the alias's name and the versions that the router knows."""
+        """Returns the encoded ModelMetadataResponse with this name and these versions. For a call by an alias, these
+        are the alias's name, and the versions that the router knows."""
         if self._metadata is None:
             kind = inference_pb2.ModelMetadataResponse.TensorMetadata
             # V2 cannot mark an input as optional: if it were listed, clients would send something and overwrite

@@ -1,9 +1,9 @@
 """The decision whether a model's next call runs in the event loop, by how long calls of its size have taken.
 
-To hand a call to a thread costs about 100 us of processor time, while the whole call takes 35 us inline (measured). But
-a long call in the loop makes all others wait. So each model remembers how long calls took for each size of input (in
-powers of two): short ones run inline, long ones in threads. The first call of a new size runs in a thread, unless a
-larger size is known to be short.
+Passing a call to a thread costs about 100 us of processor time, while the whole call takes 35 us inline (measured). But
+a long call in the loop makes all others wait. Each model therefore remembers the duration of calls for each size of
+input (in powers of two). Short calls run inline, long calls in threads. The first call of a new size runs in a thread,
+unless a larger size is known to be short.
 """
 
 _SIZES = 48  # classes of input size: 2^0 ... 2^47 bytes
@@ -12,20 +12,21 @@ INLINE_NS = 500_000
 """Duration below which calls of a class of sizes run in the loop from now on."""
 
 THREAD_NS = 1_000_000
-"""Duration above which calls of a class run in threads from now on. Between the two nothing changes, so that a class
-does not flap."""
+"""Duration above which calls of a class run in threads from now on. Between the two durations nothing changes, so that
+a class does not switch back and forth."""
 
 _MOST_NS = 4 * THREAD_NS
-"""The most that a single call can count."""
+"""Longest duration with which a single call can count."""
 
 _MOST_TIMES = 4
-"""The most that a single call can count, in multiples of the mean, but at least `INLINE_NS`. On a busy machine, or
-under a CPU quota, one call in a hundred is stopped for milliseconds. These outliers do not move a fast class. A class
-that has become slow leaves the loop after about ten calls."""
+"""Longest duration with which a single call can count, in multiples of the mean, but at least `INLINE_NS`. On a busy
+machine, or under a CPU quota, one call in a hundred is stopped for milliseconds. These outliers do not move a fast
+class. A class that has become slow leaves the loop after about ten calls."""
 
 
 class Pace:
-    """The cost of one model's calls. `inline[size.bit_length()]` says whether to run inline; `note` updates it."""
+    """The duration of one model's calls. `inline[size.bit_length()]` says whether a call of this size runs inline.
+    `note` updates it."""
 
     __slots__ = ("_ns", "inline")
 
@@ -34,7 +35,7 @@ class Pace:
         self._ns = [-1] * (_SIZES + 1)  # the running mean of each class; -1: never seen
 
     def note(self, size: int, took_ns: int) -> None:
-        """Records how long a call of that many bytes took: in processor time, if that can be told from waiting."""
+        """Records the duration of a call with this many bytes: in processor time, if that can be told from waiting."""
         index = size.bit_length()
         if index > _SIZES:
             return
@@ -58,7 +59,7 @@ class Pace:
             self.inline[index] = True
 
     def too_long(self, size: int) -> None:
-        """Records that a call in the loop had to be stopped: from now on its class runs in threads."""
+        """Records that a call in the loop had to be stopped. From now on, calls of its class run in threads."""
         index = size.bit_length()
         if index <= _SIZES:
             self._ns[index] = max(self._ns[index], _MOST_NS)

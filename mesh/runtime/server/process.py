@@ -1,11 +1,11 @@
 """The model server's process: its parts, its start and its end.
 
-It ends at SIGTERM and gives calls in flight a few seconds to finish. SIGINT is ignored: Ctrl-C reaches the whole
-process group, and the agent decides when this process ends. The agent, which starts the server, makes sure that the
-server does not outlive it.
+The process ends at SIGTERM, and gives calls in flight a few seconds to finish. It ignores SIGINT: Ctrl-C reaches the
+whole process group, and the agent decides when this process ends. The agent, which starts the server, makes sure that
+the server does not outlive the agent.
 
-The memory limit is set last, so that it applies to what models take, and not to what the server needs to start. The
-first session of a process takes 1.4 MB that are never freed; the trial of the device has made that session before the
+The memory limit is set last, so that it applies to what models need, and not to what the server needs for its start.
+The first session of a process takes 1.4 MB that are never freed. The test of the device makes this session before the
 limit is set.
 """
 
@@ -46,13 +46,14 @@ _STOPPING = 5.0  # further seconds for the orderly end of a server that cannot c
 _BEAT = 1.0  # seconds
 _SWITCH = 0.001
 """Seconds after which the loop yields the GIL to a thread that has finished its run. With Python's default of 5 ms,
-results would reach callers that much later whenever the loop is busy."""
+results would reach callers 5 ms later whenever the loop is busy."""
 
 
 async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -> int:
-    """Serves until SIGTERM, or until the process cannot continue. Returns the exit status; raises `CannotStart`.
+    """Serves until SIGTERM, or until the process cannot continue. Returns the exit status. Raises `CannotStart`.
 
-    `loading` makes models from files in place of onnxruntime. It is the only part that the tests' fake server replaces.
+    `loading` makes models from files in place of ONNX Runtime. It is the only part that the tests' fake server
+    replaces.
     """
     loop = asyncio.get_running_loop()
     leave = asyncio.Event()

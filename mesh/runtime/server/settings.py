@@ -1,4 +1,4 @@
-"""The command line of the model server. It reads no environment variables."""
+"""The command line of the model server. Its options have no environment variables."""
 
 import argparse
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class ServerSettings:
 
 
 def parse(argv: Sequence[str]) -> ServerSettings:
-    """Parses a command line. Like argparse, it ends the process with a message if the line is wrong."""
+    """Parses a command line. If it is wrong, ends the process with a message, as argparse does."""
     parser = commandline.parser(
         "python -m mesh.runtime.server", "The ONNX model server. Normally started by its agent."
     )

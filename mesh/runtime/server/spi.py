@@ -1,4 +1,4 @@
-"""The SPI of this server: `mmesh.ModelRuntime`, through which its agent drives it.
+"""The SPI of this server, `mmesh.ModelRuntime`, by which its agent controls it.
 
 Optional additions to the SPI's own messages:
 - `loadModel` reads metadata `mesh-copy` (the copy's token, `<incarnation>.<create revision>`), `mesh-slot` (the slot of
@@ -15,8 +15,8 @@ RESOURCE_EXHAUSTED (it needs too much memory), DEADLINE_EXCEEDED (it takes too l
 Trailing metadata `mesh-stuck` says that the load still runs and cannot be ended. DEADLINE_EXCEEDED from `unloadModel`
 means that a call or load of the model cannot be stopped: only a restart frees its memory.
 
-`runtimeStatus` unloads all models before it answers, as the SPI demands: it is for an agent's start, not a liveness
-probe. For that, read the use board's `beat_ns`.
+`runtimeStatus` unloads all models before it answers, as the SPI demands. It is meant for the start of an agent, not as
+a liveness probe; for that, read the use board's `beat_ns`.
 """
 
 from mesh.pb import modelruntime_pb2, modelruntime_pb2_grpc
@@ -32,7 +32,7 @@ from mesh.v2 import SERVICE
 from mesh.wire import headers
 
 DEFAULT_SIZE = 1 << 20
-"""Assumed size of a model about which nothing is known. A small one takes a tenth of it."""
+"""Assumed size of a model about which nothing is known. A small model takes a tenth of it."""
 
 _ID_FIELD = 1  # of all three messages
 _METHODS = ("ModelInfer", "ModelMetadata", "ModelReady")
@@ -62,7 +62,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     async def loadModel(
         self, request: modelruntime_pb2.LoadModelRequest, context: spi.Context
     ) -> modelruntime_pb2.LoadModelResponse:
-        """Loads a model; answers once the copy can serve."""
+        """Loads a model, and answers once the copy can serve."""
         async with spi.answered(context):
             told = spi.sent(context)
             slot = spi.slot_of(request, told)
@@ -81,7 +81,7 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     async def unloadModel(
         self, request: modelruntime_pb2.UnloadModelRequest, context: spi.Context
     ) -> modelruntime_pb2.UnloadModelResponse:
-        """Unloads a model; answers once nothing of it is left."""
+        """Unloads a model, and answers once nothing of it is left."""
         async with spi.answered(context):
             token = spi.sent(context).get(headers.SPI_COPY, "").encode()
             grace = spi.unload_grace(context, loader.UNLOAD_GRACE)

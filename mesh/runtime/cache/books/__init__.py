@@ -1,4 +1,4 @@
-"""The contents of the pod's memory, and counts of them.
+"""The contents of the pod's memory, and figures about them.
 
 - `entries`: one model in this pod
 - `ledger`: bytes by model, reserved and in use, and the order in which copies would be evicted

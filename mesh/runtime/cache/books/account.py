@@ -1,10 +1,12 @@
-"""The books of a pod with a foreign server, compared with the memory that the server takes.
+"""The comparison of a pod's books with the memory that a foreign server really uses.
 
-The memory of the server without models is the base, taken when the server is found and lowered whenever less is seen.
-What the server takes beyond its base is what its models take. Each look updates the factor of the ledger
-(`placement.account`), and each load is weighed: its growth is the size of a model whose size the server does not say.
+The memory of the server without models is its base. The base is measured when the server is found, and lowered whenever
+a later measurement is less. The memory beyond the base is the memory of the models. Each measurement updates the
+ledger's factor (`placement.account`). Each load is weighed: if the server does not state a model's size, the growth of
+the server's memory during the load is the size.
 
-Beside our own server, which measures, and beside a server that cannot be observed, nothing of this happens.
+With Mesh's own server, which measures sizes itself, and with a server that cannot be observed, this module does
+nothing.
 """
 
 import time
@@ -21,13 +23,13 @@ from placement.account import Factor, Growth
 log = logs.get(__name__)
 
 HEADROOM_SHARE, HEADROOM_LEAST = 0.25, 64 << 20
-"""Memory beyond the capacity that the server may take for calls, as a share of the capacity, and at least in bytes."""
+"""Memory beyond the capacity that the server may use for calls: a share of the capacity, and the minimum in bytes."""
 
 _RECOUNT = 0.02  # change of the factor from which all copies are counted again
 
 
 class SeenMemory(Protocol):
-    """The memory of a foreign server, as seen from outside."""
+    """The memory of a foreign server, observed from outside."""
 
     lives: int
     why: str
@@ -41,10 +43,10 @@ class SeenMemory(Protocol):
         """The limit of the server alone, if it is known."""
 
     async def find(self) -> bool:
-        """Looks for the server. Returns True if the server can be observed."""
+        """Looks for the server's processes. Returns True if they can be observed."""
 
     def read(self) -> int | None:
-        """Returns the bytes in use, or None."""
+        """Returns the bytes in use, or None if they cannot be read."""
 
 
 class Weighing:
@@ -72,7 +74,7 @@ class AccountStatistics:
 
 
 class Account:
-    """The account of one pod. Without `memory`, for our own server, it changes nothing."""
+    """The account of one pod. Without `memory`, as for Mesh's own server, it changes nothing."""
 
     def __init__(
         self,
@@ -105,11 +107,11 @@ class Account:
 
     @property
     def foreign(self) -> bool:
-        """True if the server is not ours."""
+        """True if the server is a foreign one."""
         return self._memory is not None
 
     async def prepare(self) -> None:
-        """Finds the server, if there is a new one. Call this before a load."""
+        """Looks for the server's processes if the server is new. Call this method before a load."""
         memory = self._memory
         if memory is None or not await memory.find() or memory.lives == self._life:
             return
@@ -124,7 +126,8 @@ class Account:
         log.info("memory of the model server is observed", what=memory.what, base=format_bytes(self._base))
 
     def look(self) -> int:
-        """Reads the memory, updates the factor, and returns the bytes that models take; 0 if nothing is observed."""
+        """Reads the memory, updates the factor, and returns the bytes that models use, or 0 if the memory is not
+        observed."""
         ledger = self._ledger
         if self._memory is None or (used := self._memory.read()) is None:
             self._observed = 0
@@ -148,13 +151,13 @@ class Account:
         return self._observed
 
     def observed(self) -> int:
-        """Returns the bytes that models take at this moment, or 0 if nothing is observed. Unlike `look`, changes
+        """Returns the bytes that models use at this moment, or 0 if the memory is not observed. Unlike `look`, changes
         nothing."""
         used = None if self._memory is None else self._memory.read()
         return 0 if used is None else max(0, used - self._base)
 
     def begin(self) -> Weighing | None:
-        """Begins to weigh a load. Returns None if nothing is observed."""
+        """Begins to weigh a load. Returns None if the memory is not observed."""
         if self._memory is None or (before := self._memory.read()) is None:
             return None
         ledger = self._ledger
@@ -172,7 +175,8 @@ class Account:
         return weighing
 
     def end(self, weighing: Weighing | None) -> Growth | None:
-        """Ends a weighing, and returns the growth. Returns None if nothing was observed, or the server has ended."""
+        """Ends a weighing, and returns the growth. Returns None if the memory was not observed, or if the server has
+        ended."""
         if weighing is None or weighing not in self._weighings:
             return None
         self._weighings.discard(weighing)

@@ -1,10 +1,10 @@
 """The call rate of each copy, from readings of the use board every few seconds.
 
-Rates cover the last reading or two, so a model that suddenly gets many calls is noticed within seconds. A peak is
-remembered for some minutes, so that a lull does not look like the end of the traffic.
+Rates are computed from the last one or two readings, so a model that suddenly gets many calls is noticed within
+seconds. A peak is remembered for some minutes, so that a short pause does not look like the end of the traffic.
 
-How long calls wait before they run follows from the number seen waiting and the number answered a second (Little's
-law), so the board, which is written at every call, need not record it.
+The time that calls wait before they run follows from the number of waiting calls and the number answered per second
+(Little's law). The board, which is written at every call, therefore does not have to record this time.
 """
 
 import asyncio
@@ -15,14 +15,14 @@ from mesh.runtime.cache.books.entries import CacheEntry, EntryState
 from mesh.runtime.cache.books.ledger import Ledger
 
 STEP = 3.0
-"""Seconds between two looks. A look at 2,000 copies takes 10 ms."""
+"""Seconds between two readings. Reading 2,000 copies takes 10 ms."""
 
 REMEMBER = 300.0
 """Half-life of a remembered peak, in seconds."""
 
 
 class Activity:
-    """The writer of `rate` and `peak_rate` of the ledger's entries, in calls a minute, and of `queue_ms`."""
+    """The computation of `rate`, `peak_rate` (in calls a minute) and `queue_ms` of the ledger's entries."""
 
     def __init__(self, ledger: Ledger, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger = ledger
@@ -31,7 +31,7 @@ class Activity:
         self._at = clock()
 
     async def run(self) -> None:
-        """Looks every `STEP` seconds until cancelled."""
+        """Updates the rates every `STEP` seconds until cancelled."""
         while True:
             await asyncio.sleep(STEP)
             self.look()
@@ -60,7 +60,7 @@ YOUNG = 60.0
 
 
 def active(ledger: Ledger, entry: CacheEntry) -> bool:
-    """Returns whether the leader should know of a copy: one that was called recently, is pinned or young, or is being
+    """Returns whether the leader should know of a copy, because it was called recently, is pinned or young, or is being
     loaded."""
     if entry.rate or entry.pinned or entry.state is not EntryState.LOADED or ledger.age(entry) < YOUNG:
         return True

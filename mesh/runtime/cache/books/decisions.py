@@ -1,7 +1,7 @@
-"""The latest decisions of this pod, each with its reason, so that `describe` and `mesh explain` can say why.
+"""The latest decisions of this pod, each with its reason, for `describe` and `mesh explain`.
 
-Their number is bounded, because a pod under pressure decides thousands of times a minute, and only the latest decisions
-help.
+The number of kept decisions is limited, because a pod under pressure decides thousands of times a minute, and only the
+latest decisions help.
 """
 
 import json
@@ -15,7 +15,7 @@ KEPT = 512
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One decision about `models`; the first is the one that was decided on."""
+    """One decision. The first of `models` is the model that the decision is about; the others are involved."""
 
     kind: str  # evict, refuse, unload, withdraw
     models: tuple[str, ...]
@@ -36,7 +36,8 @@ class Decisions:
         self._kept.append(Decision(kind, models, why, time.monotonic()))
 
     def lines(self, model_id: str = "", *, limit: int = 50) -> Iterator[str]:
-        """Yields decisions as JSON objects of one line, the newest first; with an id, only those that concern it."""
+        """Yields decisions as JSON objects of one line, the newest first. With an id, yields only decisions that
+        concern this model."""
         now = time.monotonic()
         found = 0
         for decision in reversed(self._kept):

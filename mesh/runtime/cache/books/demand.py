@@ -1,12 +1,12 @@
 """The memory that this pod's models in use need, counted in pods: the figure by which a pool of pods is scaled.
 
 A cache that works well is full, so its fill level says nothing. The *working set* is a better measure: copies called
-within a window of time, and evicted copies whose last call lies within it. If the working set fits, more pods would
-only hold models that are not called; if it does not fit, models in use evict each other.
+within a window of time, and evicted copies whose last call is within the window. If the working set fits, more pods
+would only hold models that are not called. If it does not fit, models in use evict each other.
 
 The sum over the pods of a pool is the number of pods that the pool needs. A model that was evicted here and then loaded
-in another pod counts in both for the rest of the window; so a pool that is far too small asks for more pods than it
-will need, and later for fewer. Placement prefers the same pod for the same model, which keeps that error small.
+in another pod counts in both pods for the rest of the window. A pool that is far too small therefore asks for more pods
+than it will need, and later for fewer. Placement prefers the same pod for the same model, which keeps that error small.
 """
 
 import time
@@ -34,7 +34,7 @@ class Demand:
         self._left: dict[str, tuple[float, Footprint]] = {}  # evicted copies: when they were last used
 
     def made_way(self, entry: CacheEntry) -> None:
-        """Notes that a copy is about to be evicted for another."""
+        """Notes that a copy is about to be evicted for another model."""
         self._left.pop(entry.model_id, None)
         self._left[entry.model_id] = (self._clock() - self._ledger.idle_ms(entry) / 1000, entry.footprint)
         if len(self._left) > _MOST:
@@ -55,5 +55,6 @@ class Demand:
         return total(sizes)
 
     def pods(self) -> float:
-        """Returns how many pods like this one the working set would fill. The kind of memory that is scarcer counts."""
+        """Returns the number of pods like this one that the working set would fill, by the kind of memory that is
+        scarcer."""
         return self.working_set().share_of(self._ledger.capacity)

@@ -22,9 +22,9 @@ _PHYSICAL = frozenset({EntryState.LOADING, EntryState.LOADED, EntryState.UNLOADI
 class CacheEntry:
     """One model in this pod.
 
-    Only its ledger changes it, except for the notes of other parts: `load_ms`, `usual_ms`, `disk_bytes`, `suspect`,
-    `model_type`, `reason`, `pinned`, `generation`, `digest`, `blamed`, `size`, `guessed`,
-    `least_bytes`, the rates.
+    Only the ledger changes an entry, except for the notes of other parts: `load_ms`, `usual_ms`, `disk_bytes`,
+    `suspect`, `model_type`, `reason`, `pinned`, `generation`, `digest`, `blamed`, `size`, `guessed`, `least_bytes`, the
+    rates.
     """
 
     __slots__ = (
@@ -103,7 +103,8 @@ class CacheEntry:
 
     @property
     def physical(self) -> bool:
-        """Returns whether the model might be in the server's memory: its load has begun and its unload not ended."""
+        """Returns whether the model may be in the server's memory, because its load has begun and no unload has
+        ended."""
         return self.begun or self.state in _PHYSICAL
 
     def __repr__(self) -> str:

@@ -1,17 +1,18 @@
 """The books of this pod's memory: bytes by model, reserved and in use, and the order in which copies would be evicted.
 
-Two sums are kept. *Committed* is everything that is here or will be: copies, and loads from the moment their room is
-reserved. It excludes copies being unloaded, whose space is already reserved for a load. *Physical* is what the server's
-memory holds or may hold now: copies, loads that have begun, and copies being unloaded until they are really gone.
-Decisions use the committed sum (`victims`), and a load begins only when it fits into the physical one; so memory is
-never reserved twice, and every reservation fits once the unloads are done.
+The ledger keeps two sums. *Committed* memory belongs to everything that is here or will be: copies, and loads from the
+moment their room is reserved. It excludes copies being unloaded, whose space is already reserved for a load. *Physical*
+memory is what the server uses or may use now: for copies, for loads that have begun, and for copies being unloaded
+until they are really gone. Decisions use the committed sum (`victims`). A load begins only when it fits into the
+physical sum. Thus memory is never reserved twice, and every reservation fits once the unloads are done.
 
 There are two kinds of memory: the host's and, in a pod that has one, a device's. Both sums are kept for each kind, and
-neither may overflow. In a pod without a device, memory that a model takes on devices elsewhere counts as host memory.
+neither may overflow. In a pod without a device, the memory that a model needs on a device in other pods counts as host
+memory.
 
 An eviction policy (`placement.policies`) orders the copies: by default least recently used first, according to the use
-board, which sees every call. It takes microseconds to read a slot, and a pod has thousands, so a policy reads only the
-slots of copies that it considers. The ledger does not wait, do I/O or decide.
+board, which sees every call. Reading a slot takes microseconds, and a pod has thousands of slots, so a policy reads
+only the slots of copies that it considers. The ledger neither waits nor does I/O, and it makes no decisions.
 """
 
 import time
@@ -46,8 +47,8 @@ class LedgerStatistics:
 class Ledger:
     """The ledger of one pod.
 
-    A model has at most one entry, except while its content is reloaded: then another one is kept aside, first the new
-    one while it is loaded, then the old one until it is gone.
+    A model has one entry at most, except during a reload of its content. Then a second entry is kept aside: first the
+    new one while it is loaded, then the old one until it is gone.
     """
 
     def __init__(
@@ -83,8 +84,8 @@ class Ledger:
     # --- an entry's life ---
 
     def add(self, model_id: str, revision: int, *, idle_ms: int = 0, aside: bool = False) -> CacheEntry:
-        """Adds an entry for a load that begins. It is kept `aside` if the model has a copy that the load is to replace.
-        Raises ValueError if the model has this entry already."""
+        """Adds an entry for a load that begins. With `aside`, keeps the entry aside, because the model has a copy that
+        the load is to replace. Raises ValueError if the model has this entry already."""
         entry = CacheEntry(model_id, revision, idle_ms=idle_ms, now_ns=self._clock(), aside=aside)
         if entry.key in self.entries:
             raise ValueError(f"{model_id!r} is already in the ledger: {self.entries[entry.key]!r}")
@@ -97,8 +98,8 @@ class Ledger:
         return self.entries.get(model_id + "\0")
 
     def swap(self, entry: CacheEntry) -> CacheEntry | None:
-        """Makes an entry that is kept aside the main one of its id. Returns the former main entry, which is now kept
-        aside."""
+        """Makes an entry that is kept aside the main entry of its model. Returns the previous main entry, which is then
+        kept aside."""
         del self.entries[entry.key]
         former = self.entries.pop(entry.model_id, None)
         if former is not None:
@@ -113,9 +114,10 @@ class Ledger:
         return former
 
     def enter(self, entry: CacheEntry, state: EntryState, *, evicted: bool = False) -> None:
-        """Sets the state of an entry. UNLOADING makes its space available, LOADED puts it into the order of use.
+        """Sets the state of an entry. UNLOADING makes the entry's space available, LOADED adds the entry to the order
+        of eviction.
 
-        `evicted` means that the copy is evicted for another; some policies learn from that.
+        `evicted` is True if the copy is evicted for another model; some policies learn from evictions.
         """
         if entry.state is EntryState.LOADED:
             self.policy.remove(entry.key, evicted_at=self._clock() if evicted else None)
@@ -131,7 +133,7 @@ class Ledger:
             self.policy.add(entry.key, size=entry.weight, cost=float(entry.load_ms))
 
     def weigh(self, entry: CacheEntry, size: Footprint) -> None:
-        """Sets the size of an entry: reserves room, or replaces a reservation with the size measured here."""
+        """Sets the size of an entry. Reserves room, or replaces a reservation with the size that was measured here."""
         self._count(entry, -1)
         entry.footprint = size if self.has_device else Footprint(size.total_bytes)
         self._count(entry, +1)
@@ -139,8 +141,8 @@ class Ledger:
             self.policy.resize(entry.key, size=entry.weight, cost=float(entry.load_ms))
 
     def counted(self, entry: CacheEntry) -> Footprint:
-        """Returns the memory that a model of known size counts for: its size times the factor, but at most the pod's
-        capacity, or the size itself if that is more."""
+        """Returns the memory with which a model of known size is counted: its size times the factor, but not more than
+        the pod's capacity unless the size itself is more."""
         size = entry.size if self.has_device else Footprint(entry.size.total_bytes)
         scaled = self.factor.scaled(size, guessed=entry.guessed, least_bytes=entry.least_bytes)
         most = max(size.host_bytes, self.capacity.host_bytes)
@@ -155,7 +157,7 @@ class Ledger:
                     self.weigh(entry, counted)
 
     def begin(self, entry: CacheEntry) -> bool:
-        """Takes the space for an entry if that much physical memory is free now. Returns False if it is not."""
+        """Takes the entry's space from the physical memory if enough is free now. Returns False if not."""
         if not entry.begun:
             if not (self.physical + entry.footprint).within(self.capacity):
                 return False
@@ -165,7 +167,7 @@ class Ledger:
         return True
 
     def give_back(self, entry: CacheEntry) -> None:
-        """Cancels the reservation of a load that has not reached the server, or has left it."""
+        """Cancels the reservation of a load that has not reached the server, or has left the server."""
         if entry.slot is not None:
             self._slots.append(entry.slot)
             entry.slot = None
@@ -178,7 +180,7 @@ class Ledger:
         return total(entry.footprint for entry in self.entries.values() if entry.state is EntryState.WAITING)
 
     def take_slot(self, entry: CacheEntry) -> bool:
-        """Assigns a slot of the use board to an entry; returns False if all are taken."""
+        """Assigns a slot of the use board to an entry. Returns False if all slots are taken."""
         if entry.slot is None and self._slots:
             entry.slot = self._slots.popleft()
         return entry.slot is not None
@@ -221,12 +223,13 @@ class Ledger:
 
     @property
     def accounted_bytes(self) -> int:
-        """Returns the host memory that copies and loads under way take without the factor. O(n)."""
+        """Returns the bytes of host memory that copies and loads under way need by their sizes, without the factor.
+        O(n)."""
         return sum(entry.measured.host_bytes for entry in self.entries.values() if entry.physical)
 
     @property
     def fullness(self) -> float:
-        """Returns how full the fuller of the two memories is, as a share."""
+        """Returns the share of memory that is committed, of the host's or the device's memory, whichever is fuller."""
         return self.committed.share_of(self.capacity)
 
     def fits(self, size: Footprint) -> bool:
@@ -246,7 +249,8 @@ class Ledger:
         return None if entry.slot is None else self._uses.read(entry.slot)
 
     def idle_ms(self, entry: CacheEntry) -> int:
-        """Returns the time since the last use of an entry: the start or end of a call, or its load."""
+        """Returns the time since the last use of an entry, in milliseconds: since the start or end of a call, or since
+        the load."""
         return max(0, (self._clock() - self._last_use_ns(entry)) // 1_000_000)
 
     def used(self, entry: CacheEntry) -> bool:
@@ -255,19 +259,19 @@ class Ledger:
         return use is not None and bool(use.calls or use.in_flight)
 
     def asked_ms(self, entry: CacheEntry) -> int:
-        """Returns the time since the load in progress was requested."""
+        """Returns the time since the load in progress was requested, in milliseconds."""
         return max(0, (self._clock() - entry.loaded_ns) // 1_000_000)
 
     def age(self, entry: CacheEntry) -> float:
-        """Returns how long the entry has been in its present state, in seconds."""
+        """Returns the time for which the entry has been in its present state, in seconds."""
         return (self._clock() - entry.since_ns) / 1e9
 
     def order(self, enough: Callable[[CacheEntry], bool] = lambda entry: False) -> list[CacheEntry]:
-        """Returns the loaded copies in the order of eviction, up to the first for which `enough` is true."""
+        """Returns the loaded copies in the order of eviction, up to the first one for which `enough` returns True."""
         return [self.entries[key] for key in self.policy.walk(lambda key: enough(self.entries[key]))]
 
     def first(self) -> CacheEntry | None:
-        """Returns the copy that would be evicted first, of those that may be evicted."""
+        """Returns the copy that would be evicted next, or None if no copy may be evicted."""
         order = self.order(lambda entry: not entry.pinned)
         return order[-1] if order and not order[-1].pinned else None
 
@@ -297,7 +301,7 @@ class Ledger:
         return use.last_use_ns
 
     def _uses_of(self, model_id: str) -> tuple[int, int]:
-        """Returns the last use in nanoseconds and the calls of a model, for the policy."""
+        """Returns the time of the last use, in nanoseconds, and the number of calls of a model, for the policy."""
         entry = self.entries[model_id]
         use = self.use(entry)
         return self._last_use_ns(entry), use.calls if use is not None else 0

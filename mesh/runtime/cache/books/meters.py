@@ -1,4 +1,4 @@
-"""The agent's metrics. A metric that the predecessor had too keeps its name.
+"""The agent's metrics. A metric that ModelMesh has too has the same name.
 
 `modelmesh_invoke_model_milliseconds` is the model server's own count, taken from the use board, because no call goes
 through the agent.
@@ -20,7 +20,7 @@ from puller.puller import PullerStatistics
 
 
 class Meters:
-    """The metrics of one agent. Other parts keep references to the metrics that they change."""
+    """The metrics of one agent. Other parts have references to the metrics that they change."""
 
     def __init__(self) -> None:
         self.registry = registry = metrics.Registry("agent")

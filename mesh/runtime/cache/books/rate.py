@@ -32,7 +32,7 @@ class Rate:
 
     @property
     def per_minute(self) -> int:
-        """The rate over the last minute. In the first quarter of a minute, calls count as if they were a quarter's, so
+        """The rate over the last minute. In the first 15 seconds, the rate is computed as if 15 seconds had passed, so
         that a few calls do not look like a high rate."""
         if len(self._readings) < 2:
             return 0

@@ -1,10 +1,10 @@
-"""The event by which freed memory wakes the loads that wait for it."""
+"""The event that wakes loads which wait for memory."""
 
 import asyncio
 
 
 class Space:
-    """The notifier of one pod. `news` is an event that is set the next time memory becomes free."""
+    """The notifier of one pod. `news` is an event that is set when memory becomes free the next time."""
 
     __slots__ = ("news",)
 

@@ -1,8 +1,8 @@
 """The pulled files of this pod's models: one folder for each model. A folder's removal never overlaps the model's next
 pull.
 
-The puller fetches and removes whenever it is asked to; but a model may be loaded again while a thread still removes the
-files of its former copy. So a pull here first waits for that removal.
+The puller fetches and removes files immediately when it is asked to. But a model may be loaded again while a thread is
+still removing the files of its previous copy. A pull here therefore first waits for that removal.
 """
 
 import asyncio
@@ -28,26 +28,26 @@ class Files:
         self._tasks = Tasks()
 
     async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
-        """Fetches a model's files, and the optimised form made of them that has the given tag. Raises PullError."""
+        """Fetches a model's files, and their optimised form with the given tag, if one is kept. Raises PullError."""
         while (removal := self._removals.get(into)) is not None:
             await asyncio.wait({removal})
         return await self._puller.pull(source, into=into, tag=tag)
 
     def short(self, needs: int) -> int:
-        """Returns how many bytes of files in use must be removed from the disk before `needs` bytes fit."""
+        """Returns the number of bytes of files in use that must be removed from the disk before `needs` bytes fit."""
         return self._puller.short(needs)
 
     @property
     def removing(self) -> bool:
-        """True while pulled files are being removed, or soon will be: the disk will have more room."""
+        """True while pulled files are being removed, or are about to be, so that the disk will have more room."""
         return bool(self._removals or self._doomed)
 
     def doom(self, into: str) -> None:
-        """Announces that a model's pulled files will be removed, for a load that first has other steps to undo."""
+        """Announces that a model's pulled files will be removed, for a load that first has to undo other steps."""
         self._doomed.add(into)
 
     async def remove(self, into: str) -> None:
-        """Removes the pulled files; continues if the caller is cancelled."""
+        """Removes the pulled files. Continues even if the caller is cancelled."""
         await asyncio.wait({self.discard(into)})
 
     def discard(self, into: str) -> "asyncio.Task[None]":
@@ -82,7 +82,7 @@ class Files:
                     )
 
     async def close(self) -> None:
-        """Waits a moment for removals to finish, and closes the puller."""
+        """Waits a short time for removals to finish, and closes the puller."""
         await self._tasks.settle(2.0)
         await self._tasks.close()
         await self._puller.close()

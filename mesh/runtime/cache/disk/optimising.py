@@ -2,11 +2,11 @@
 
 The model server's work on a network's graph is the same at each load on the same version of onnxruntime and the same
 processor. So after a slow load, a separate process writes the optimised graph, compares it with the original, and
-reports whether it is worth keeping (`mesh.runtime.server.onnx.optimiser`). The puller's cache keeps it under the
-contents of the source files and a tag for version and processor: other contents or another runtime never find it, and
-the disk budget counts it.
+reports whether it is worth keeping (`mesh.runtime.server.onnx.optimiser`). The puller's cache keeps the optimised form
+by the contents of the source files, and by a tag for version and processor. It is thus never used for other contents or
+with another runtime, and counts towards the disk budget.
 
-Models are optimised one at a time, and only while the machine has memory for it. No call waits for this.
+Models are optimised one at a time, and only while the machine has enough memory. No call waits for an optimisation.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from puller.puller import Pulled
 log = logs.get(__name__)
 
 LEAST_MS = 15.0
-"""Duration of a load in the model server from which on optimising is worthwhile, in milliseconds."""
+"""Shortest duration of a load in the model server for which a model is optimised, in milliseconds."""
 
 MAX_BYTES = 64 << 20
 """Largest size of a model's files: `optimiser` refuses more."""
@@ -47,7 +47,8 @@ class Keeping(Protocol):
         """Returns whether the folder still holds the files of that pull."""
 
     async def keep(self, into: str, pulled: Pulled, tag: str, path: Path) -> bool:
-        """Takes over a file made from that pull's files. Returns False if there is no room or no use for it."""
+        """Takes over a file that was made from that pull's files. Returns False if the disk has no room for the file,
+        or if the file is no longer of use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class OptimisingStatistics:
 
 
 class Optimising:
-    """The optimiser of one pod's models. `free_bytes` returns how much memory the machine or container has left."""
+    """The optimiser of one pod's models. `free_bytes` returns the free memory of the machine or container."""
 
     def __init__(self, keeping: Keeping, *, free_bytes: Callable[[], int]) -> None:
         self.tag = ""  # tag of the forms made now; empty: none are made
@@ -77,7 +78,8 @@ class Optimising:
         self.tag = f"{engine[0]} on {processor()}" if engine is not None and device == "cpu" else ""
 
     def loaded(self, model_id: str, pulled: Pulled, server_ms: float) -> None:
-        """Notes a loaded model that may be optimised. `server_ms` is how long the model server took to load it."""
+        """Notes a loaded model, which may be optimised. `server_ms` is the time that the model server took for the
+        load."""
         digest = pulled.digest
         if not self.tag or not digest or pulled.derived is not None:
             return
@@ -155,7 +157,7 @@ def _size(path: Path) -> int:
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Returns a string that is equal for processors with equal instructions, on which graph optimisers depend."""
+    """Returns a string that is equal for processors with the same instructions, on which optimised graphs depend."""
     features = ""
     with contextlib.suppress(OSError):
         for line in cpuinfo.read_text(errors="replace").splitlines():

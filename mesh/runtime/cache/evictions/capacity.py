@@ -4,10 +4,10 @@ A full cache is the normal state, so the model server must have room beyond its 
 and for memory that malloc cannot give back. `limit` is the sum of all this, and the hard limit of the process.
 
 A capacity larger than the container's memory (or the machine's, if there is no container) is refused at the start. A
-rollout then stops at its first pod while the other pods serve, and the operator learns of the error. If the capacity
-were reduced instead, only cache misses would show it; if it were accepted, the pod would be killed, with all its
-models, once its cache is full. A capacity that fits but leaves little room is accepted, and the model server is then
-limited to the existing memory.
+rollout then stops at its first pod while the other pods serve, and the operator learns of the error. If Mesh reduced
+the capacity instead, only cache misses would reveal the error. If it accepted the capacity, the pod would be killed,
+with all its models, once its cache is full. A capacity that fits but leaves little room is accepted, and the model
+server is then limited to the existing memory.
 """
 
 from mesh.host.memory import Whole
@@ -17,14 +17,15 @@ from placement.footprint import SESSION_BYTES
 
 AGENT = 100 << 20
 SERVER = 100 << 20
-"""Bytes that the processes take without any model: 84 to 90 MB and 95 MB were measured."""
+"""Bytes that the agent and the relay need without any model: 84 to 90 MB and 95 MB were measured."""
 
 HEADROOM_SHARE = 0.25
 HEADROOM_LEAST = 512 << 20
-"""The server itself takes about 100 MB; the data port alone may hold 256 MiB of inputs."""
+"""Bytes beyond the capacity that the model server may use: the server itself needs about 100 MB, and the data port may
+hold 256 MiB of inputs."""
 
 AUTO_LEAST = 64 << 20
-"""Minimum automatic capacity, in bytes: a pod without enough memory for it does not start."""
+"""Minimum automatic capacity, in bytes. A pod without enough memory for it does not start."""
 
 AUTO_SHARE = 0.75  # of the available memory, if the operator names no capacity
 DEVICE_SHARE = 0.85  # of the device's free memory, for models, likewise
@@ -36,13 +37,13 @@ def limit(capacity_bytes: int) -> int:
 
 
 def auto_limit(available_bytes: int) -> int:
-    """Returns the bytes that the server's process may take in total if the capacity is automatic. They are fewer in a
-    small container, which would otherwise be killed before the limit is reached."""
+    """Returns the bytes that the server's process may take in total if the capacity is automatic. In a small container
+    the result is smaller, because the container would otherwise be killed before the limit is reached."""
     return min(limit(auto_capacity(available_bytes)), int(available_bytes * AUTO_SHARE))
 
 
 def auto_capacity(available_bytes: int) -> int:
-    """Returns the capacity whose limit is a good part of the available memory: at least 64 MiB."""
+    """Returns a capacity, in bytes, whose `limit` is a large part of the available memory. Returns at least 64 MiB."""
     whole = int(available_bytes * AUTO_SHARE)
     capacity = int(whole / (1 + HEADROOM_SHARE))
     if capacity * HEADROOM_SHARE < HEADROOM_LEAST:
@@ -51,10 +52,11 @@ def auto_capacity(available_bytes: int) -> int:
 
 
 def device_capacity(wanted: int, used: int, total: int) -> int:
-    """Returns the bytes for models on a device of `total` bytes, of which `used` are in use before any model is loaded.
+    """Returns the number of bytes for models on a device of `total` bytes, of which `used` are in use before any model
+    is loaded.
 
-    If `wanted` is 0, the result is a good part of the rest. Raises ValueError if there is too little memory, or not
-    enough for one model below the share at which copies are evicted.
+    If `wanted` is 0, returns a large part of the rest. Raises ValueError if the memory is too small, or too small for a
+    single model below the share at which copies are evicted.
     """
     free = max(0, int(total * DEVICE_EVICT) - used)
     if wanted > free:
@@ -67,8 +69,8 @@ def device_capacity(wanted: int, used: int, total: int) -> int:
 
 
 def server_limit(capacity: int, there: Whole | None) -> int:
-    """Returns the bytes for the whole model server, `capacity` of which are for models. `there` is the memory that
-    exists. Raises ValueError if it is too little."""
+    """Returns the number of bytes for the whole model server, of which `capacity` are for models. `there` is the
+    existing memory. Raises ValueError if it is too small."""
     wanted = limit(capacity)
     if there is None:
         return wanted
@@ -83,13 +85,14 @@ def server_limit(capacity: int, there: Whole | None) -> int:
 
 
 def foreign_limit(there: Whole | None) -> int:
-    """Returns the bytes that a foreign server may take beside the agent and the relay, or 0 if they are unknown."""
+    """Returns the number of bytes that a foreign server may use beside the agent and the relay, or 0 if it is
+    unknown."""
     return 0 if there is None else max(1, there.bytes - AGENT - SERVER)
 
 
 def check_least(there: Whole | None) -> None:
-    """Raises ValueError if there is too little memory for the smallest automatic capacity: the pod would announce
-    memory that it does not have, and loads would fail."""
+    """Checks that the memory is enough for the smallest automatic capacity. Otherwise raises ValueError, because the
+    pod would announce memory that it does not have, and loads would fail."""
     needed = _needed(AUTO_LEAST)
     if there is not None and there.bytes < needed:
         raise ValueError(

@@ -1,7 +1,8 @@
-"""The execution of evictions: for a load that needs room, or because the server takes more memory than it may.
+"""The execution of evictions, for a load that needs room, or because the server uses too much memory.
 
-Other modules choose the victims (`victims` for a load, `memory` for the server). This one has them unloaded, counts
-them and keeps the reason. `unloads` takes the copies out of memory, and `space` wakes the loads that wait for it.
+Other modules choose the victims (`victims` for a load, `memory` for the server). This module has the victims unloaded,
+counts them, and keeps the reasons. `unloads` takes the copies out of memory, and `space` wakes the loads that wait for
+it.
 """
 
 from mesh.runtime.cache.books.decisions import Decisions
@@ -37,12 +38,12 @@ class Eviction:
                 self._begin(entry, f"evicted for {for_whom}: {room.why}")
 
     def evict(self, entry: CacheEntry, why: str) -> None:
-        """Begins to unload one copy that is not evicted for another."""
+        """Begins to unload one copy for a reason other than the load of another model."""
         self._decisions.note("evict", entry.model_id, why=why)
         self._begin(entry, why)
 
     async def gone(self, room: RoomDecision) -> None:
-        """Returns once nothing is left of the victims of a decision, their files included."""
+        """Waits until nothing is left of the victims of a decision, including their files."""
         for victim in room.victims:
             await self._unloads.gone(victim.removesuffix("\0"))
 

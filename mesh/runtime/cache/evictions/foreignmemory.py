@@ -1,8 +1,8 @@
-"""The watch over the memory of a foreign server, by the rules for our own (`memory`).
+"""The watch over the memory of a foreign server, by the same rules as for Mesh's own (`memory`).
 
-Three things differ. A size on the books may be wrong, so a copy counts with its share of the memory that is observed.
-For the same reason, the memory is read before each load. And the server may keep the memory of unloaded models for
-later ones, so evictions end if they do not help.
+Three things differ. A size on the books may be wrong, so a copy counts with its share of the observed memory. For the
+same reason, the memory is read before each load. And the server may keep the memory of unloaded models for later
+models, so evictions end if they do not free memory.
 """
 
 from mesh.options.values import format_bytes
@@ -22,7 +22,7 @@ _SETTLES = 3.0  # seconds after which a server has freed the memory of an unload
 
 
 class ForeignMemoryWatch(MemoryWatch):
-    """The watch over a foreign server's memory. With nothing to observe, it watches nothing."""
+    """The watch over a foreign server's memory. It does nothing if the memory cannot be observed."""
 
     def __init__(self, ledger: Ledger, eviction: Eviction, account: Account) -> None:
         super().__init__(ledger, eviction, limit_bytes=0, used=lambda: account.statistics().observed_bytes)
@@ -44,7 +44,7 @@ class ForeignMemoryWatch(MemoryWatch):
         super().look()
 
     def full(self) -> str:
-        """Returns why no load may begin now, or "" if one may.
+        """Returns the reason why no load may begin now, or "" if one may.
 
         Reads the memory again, because a server may load many models between two reads by `run` if their sizes on the
         books are far too small.
@@ -62,7 +62,7 @@ class ForeignMemoryWatch(MemoryWatch):
             self._since_ns = self._ledger.now_ns()
 
     def _judge(self) -> None:
-        """Judges the last evictions, once nothing is left of their victims."""
+        """Decides whether the last evictions have freed memory, once nothing is left of their victims."""
         if self._observed < self._before:
             self._in_vain = 0
         if not self._expected:

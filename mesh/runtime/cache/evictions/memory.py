@@ -1,16 +1,16 @@
-"""A watch over the memory that the model server and its device really use, whatever the ledger says.
+"""A watch over the memory that the model server and its device really use, independent of the ledger.
 
-Sizes are measured when a model is loaded, but the model may take more later, when a first call has a large input or an
-arena grows. So the server's private resident memory is watched.
+Sizes are measured when a model is loaded, but the model may need more later, when a call has a large input or an arena
+grows. Therefore the server's private resident memory is watched.
 
-The shares are of the hard limit of the process (`capacity.limit`). Above 90 %, the least recently used copies are
-evicted, one after the other as long as that frees memory; above 95 %, loads are refused too. At 100 %, an allocation
-fails in the code that asks for it, and the server continues. (90 % of the capacity itself would evict from every cache
-that is merely full.)
+The hard limit of the process is `capacity.limit`. Above 90 % of it, the least recently used copies are evicted, one
+after the other as long as this frees memory. Above 95 %, loads are refused too. At 100 %, an allocation fails in the
+code that asks for it, and the server continues. (90 % of the capacity itself would evict from every cache that is
+merely full.)
 
-A device is watched in the same way: sessions take workspace there when they are called, and other processes may use it
-too. Its limit is all of its memory, the shares are higher, and the capacity is separate: `capacity.device_capacity`
-leaves as much as calls may need.
+A device is watched in the same way: sessions need workspace on the device when they are called, and other processes may
+use the device too. The limit is all of the device's memory, and the shares are higher. The capacity is separate:
+`capacity.device_capacity` leaves enough memory for calls.
 """
 
 import asyncio
@@ -29,11 +29,12 @@ EVICT, REFUSE = 0.90, 0.95
 DEVICE_EVICT, DEVICE_REFUSE = 0.95, 0.98
 
 INTERVAL = 1.0
-"""Seconds between two looks. Memory is released within 0.3 s of an unload, so the next look sees that."""
+"""Seconds between two measurements. Memory is released within 0.3 s of an unload, so the next measurement includes the
+release."""
 
 
 class MemoryWatch:
-    """The watch over one kind of memory. `used` returns the bytes in use, 0 if no server runs."""
+    """The watch over one kind of memory. `used` returns the bytes in use, or 0 if no server runs."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class MemoryWatch:
         self._acted = False  # at the last look
 
     async def run(self) -> None:
-        """Looks every `INTERVAL` until cancelled."""
+        """Measures every `INTERVAL` seconds until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL)
             self.look()
@@ -98,15 +99,16 @@ class MemoryWatch:
             self._eviction.evict(entry, f"{text}, evicting above {evict:.0%}")
 
     def full(self) -> str:
-        """Returns why no load may begin at this moment, or "" if one may. Subclasses may read the memory again."""
+        """Returns the reason why no load may begin at this moment, or "" if one may. Subclasses may read the memory
+        again."""
         return self.refusal
 
     def _may_evict(self) -> bool:
-        """Returns whether evictions are sensible now."""
+        """Returns whether evictions can help now."""
         return True
 
     def _refused(self, used: int) -> str:
-        """Returns why loads are refused if so many bytes are in use, or "" if they are not."""
+        """Returns the reason why loads are refused when this many bytes are in use, or "" if loads may begin."""
         _, refuse = self._shares
         return f"{self._text(used)}: no loads above {refuse:.0%}" if used > refuse * self.limit_bytes else ""
 
@@ -114,11 +116,11 @@ class MemoryWatch:
         return f"{self._what} {format_bytes(used)} of {format_bytes(self.limit_bytes)}"
 
     def _begun(self, victims: list[CacheEntry]) -> None:
-        """Takes note of the copies that are about to be evicted."""
+        """Notes the copies that are about to be evicted."""
 
     def _leaving(self) -> int:
         return sum(self._of(entry) for entry in self._ledger.entries.values() if entry.state is EntryState.UNLOADING)
 
     def _of(self, entry: CacheEntry) -> int:
-        """Returns the bytes that a copy takes in the watched memory."""
+        """Returns the bytes that a copy uses of the watched memory."""
         return entry.footprint.device_bytes if self._device else entry.footprint.host_bytes

@@ -1,13 +1,13 @@
-"""Unloads: a copy stops answering, then its key is deleted, its memory freed and its files removed.
+"""The unloading of copies: a copy stops answering, then its key is deleted, its memory freed, and its files removed.
 
-New calls must get *not here* before the mesh learns that the copy is gone, and the mesh must learn it before the memory
+The copy must answer new calls with *not here* before its key is deleted, and the key must be deleted before the memory
 is free, because calls in flight may take long. First the agent asks the server to unload the copy. From then on the
-server answers *not here* and marks the copy's slot; as soon as the board shows the mark, the key is deleted. The
-server's answer to the agent means that the last call has ended and the memory is free. Only then do the bytes count as
-free, and the slot is released.
+server answers *not here*, and marks the copy's slot. As soon as the board shows the mark, the key is deleted. The
+server's answer to the agent means that the last call has ended and that the memory is free. Only then do the bytes
+count as free, and the slot is released.
 
-If a call in flight cannot be ended, the server says so; the copy then stays on the books, as memory in use, until the
-server's next life. If etcd is unavailable, the key is deleted later; the unload itself continues.
+If a call in flight cannot be ended, the server says so. The copy then stays on the books, as memory in use, until the
+server is restarted. If etcd is unavailable, the key is deleted later; the unload itself continues.
 """
 
 import asyncio
@@ -82,8 +82,8 @@ class Unloads:
             self._decisions.note("unload", entry.model_id, why=why)
 
     def begin(self, entry: CacheEntry, *, evicted: bool = False) -> bool:
-        """Begins to unload a copy; the caller notes the reason. Returns False if that is already under way. `evicted`
-        means that the copy is evicted for another; some policies learn from that."""
+        """Begins to unload a copy. The caller notes the reason. Returns False if an unload of the copy is already under
+        way. `evicted` is True if the copy is evicted for another model; some policies learn from evictions."""
         if entry in self._going or entry not in self._ledger:
             return False
         self._ledger.enter(entry, EntryState.UNLOADING, evicted=evicted)
@@ -92,8 +92,8 @@ class Unloads:
         return True
 
     async def take_out(self, entry: CacheEntry) -> bool:
-        """Makes one attempt to remove from the server a load that will begin again; its entry, key and files stay.
-        Returns whether nothing is left in the server."""
+        """Makes one attempt to remove from the server a load that will begin again. The load's entry, key and files
+        stay. Returns whether nothing is left in the server."""
         return await self._free(entry)
 
     async def silent(self, model_id: str) -> None:
@@ -111,7 +111,7 @@ class Unloads:
         return [going for going in self._going.values() if going.entry.model_id == model_id]
 
     def clear(self) -> None:
-        """Ends all unloads: the server has died, and its memory is gone."""
+        """Ends all unloads, because the server has died, and its memory is gone."""
         for going in list(self._going.values()):
             if going.task is not None:
                 going.task.cancel()
@@ -119,7 +119,7 @@ class Unloads:
         self._going.clear()
 
     async def close(self) -> None:
-        """Cancels the unloads under way; the server frees the memory when it ends."""
+        """Cancels the unloads under way. The server frees the memory when it ends."""
         await self._tasks.close()
 
     async def _unload(self, going: _Going) -> None:

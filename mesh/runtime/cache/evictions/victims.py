@@ -1,7 +1,7 @@
-"""The choice of the copies to evict in this pod, which `placement.room` makes.
+"""The choice of the copies to evict in this pod. `placement.room` makes the choice.
 
-The question and the order of eviction are the same for memory and for the disk. The latest questions and answers are
-kept for `mesh replay`. `eviction` carries out the answers.
+Memory and disk use the same question and the same order of eviction. The latest questions and answers are kept for
+`mesh replay`. `eviction` carries out the answers.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from placement.footprint import Footprint
 from placement.replay import Question
 
 QUESTIONS = 256
-"""The number of questions kept. Each takes a kilobyte or two."""
+"""The number of questions that are kept. Each needs one or two kilobytes."""
 
 
 class Victims:
@@ -27,8 +27,8 @@ class Victims:
         self.questions: deque[tuple[Question, room.RoomDecision]] = deque(maxlen=QUESTIONS)  # the latest, about room
 
     def candidates(self, need: Footprint) -> list[str]:
-        """Returns the models whose number of copies elsewhere must be known before room is made for `need`. Returns
-        none if `need` fits without evictions."""
+        """Returns the models whose number of copies elsewhere must be known before room is made for `need`. Returns an
+        empty list if `need` fits without evictions."""
         if self._ledger.fits(need):
             return []
         count = itertools.count(1)
@@ -44,12 +44,12 @@ class Victims:
         for_whom: str = "",
         growing: Collection[str] | None = None,
     ) -> room.RoomDecision:
-        """Returns the victims that must be evicted to fit this much more.
+        """Returns the decision which copies must be evicted so that `need` fits.
 
         `spares` is the number of copies in other pods, for each model asked about. `keep` has the keys of entries that
-        are never victims. `growing` is set for a load that is in memory already and needs more: it has the keys of all
-        such loads that wait. They may take memory reserved for other loads, and the memory of each does not become free
-        before it has grown.
+        are never victims. `growing` is given for a load that is in memory already and needs more: it has the keys of
+        all such loads that wait. Such loads may use memory that is reserved for other loads, and their own memory does
+        not become free before they have grown.
         """
         ledger = self._ledger
         need = need.on(device=ledger.has_device)
@@ -77,10 +77,11 @@ class Victims:
         for_whom: str = "",
         without: Collection[str] = (),
     ) -> room.RoomDecision:
-        """Returns the victims whose files free this many bytes of the disk, by the same rules as in memory.
+        """Returns the decision which copies must be evicted to free this many bytes of the disk, by the same rules as
+        for memory.
 
-        A pull under way counts with all the space that it may need. `without` has the keys of loads that have no files
-        on disk because they wait for space.
+        A pull under way counts with all the space that it may need. `without` has the keys of loads without files on
+        disk, because they wait for space.
         """
         ledger, look = self._ledger, self._look(spares, (for_whom,))
 
@@ -98,8 +99,8 @@ class Victims:
         return self._ask(question, on_disk, spares, busy)
 
     def leaving_disk_bytes(self, promised: Collection[str]) -> int:
-        """Returns the bytes of files on disk that copies being unloaded will soon free. Copies whose keys are in
-        `promised` do not count, because their space is promised to a load."""
+        """Returns the number of bytes on disk that copies being unloaded will soon free. Copies whose keys are in
+        `promised` do not count, because their space is reserved for a load."""
         ledger = self._ledger
         return sum(
             entry.disk_bytes

@@ -1,10 +1,10 @@
-"""Admission of models to memory. A model gets room on the books, then its turn, and the model server loads it; then the
-room is corrected to the measured size. Both steps may need evictions.
+"""Admission of models to memory. A model first gets room on the books, then its turn, and the model server loads it.
+Then its room is corrected to the measured size. The first and the last step may need evictions.
 
-A size that was measured before is part of the request. Otherwise it is estimated once the files are here, from
-experience with models of its type (`placement.sizes`). The estimate is low on purpose. A high one would evict models
-needlessly, whereas a low one is corrected by the measurement a moment later, and the server's memory has headroom for
-the difference.
+If the size was measured before, it is part of the request. Otherwise the size is estimated once the files are here,
+from experience with models of the same type (`placement.sizes`). The estimate is low on purpose. A high estimate would
+evict models needlessly, whereas a low one is corrected by the measurement a moment later, and the server's memory has
+headroom for the difference.
 """
 
 import asyncio
@@ -93,8 +93,7 @@ class Admission:
         self._sizing.resize(concurrency)
 
     def lift(self, entry: CacheEntry) -> None:
-        """Makes a load that may have begun without a caller as urgent as any other, because a caller now waits for
-        it."""
+        """Makes a load urgent that may have begun without a caller, because a caller now waits for it."""
         entry.idle_ms = 0
         self._turns.lift(entry.model_id)
 
@@ -107,11 +106,11 @@ class Admission:
         return self._sizes.statistics()
 
     def ahead_of(self, entry: CacheEntry) -> int:
-        """Returns how many loads get their turn before this one. Takes O(n): for operators."""
+        """Returns the number of loads that get their turn before this one, for operators. O(n)."""
         return self._turns.ahead_of(entry.model_id)
 
     def expected(self, entry: CacheEntry) -> Forecast:
-        """Returns when a load in progress, whose files are here, should be done. Takes O(n): for operators."""
+        """Returns the time at which a load in progress, whose files are here, should be done, for operators. O(n)."""
         usual, gone, mean = entry.usual_ms, self._ledger.asked_ms(entry), round(self._server.mean_ms)
         if entry.state is EntryState.LOADING:
             return forecast(usual, begun_ms=gone)
@@ -125,7 +124,7 @@ class Admission:
         )
 
     def too_large(self, want: Want) -> Refused | None:
-        """Returns why a model of known size can never fit into this pod, or None if it can."""
+        """Returns a refusal if a model of known size can never fit into this pod, or None if it can."""
         ledger = self._ledger
         need = want.footprint.on(device=ledger.has_device)
         if ledger.holds(need):
@@ -136,8 +135,8 @@ class Admission:
         self, want: Want, entry: CacheEntry, pulled: Pulled, *, spares: Mapping[str, int], apart: bool
     ) -> Size | Refused | Failed:
         """Brings a model into memory. Returns the measured size, which is then on the books. `spares` is the number of
-        copies of possible victims in other pods. `apart` means that the model's load may have killed a server before,
-        so no other load runs beside it."""
+        copies of possible victims in other pods. `apart` is True if the model's load may have killed a server before;
+        no other load then runs at the same time."""
         ticket = Ticket(want, entry, pulled, spares, self._rooms.place(), time.monotonic(), apart)
         while True:
             prediction = await self._predict(ticket)
@@ -163,8 +162,8 @@ class Admission:
                 return Refused(Reason.NO_ROOM, text)
 
     async def _take_turn(self, ticket: Ticket) -> Size | Refused | Failed | Want | None:
-        """Takes one turn at the model server. Returns None if the reserved room was lost meanwhile, and the request
-        with its known size if the load has yielded."""
+        """Takes one turn at the model server. Returns None if the reserved room was lost meanwhile. Returns the
+        request, with the size that is now known, if the load has yielded."""
         want, entry, pulled = ticket.want, ticket.entry, ticket.pulled
         take = self._turns.apart if ticket.apart else self._turns.turn
         async with take(want.model_id, idle_ms=entry.idle_ms):
@@ -199,7 +198,7 @@ class Admission:
         return None
 
     async def _predict(self, ticket: Ticket) -> Prediction | Refused:
-        """Predicts what a load will take, or refuses it."""
+        """Returns the predicted size of a load, or a refusal."""
         want, pulled, ledger = ticket.want, ticket.pulled, self._ledger
         capacity = ledger.capacity
         largest = max(1, capacity.device_bytes or capacity.host_bytes)
@@ -226,7 +225,8 @@ class Admission:
         return await self._rooms.reserve(ticket.entry, counted, place=ticket.place, spares=ticket.spares)
 
     async def _wait_for_space(self, entry: CacheEntry) -> bool:
-        """Waits until the load's room is free. Returns False if a model larger than predicted has taken it."""
+        """Waits until the load's room is free. Returns False if a model that is larger than predicted has taken the
+        room."""
         self._ledger.enter(entry, EntryState.WAITING)
         try:
             async with asyncio.timeout(_SPACE_WAIT):

@@ -44,8 +44,8 @@ class Fetching:
         self._meters = meters
 
     async def fetch(self, want: Want, entry: CacheEntry, granted: "asyncio.Future[Mapping[str, int]]") -> Pulled:
-        """Fetches the files. If that needs evictions, waits until the claim is `granted`, which also returns the number
-        of copies of possible victims in other pods. Raises NotFetched."""
+        """Fetches the files. If this needs evictions, first waits for `granted`, the end of the claim, whose result is
+        the number of copies of possible victims in other pods. Raises NotFetched."""
         place, began = self._rooms.place(), time.monotonic()
         while True:
             try:

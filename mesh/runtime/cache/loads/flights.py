@@ -1,9 +1,9 @@
 """The loads of a pod: how they begin, are joined, and end early. `loading` carries out each load.
 
 A caller that asks for a model being loaded joins that load. The load is a separate task: it continues if a caller gives
-up, but a withdrawal ends it. A model has at most one load. A copy or load of an older registration of the id is
-withdrawn first. A request for a registration older than the one in this pod is refused as stale. A copy of an older
-generation of the same registration stays: the newer one is loaded beside it and then takes its place.
+up, but a withdrawal ends it. A model has one load at most. A copy or load of an older registration of the id is
+withdrawn first. A request for a registration that is older than the one in this pod is refused as stale. A copy of an
+older generation of the same registration stays, until the newer generation is loaded beside it and takes its place.
 """
 
 import asyncio
@@ -31,7 +31,8 @@ from placement.modeltypes import ANY, takes
 log = logs.get(__name__)
 
 MAX_LOADS = 1024
-"""Maximum number of loads in this pod, including waiting ones. When it is reached, another pod is the better choice."""
+"""Maximum number of loads in this pod, including waiting ones. When the maximum is reached, another pod is the better
+choice."""
 
 _ASK = 2.0  # seconds for the model server to say whether it has a model
 
@@ -50,7 +51,7 @@ class _LoadFlight:
         self.stale = False  # withdrawn because its registration is not the current one
 
     def withdraw(self, why: str, *, stale: bool = False) -> None:
-        """Ends the load. Its outcome is then withdrawn, or stale."""
+        """Ends the load, with the outcome stale if `stale` is True, or else withdrawn."""
         if not self.withdrawn and self.task is not None:
             self.withdrawn = why
             self.stale = stale
@@ -86,7 +87,8 @@ class Loads:
         decisions: Decisions,
         types: frozenset[str] = ANY,
     ) -> None:
-        """Takes over the parts. `types` are the model types that the model server takes."""
+        """Makes a pod's loads, of which there are none yet. `types` are the model types that the model server
+        accepts."""
         self._ledger = ledger
         self._victims = victims
         self._loading = loading
@@ -104,7 +106,7 @@ class Loads:
         self._loads = self._failures = self._refusals = 0
 
     async def load(self, want: Want) -> Outcome:
-        """Loads a model, joins its load, or says why it is refused. Cancellation ends the wait, not the load."""
+        """Loads a model, joins its load, or returns a refusal. Cancellation ends the wait, not the load."""
         model_id = want.model_id
         aside = False
         if not takes(self._types, want.type):
@@ -160,20 +162,21 @@ class Loads:
         return await asyncio.shield(flight.future)
 
     async def _held(self, model_id: str) -> bool:
-        """Returns whether the model server still has the copy that the ledger lists. The router that asks may have got
-        *not here*: a server may lose a copy without dying, or unload it at another program's request."""
+        """Returns whether the model server still has the copy that the ledger lists. A server may lose a copy without
+        dying, or unload it at another program's request, and the router that asks may have got *not here*."""
         spi = await self._server.ready(0.0)
         return spi is None or await spi.holds(model_id, timeout=_ASK)
 
     async def outdated(self, model_id: str, revision: int) -> bool:
-        """Withdraws the copy or the load of a registration that is no longer the current one. Requests that wait for
-        the load get the outcome stale."""
+        """Withdraws the copy or the load of a registration that is no longer current. Requests that wait for the load
+        get the outcome stale."""
         return await self.withdraw(model_id, revision, "it is no longer registered, or registered again", stale=True)
 
     async def withdraw(self, model_id: str, revision: int, why: str, *, stale: bool = False) -> bool:
-        """Removes a copy or a load of that registration (0 for any), and waits until it no longer answers calls.
+        """Withdraws a copy or a load of the registration `revision` (0 for any), and waits until the copy no longer
+        answers calls.
 
-        Returns True if it has found a copy or a load. A copy being unloaded does not count.
+        Returns True if such a copy or load was found. A copy being unloaded does not count.
         """
         had = False
         flight = self._flights.get(model_id)
@@ -190,7 +193,7 @@ class Loads:
         return had
 
     def close(self, why: str) -> None:
-        """Refuses loads from now on, and ends those that have not reached the model server."""
+        """Refuses loads from now on, and ends the loads that have not reached the model server."""
         self._closed = self._closed or why
         for flight in list(self._flights.values()):
             if flight.entry.state is not EntryState.LOADING:
@@ -210,7 +213,7 @@ class Loads:
         return LoadsStatistics(len(self._flights), self._loads, self._failures, self._refusals)
 
     def _quick(self, want: Want) -> Refused | None:
-        """Returns why the load cannot even begin, or None if it can."""
+        """Returns a refusal if the load cannot begin, or None if it can."""
         if self._closed:
             return Refused(Reason.UNAVAILABLE, self._closed)
         if (why := self._gate.why_refused()) is not None:
@@ -228,8 +231,8 @@ class Loads:
         return None if room.passes and not want.idle_ms else no_room(room)
 
     def _silent(self) -> Refused | None:
-        """Returns why no copy may be reported as loaded now, because the fence forbids the model server to answer for
-        any copy. Returns None if copies may be reported."""
+        """Returns a refusal if no copy may be reported as loaded now, because the fence forbids the model server to
+        answer for any copy. Returns None if copies may be reported."""
         if not (why := self._fence.why_silent()):
             return None
         return Refused(Reason.UNAVAILABLE if self._closed else Reason.REGISTRY_AWAY, why)
@@ -267,8 +270,8 @@ class Loads:
 
 
 def _untaken(want: Want, types: frozenset[str]) -> Refused:
-    """Returns the refusal of a type that the server does not take. Routers choose pods by type, but a router's view may
-    be older than this pod's present options."""
+    """Returns the refusal of a model type that the server does not accept. Routers choose pods by type, but a router's
+    view may be older than this pod's present options."""
     taken = ", ".join(sorted(types))
     text = f"{want.model_id} is of type {want.type}, and this pod takes only models of type {taken} (--types)"
     return Refused(Reason.NOWHERE, text)

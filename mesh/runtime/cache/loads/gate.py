@@ -1,4 +1,4 @@
-"""The conditions for any load in this pod: the pod is published in etcd, its server is up, and memory is left."""
+"""The conditions for every load in this pod: the pod is published in etcd, its server is up, and memory is free."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from mesh.statuses import Reason
 
 
 class Gate:
-    """The gate. It is asked at each request for a load, and before each step that takes a resource."""
+    """The check of the conditions, at each request for a load, and before each step that takes a resource."""
 
     def __init__(
         self, presence: Presence, server: ServerProcess, relief: Relief, watches: Sequence[MemoryWatch]
@@ -22,7 +22,7 @@ class Gate:
         self._watches = watches
 
     def why_refused(self) -> Refused | None:
-        """Returns why loads are refused, or None if they are taken."""
+        """Returns a refusal if loads are refused now, or None if they are accepted."""
         if not self._presence.published:
             why = self._presence.away or "it is being published"
             return Refused(Reason.REGISTRY_AWAY, f"this pod has no lease in etcd: {why}")
@@ -37,7 +37,7 @@ class Gate:
         return None
 
     def why_full(self) -> Refused | None:
-        """Returns why the model server may not begin a load at this moment for lack of memory, or None."""
+        """Returns a refusal if the model server may not begin a load at this moment for lack of memory, or None."""
         for watch in self._watches:
             if full := watch.full():
                 return Refused(Reason.NO_ROOM, full)

@@ -8,12 +8,13 @@ model can serve.
 All copies of a registration have the same content: content whose digest differs from the record's is refused before the
 model server sees it, and the very first load writes its digest before it answers (`claims.publish`).
 
-A *reload* brings new content into a pod that has a copy of the old content: it is loaded beside the old copy, as
-another generation, and replaces it once it is published. Until then, and if the reload fails, the old copy answers.
+A *reload* brings new content into a pod that has a copy of the old content. The new content is loaded beside the old
+copy, as another generation, and replaces it once the new copy is published. Until then, and if the reload fails, the
+old copy answers.
 
 After any outcome but success, the former state is restored: key, reservation, slot, files, and the server's memory, in
-which nothing of a failed load may remain. This happens before the answer, because the router then asks another pod,
-which must not find this pod's claim.
+which nothing of a failed load may remain. This happens before the answer is sent, because the router then asks another
+pod, which must not find this pod's claim.
 """
 
 import asyncio
@@ -70,7 +71,7 @@ class Loading:
         self._history = history
 
     async def run(self, want: Want, entry: CacheEntry) -> Outcome:
-        """Runs one load. If cancelled, it undoes its steps before it ends."""
+        """Runs one load. If cancelled, undoes the load's steps first."""
         began = time.monotonic()
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[Mapping[str, int]] = loop.create_future()
@@ -131,7 +132,7 @@ class Loading:
         return await self._publication.conclude(want, entry, verdict)
 
     def _unchanged(self, record: ModelRecord, pulled: Pulled) -> Failed | None:
-        """Returns the recorded failure if the same files have recently failed to load here, because they would fail
+        """Returns the recorded failure if a load of the same files has recently failed here, because it would fail
         again."""
         known = self._history.known(record)
         if known is None or not known.digest or known.digest != pulled.digest:
@@ -160,7 +161,7 @@ class Loading:
             await self._files.remove(want.model_id)
 
     async def _remember(self, want: Want, entry: CacheEntry, outcome: Outcome) -> None:
-        """Writes into the model's record what other pods should know about a load that did not succeed."""
+        """Writes a failed load into the model's record, if other pods should know about the failure."""
         history = self._history
         if isinstance(outcome, Failed) and outcome.reason is Reason.CONTENT_CHANGED:
             await history.changed(want.model_id, want.revision, entry.digest)
@@ -173,10 +174,11 @@ class Loading:
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Completes the work even if cancelled meanwhile; the cancellation takes effect afterwards.
+    """Awaits `work` to its end even if cancelled meanwhile. The cancellation takes effect afterwards.
 
     A load that has lost its claim undoes its steps, and may be withdrawn at the same moment. If the withdrawal stopped
-    this halfway, its entry would stay in the ledger, and whatever waits for its removal would wait without end.
+    it halfway, the load's entry would stay in the ledger, and tasks that wait for the entry's removal would wait
+    without end.
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -191,5 +193,5 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _wall_ms() -> int:
-    """Returns the time since the epoch, which the predecessor's API requires."""
+    """Returns the time since the epoch in milliseconds, which the predecessor's API requires."""
     return time.time_ns() // 1_000_000

@@ -26,7 +26,7 @@ class Want:
     generation: int = 0  # a copy of an older one is replaced, once the new one can answer; 0: any generation
 
     def of_size(self, footprint: Footprint) -> "Want":
-        """Returns the request with the size, now known."""
+        """Returns the request with a size that is now known."""
         return replace(self, footprint=footprint)
 
 
@@ -43,7 +43,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A refusal by this pod, for which the model is not to blame."""
+    """A refusal of a load by this pod, for a reason that is not the model's fault."""
 
     reason: Reason
     text: str

@@ -1,9 +1,9 @@
 """A copy's key in etcd: claimed before the load, published after it.
 
-The key of a loaded copy is written after the load's answer, because it already exists as a claim. The first copy of a
-registration's content is published before the answer, in a transaction that writes the content's digest
-(`claims.publish`). So if two pods make a first load, the later one learns of the earlier. A copy that replaces one
-whose key has been deleted meanwhile is also published before the answer.
+The key of a loaded copy already exists as a claim, so it is updated only after the load has been answered. The first
+copy of a registration's content is published before the answer, in a transaction that writes the content's digest
+(`claims.publish`). Thus if two pods make a first load, the later pod learns of the earlier one. If a copy replaces one
+whose key was deleted meanwhile, it is also published before the answer.
 """
 
 import time
@@ -58,7 +58,8 @@ class Publication:
         self._incarnation = incarnation
 
     async def claim(self, want: Want, entry: CacheEntry) -> verdicts.Verdict:
-        """Claims the model. If a copy of this pod is reloaded, no claim is needed, and the record is read instead."""
+        """Claims the model. During a reload of this pod's copy no claim is needed; the method then only reads the
+        record."""
         if entry.aside:
             return await self._claims.look(want.model_id, want.revision)
         # The claim also reads about possible victims; for an unknown size, only if the pod is nearly full.
@@ -77,7 +78,7 @@ class Publication:
         return await self._claims.claim(want.model_id, claim, expected=want.expected_copies, ask=ask)
 
     async def conclude(self, want: Want, entry: CacheEntry, claimed: verdicts.Claimed) -> Outcome:
-        """Turns the loaded model into a copy, once etcd knows its content."""
+        """Makes the loaded model the pod's copy, once its content's digest is in etcd."""
         record, published = claimed.record, False
         outcome: Outcome | None = None
         first = not record.digest and entry.digest and claimed.modified
@@ -97,13 +98,13 @@ class Publication:
         await self._presence.settled(want.model_id, _KEY_WAIT)
 
     def _unclaimed(self, want: Want, entry: CacheEntry) -> bool:
-        """Returns whether no key prevents a new registration of the id, because the key of the copy to be replaced has
-        been deleted."""
+        """Returns whether the key of the copy to be replaced has been deleted, so that no key prevents a new
+        registration of the id."""
         return entry.aside and self._presence.wanted(want.model_id) is None
 
     async def _publish(self, want: Want, entry: CacheEntry, claimed: verdicts.Claimed) -> ModelRecord | Outcome:
-        """Publishes a copy in a separate transaction, which also writes its digest into the record. Returns the
-        record."""
+        """Publishes a copy in a separate transaction, which also writes the content's digest into the model's record.
+        Returns the record."""
         first, took = self._history.first, _took(entry, claimed.record)
         published = await self._claims.publish(
             want.model_id,
@@ -124,7 +125,7 @@ class Publication:
                 return published
 
     def _keep(self, want: Want, entry: CacheEntry, *, published: bool) -> Loaded:
-        """Makes the loaded model the pod's copy, in place of one of an earlier generation if there is one."""
+        """Makes the loaded model the pod's copy, in place of the copy of an earlier generation, if any."""
         ledger = self._ledger
         if not published:
             self._presence.put(want.model_id, self._record(want, entry))
@@ -156,7 +157,7 @@ class Publication:
 
 
 def _took(entry: CacheEntry, record: ModelRecord) -> Took:
-    """Returns the cost of a load to remember. A guess leaves the remembered size as it is."""
+    """Returns the cost of a load, for the model's record. If the size is only guessed, the recorded size stays."""
     if entry.guessed:
         return Took(Footprint(record.host_bytes, record.device_bytes), entry.load_ms)
     return Took(entry.measured, entry.load_ms)

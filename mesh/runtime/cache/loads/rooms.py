@@ -1,13 +1,13 @@
-"""Room for loads: evictions for them, and the line of loads that wait for busy copies.
+"""Room for loads: the evictions, and the line of loads that wait for busy copies.
 
-`placement.room` chooses the victims, for memory and for the pod's disk alike. If there is no room only because of
-current work (calls in flight, loads under way, copies whose caller has not come yet), a load with a waiting caller
-waits too, for `WAIT` at most: a storm of cold calls is served in turn, as fast as loads end, instead of being refused.
-`placement.line` chooses which waiting loads each look serves, and which must give way so that loads do not wait for
-each other. This module makes the looks: whenever memory becomes free, and also periodically, because the end of a call
-is not announced.
+`placement.room` chooses the victims, for memory and for the pod's disk alike. If the only reason for a lack of room is
+current work (calls in flight, loads under way, copies that were loaded for a call which has not come yet), a load with
+a waiting caller waits too, for at most `WAIT` seconds. Thus a storm of cold calls is served one by one, as fast as
+loads end, instead of being refused. `placement.line` chooses the waiting loads that get room, and those that must give
+way so that loads do not wait for each other. This module asks it whenever memory becomes free, and also periodically,
+because the end of a call is not announced.
 
-A load without a waiting caller never waits. It is refused, and tried another time.
+A load without a waiting caller never waits. It is refused, and tried again later.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ from placement.sizes import Prediction
 log = logs.get(__name__)
 
 WAIT = 60.0
-"""Seconds that a load waits for room. A call in flight in a victim gets half of this time before it is ended."""
+"""Seconds for which a load waits for room. A call in flight in a victim gets half of this time before it is ended."""
 
 LOOK = 0.05
-"""Seconds between two looks while a load waits. They are more if a look takes long, as with thousands of busy
-copies."""
+"""Seconds between two searches for room while a load waits. The pause is longer if a search takes long, as with
+thousands of busy copies."""
 
 _LOOK_SHARE = 0.1  # of the event loop's time that looks may take
 
@@ -46,14 +46,14 @@ _NOT_ASKED = Refused(Reason.NO_ROOM, "earlier loads that need no more memory are
 
 @dataclass(frozen=True, slots=True)
 class GivesWay:
-    """The order to a load to leave the model server, so that other loads in memory get the room they need. The load
-    then begins again with a known size."""
+    """The order to a load to leave the model server, so that other loads in memory get the room that they need. The
+    load then begins again with a known size."""
 
     why: str
 
 
 Answer = Refused | GivesWay | None
-"""The answer to a refused load, or None once the room is on the books."""
+"""The answer to a load that asked for room: a refusal, or None once the room is on the books."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,8 @@ class Rooms:
         self._looking: asyncio.Task[None] | None = None
 
     def place(self) -> int:
-        """Returns a new place at the end of the line. A load that begins again keeps its place."""
+        """Returns a new place at the end of the line, for a load that begins. (A load that begins again keeps its
+        place.)"""
         return next(self._places)
 
     async def reserve(
@@ -111,8 +112,8 @@ class Rooms:
         place: int,
         spares: Mapping[str, int],
     ) -> Refused | None:
-        """Reserves room for a load, and begins to unload the victims. Returns the refusal if there is no room, or if
-        the pod takes no loads."""
+        """Reserves room for a load, and begins to unload the victims. Returns a refusal if the pod has no room, or
+        accepts no loads."""
         need = prediction.footprint
         keep = (entry.model_id, entry.key)  # a copy that it may replace stays until the load is done
 
@@ -140,8 +141,8 @@ class Rooms:
     async def grow(self, entry: CacheEntry, measured: Footprint, *, place: int, spares: Mapping[str, int]) -> Answer:
         """Makes room for the measured size of a load beyond its reservation.
 
-        The load is in memory already, so it may take memory reserved for loads that have not begun. They notice when
-        their turn comes (`Ledger.fits`). Until there is room, the books keep the reservation.
+        The load is in memory already, so it may take memory reserved for loads that have not begun. Those loads notice
+        this when their turn comes (`Ledger.fits`). Until there is room, the load's reservation stays on the books.
         """
         more = (measured - entry.footprint).positive
 
@@ -176,9 +177,9 @@ class Rooms:
     ) -> Refused | None:
         """Evicts copies until a model's files fit on the disk, by the same rules and in the same order as for memory.
 
-        Returns once the victims' files are gone, or returns why there is no room. `short` returns how many bytes of
-        files in use must be removed. `removing` returns whether the files of loads that failed or died are still being
-        removed.
+        Returns None once the victims' files are gone, or a refusal if there is no room. `short` returns the number of
+        bytes of files in use that must be removed. `removing` returns whether the files of loads that failed or died
+        are still being removed.
         """
         took = RoomDecision(RoomVerdict.FITS, (), "")
 
@@ -222,7 +223,7 @@ class Rooms:
         return None
 
     def statistics(self) -> RoomsStatistics:
-        """Returns the numbers of loads that wait."""
+        """Returns the number of loads that wait."""
         return RoomsStatistics(len(self._waiting))
 
     async def _made(self, waiting: _Waiting) -> Answer:
@@ -270,7 +271,7 @@ class Rooms:
             self._looking = None
 
     def _serve(self) -> None:
-        """Gives room to the loads that fit now, and refuses those that never will."""
+        """Gives room to the loads that fit now, and refuses the loads that never will."""
         for waiting in list(self._waiting.values()):
             if waiting.entry not in self._ledger:  # the model server has died, with all that it held
                 self._tell(waiting, Refused(Reason.UNAVAILABLE, "the model server has died in the meantime"))
@@ -302,7 +303,7 @@ def _now_ms() -> int:
 
 
 def no_room(room: RoomDecision) -> Refused | None:
-    """Returns the refusal that follows from a decision, or None if there is room, or will be once the victims are
+    """Returns the refusal that follows from a decision. Returns None if there is room, or will be once the victims are
     gone."""
     if room.verdict is RoomVerdict.TOO_LARGE:
         return Refused(Reason.NOWHERE, room.why)

@@ -1,4 +1,4 @@
-"""The model server's part of a load: one call over the SPI, and what the server's failures mean."""
+"""The model server's part of a load: one call over the SPI, and the interpretation of the server's failures."""
 
 import time
 from dataclasses import replace
@@ -61,8 +61,8 @@ class ServerSide:
         return self._server.why_down
 
     async def predicted(self, want: Want, pulled: Pulled) -> int:
-        """Returns the bytes that a foreign server expects a model to take, or 0 if the server does not say, or is
-        Mesh's own."""
+        """Returns the number of bytes that a foreign server expects a model to need. Returns 0 if the server does not
+        say, or is Mesh's own."""
         if not self.default_bytes or self._mute == self._server.lives:
             return 0
         spi = await self._server.ready(0.0)
@@ -76,8 +76,8 @@ class ServerSide:
             return 0
 
     async def load(self, want: Want, entry: CacheEntry, pulled: Pulled) -> Size | Refused | Failed:
-        """Loads a model whose room is on the books. Returns the size that the server states; for a foreign server, also
-        the growth of the server's memory. If our own server states no size, returns the size on the books."""
+        """Loads a model whose room is on the books. Returns the size that the server states, and for a foreign server
+        also the growth of the server's memory. If Mesh's own server states no size, returns the size on the books."""
         ledger = self._ledger
         spi = await self._server.ready(_WAIT)
         if spi is None:

@@ -1,7 +1,8 @@
-"""The sizes of loaded models: measured by our own server, or settled by `placement.account` for a foreign one.
+"""The sizes of loaded models: measured by Mesh's own server, or settled by `placement.account` for a foreign one.
 
-It also decides how many loads the server runs at once. A server whose memory is observed, and that has not stated the
-size of its last model, gets one load at a time, because only then does its growth belong to one model.
+This module also decides how many loads the server runs at once. A server whose memory is observed, and which has not
+stated the size of its last model, gets one load at a time, because only then does the growth of its memory belong to
+one model.
 """
 
 from mesh.runtime.cache.books.account import Account
@@ -32,18 +33,18 @@ class Sizing:
         self._states = not account.foreign  # the server states its models' sizes
 
     def resize(self, concurrency: int) -> None:
-        """Sets the number of loads at once that the server declares."""
+        """Sets the number of concurrent loads that the server declares."""
         self._concurrency = concurrency
         self.pace()
 
     def pace(self) -> None:
-        """Sets the number of loads at once: one if sizes follow from the growth of the server's memory, otherwise the
-        number that the server declares."""
+        """Sets the number of concurrent loads: one if sizes follow from the growth of the server's memory, otherwise
+        the number that the server declares."""
         states = self._states and self._ledger.factor.believed
         self._turns.resize(1 if self._account.observes and not states else self._concurrency)
 
     def counted(self, prediction: Prediction, most_bytes: int) -> Prediction:
-        """Returns a prediction as the books count it: with the pod's factor."""
+        """Returns a prediction as the books count it, with the pod's factor."""
         guess = prediction.source is not Source.MEASURED
         counted = self._ledger.factor.scaled(prediction.footprint, guessed=guess, least_bytes=prediction.file_bytes)
         host = min(counted.host_bytes, max(most_bytes, prediction.footprint.host_bytes))

@@ -1,1 +1,1 @@
-"""Calls, from the data port to the answer: short ones in the event loop, long ones in threads."""
+"""Calls, from the data port to the answer. Short calls run in the event loop, long calls in threads."""

@@ -4,9 +4,9 @@ If the model is known to be quick (`pace`), a call is parsed, run and answered i
 thread or an await, so that a call of a small model costs little more than the model itself. Longer calls are passed to
 `runs`, and `watch` stops runs in the loop that were wrongly expected to be quick.
 
-Every call is answered: bad input with INVALID_ARGUMENT and a text, a call for a copy that is not in this pod with *not
-here*. Once the agent's permission has run out, every call is answered *not here*; and while the agent cannot reach
-etcd, a call is only served if its router has verified the record (`placement.fence`).
+Every call is answered: bad input with INVALID_ARGUMENT and a text, and a call for a copy that is not in this pod with
+*not here*. Once the agent's permission has expired, every call is answered *not here*. While the agent cannot reach
+etcd, a call is served only if its router has verified the record (`placement.fence`).
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class DataPort:
             self._methods[PREFIX + name] = _constant(framing.pack(message.SerializeToString()))
 
     def handle(self, call: Call) -> None:
-        """Takes one call. Does not raise."""
+        """Begins to answer one call. Never raises."""
         method = self._methods.get(call.method)
         if method is None:
             name = brief(call.method.decode(errors="replace"))
@@ -107,7 +107,7 @@ class DataPort:
         await asyncio.gather(*self._reading, return_exceptions=True)
 
     async def _read(self, call: Call, method: Callable[[Call, bytes], None]) -> None:
-        """Reads a request that arrived as a stream; V2's methods take one message."""
+        """Reads a request that arrives as a stream. V2's methods accept one message."""
         try:
             frame = await call.read()
             if frame is None or await call.read() is not None:
@@ -127,7 +127,7 @@ class DataPort:
     # -- what a call is meant for
 
     def _message(self, call: Call, frame: bytes) -> bytes:
-        """Returns the decoded message of a frame that asks about a model."""
+        """Returns the decoded message of a frame with a request about a model."""
         try:
             return framing.unpack(frame, call.encoding, limit=min(requests.SMALL, self._max_message))
         except framing.FrameError as error:
@@ -230,8 +230,8 @@ class DataPort:
         self._runs.submit(Run(call, copy, sent=frame, held=held, asked=asked, read=later, started_ns=started_ns))
 
     def _refused(self, call: Call, copy: ServedCopy, error: MeshError, started_ns: int) -> None:
-        """Answers a call that the model never saw. The call still counts as a use, because a caller with a bad request
-        tries again."""
+        """Answers a call that has not reached the model. The call still counts as a use, because a caller with a bad
+        request tries again."""
         copy.row.begin(started_ns)
         answers.fail(call, error)
         now = time.monotonic_ns()
@@ -259,8 +259,8 @@ class DataPort:
             call.reply(_IS_READY, answers.load(self._runs.count))
 
     def _asked(self, call: Call, frame: bytes, kind: Any, method: int) -> ServedCopy | None:
-        """Returns the copy that a status or metadata request is about, or None if it was answered *not here*. These
-        requests do not count as uses."""
+        """Returns the copy that a status or metadata request is about, or None if the request was answered *not here*.
+        Such requests do not count as uses."""
         started_ns = time.monotonic_ns()
         model_id, token, _ = named(call)
         if model_id is None:
@@ -277,8 +277,8 @@ class DataPort:
 def _asked(
     copy: ServedCopy, request: requests.Request | requests.Heavy, frame: bytes
 ) -> tuple[Asked | None, Callable[[], Asked] | None]:
-    """Returns what a request asks of a model, with its input in `alignment.LOOP`. If reading the request would hold up
-    the event loop, returns a function that reads it in a thread. Raises `MeshError`."""
+    """Returns the input and the wanted outputs of a request, with the input in `alignment.LOOP`. If reading the request
+    would delay the event loop, returns a function instead, which reads the request in a thread. Raises `MeshError`."""
     if isinstance(request, requests.Heavy):
         heavy = request
         return None, lambda: _read(copy, requests.read(heavy), put=alignment.put)

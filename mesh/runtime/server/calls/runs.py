@@ -1,11 +1,11 @@
 """Calls that run in threads: their order, their deadlines and their cancellation.
 
-There is one more thread than one model may use, so that a model whose calls do not end leaves a thread for others.
-Models with waiting calls take turns. Waiting calls are bounded in number and bytes; further calls are refused.
+There is one thread more than a single model may use, so that a model whose calls do not end leaves a thread for others.
+Models with waiting calls take turns. The number and the bytes of waiting calls are limited; further calls are refused.
 
-A run is ended through its RunOptions: when its caller cancels, when its deadline passes (one timer checks all runs),
-and when its model is unloaded. onnxruntime checks them between operators and between the rounds of a Loop. A single
-endless operator cannot be ended, and its thread is lost. Then another thread is added, but at most as many as there
+A run is ended by its RunOptions when its caller cancels, when its deadline passes (one timer checks all runs), and when
+its model is unloaded. ONNX Runtime checks the options between operators, and between the rounds of a Loop. A single
+endless operator cannot be ended, and its thread is lost. Another thread is then added, but at most as many as there
 were at the start.
 """
 
@@ -35,10 +35,10 @@ MAX_WAITING = 1024
 """Largest number of calls that wait for a thread."""
 
 MAX_WAITING_BYTES = 256 << 20
-"""Largest total of bytes of input that running and waiting calls hold."""
+"""Largest number of bytes of input that all running and waiting calls may have in memory."""
 
 MAX_SECONDS = 600.0
-"""Time limit of a call without a deadline."""
+"""Time limit of a call without a deadline, in seconds."""
 
 _SWEEP = 0.05  # seconds between two checks of the deadlines
 _STUCK = 5.0  # seconds after which a run that was told to end counts as endless
@@ -63,8 +63,9 @@ class Run:
         read: Callable[[], Asked] | None = None,
         started_ns: int,
     ) -> None:
-        """Prepares a run of the request whose frame is `sent` and which keeps `held` bytes in memory. `asked` is what
-        the request asks for. It is missing if reading it takes long: the thread then calls `read`, which returns it."""
+        """Prepares a run of the request whose frame is `sent` and which keeps `held` bytes in memory. `asked` is the
+        request's input and wanted outputs. If reading these takes long, `asked` is None, and the thread calls `read`,
+        which returns them."""
         self.call = call
         self.copy = copy
         self.sent = sent
@@ -89,7 +90,7 @@ class Run:
     def work(
         self, clock: Callable[[], int], at_work: AtWork, failed: Callable[[ServedCopy, Exception], MeshError]
     ) -> int:
-        """Runs the model and writes the reply, in the thread. Returns what the run took on `clock`, in ns."""
+        """Runs the model and writes the reply, in the thread. Returns the duration of the run by `clock`, in ns."""
         started, busy = time.monotonic_ns(), 0
         noted = at_work.begin(self.copy.row.slot, self.sent)
         self.sent = b""
@@ -138,7 +139,7 @@ class Runs:
         self, board: Board, *, threads: int, clock: Callable[[], int] = time.thread_time_ns, device: str = "cpu"
     ) -> None:
         """Starts the threads. One model uses at most `threads` of them. `clock` measures the processor time of the
-        calling thread, in ns. `device` is what the models run on."""
+        calling thread, in ns. `device` is the device on which models run."""
         self._device = device
         self._loop = asyncio.get_running_loop()
         self._board = board
@@ -172,7 +173,7 @@ class Runs:
         return self._endless
 
     def refuse(self, size: int) -> MeshError | None:
-        """Returns why a call with that many bytes of input is refused now, or None if it is not."""
+        """Returns the error if a call with this many bytes of input is refused now, or None if it is accepted."""
         if self._waiting >= MAX_WAITING or (self._live and self._bytes + size > MAX_WAITING_BYTES):
             return MeshError(
                 Reason.OVERLOADED,
@@ -182,7 +183,7 @@ class Runs:
         return None
 
     def submit(self, run: Run) -> None:
-        """Takes a call that the board counts as in flight but not running, and eventually answers it."""
+        """Accepts a call that the board counts as in flight but not running. The call will be answered in any case."""
         deadline = run.call.deadline
         run.deadline = self._loop.time() + MAX_SECONDS if deadline is None else deadline
         run.runs = self
@@ -202,7 +203,7 @@ class Runs:
         self._pump()
 
     def stop(self, run: Run, why: MeshError) -> None:
-        """Ends one call. A waiting call ends immediately; a running one, when onnxruntime returns."""
+        """Ends one call. A waiting call ends immediately, a running call when ONNX Runtime returns."""
         if run.ended_by is not None or run not in self._live:
             return
         run.ended_by = why
@@ -229,7 +230,7 @@ class Runs:
                 self.stop(run, MeshError(Reason.NOT_HERE, "the model was unloaded before the call could run"))
 
     async def close(self) -> None:
-        """Ends all calls. Running ones are answered without waiting for onnxruntime."""
+        """Ends all calls. Running calls are answered without waiting for ONNX Runtime."""
         for run in list(self._live):
             self.stop(run, MeshError(Reason.UNAVAILABLE, "the model server is shutting down"))
         if self._timer is not None:
@@ -294,7 +295,7 @@ class Runs:
         self._pump()
 
     def _finish(self, run: Run, *, ran: int) -> None:
-        """Answers a call unless that has been done, and forgets it."""
+        """Answers a call unless it was answered already, and forgets it."""
         self._live.discard(run)
         self._bytes -= run.held
         run.asked = run.read = None

@@ -1,11 +1,11 @@
 """Supervision of calls that run in the event loop, from a separate thread.
 
-How long a model takes may depend on the values in its input, not only on their number: eight bytes can make a Loop run
-a million rounds. Such a call would hold up all others. So a thread checks the loop every few milliseconds and ends a
-run that takes too long. That call then runs again in a thread, where its length does not matter. onnxruntime releases
-the GIL while it runs, so the watcher can run.
+The duration of a run may depend on the values in its input, not only on their number: eight bytes can make a Loop run a
+million rounds. Such a call would delay all others. A thread therefore checks the event loop every few milliseconds, and
+ends a run that takes too long. The call then runs again in a thread, where its duration does not matter. ONNX Runtime
+releases the GIL while it runs, so the watcher can run too.
 
-While no call runs, the watcher sleeps: an idle server costs nothing.
+While no call runs, the watcher sleeps, so an idle server costs nothing.
 """
 
 import threading
@@ -15,7 +15,8 @@ from typing import Any
 from mesh.runtime.server.onnx import session
 
 LIMIT_NS = 50_000_000
-"""Longest run in the loop: 50 times the expected duration, so that a busy machine ends no call."""
+"""Longest run in the loop: 50 times the expected duration, so that no call is ended only because the machine is
+busy."""
 
 _LOOK = 0.02  # seconds
 _ROUNDS = 50  # looks without a run after which the watcher sleeps
@@ -41,7 +42,7 @@ class CallWatch:
         self._wake.set()
 
     def stopped(self) -> bool:
-        """Returns whether a run failed because the watcher ended it; resets the options for the next runs."""
+        """Returns whether a run failed because the watcher ended it. Resets the options for the next runs."""
         if not self.options.terminate:
             return False
         self.options = session.run_options()

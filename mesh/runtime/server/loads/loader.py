@@ -1,9 +1,10 @@
 """Loads and unloads: from a path to a copy that answers calls, and back to free memory.
 
 A load is entered on the use board before it touches the file, so that a file that kills the server can be identified
-afterwards. Each load runs in its own thread (`making`); the number of loads and their time are limited. A slow load
-lets others go first, and the agent learns of a load that cannot be ended. An unload first makes the copy answer *not
-here*, then waits for its calls, then frees it: once the unload of an id has returned, nothing of the id is left.
+afterwards. Each load runs in its own thread (`making`). The number of loads and their time are limited. A slow load
+lets others go first, and a load that cannot be ended is reported to the agent. An unload first makes the copy answer
+*not here*, then waits for the copy's calls, then frees its memory. Once the unload of an id has returned, nothing of
+the model is left.
 
 The agent decides which models to load and unload, and when.
 """
@@ -35,7 +36,7 @@ UNLOAD_GRACE = 30.0
 """Seconds that calls in flight are given before they are ended."""
 
 MAX_STUCK = 4
-"""Number of loads that cannot be ended from which on further loads are refused: each keeps a processor busy and its
+"""Number of loads that cannot be ended at which further loads are refused. Each of them keeps a processor busy, and its
 memory in use."""
 
 _STOPPING = 5.0  # seconds that onnxruntime gets to return from a call or load that was ended
@@ -75,7 +76,7 @@ class _Load:
             self.task.cancel()
 
     def make_way(self) -> None:
-        """Lets others go first, because this load takes long."""
+        """Lets other loads go first, because this load takes long."""
         self.lasts = True
         if self.turn is not None:
             self.turn.give_up()
@@ -131,7 +132,7 @@ class Loader:
         """Loads a model and returns the copy once it can serve. Another copy of the id is unloaded first, except an
         older generation of the same registration, which keeps answering until it is unloaded. Raises `MeshError`.
 
-        Cancellation ends the load; nothing of it is left once `unload` of the same id has returned.
+        Cancellation ends the load. Nothing of it is left once `unload` of the same id has returned.
         """
         name = order.model_id
         if order.slot is not None and not 0 <= order.slot < self._board.slots:
@@ -224,7 +225,8 @@ class Loader:
         return copy
 
     def _made(self, load: _Load, turn: making.Turn, slot: int) -> making.Made:
-        """Makes the model, in the load's thread, and records that on the board in case it crashes the process."""
+        """Makes the model in the load's thread. Records the load on the board first, in case the model crashes the
+        process."""
         noted = self._board.at_work.begin(slot)
         try:
             return self._make(load, turn)
@@ -266,7 +268,7 @@ class Loader:
         raise MeshError(Reason.DEADLINE, f"the model was not loaded and warmed up within {self._timeout:g} s")
 
     def _came_to_nothing(self, load: _Load, row: Row) -> None:
-        """Clears up after a load that has failed and no longer runs."""
+        """Cleans up after a load that has failed and no longer runs."""
         if load.thread is not None:
             _look_at(load.thread)
             load.thread = None  # this also drops a session that nothing uses
@@ -282,11 +284,11 @@ class Loader:
     # -- out
 
     async def unload(self, model_id: str, *, token: bytes = b"", grace: float = UNLOAD_GRACE) -> None:
-        """Unloads a copy, or ends its load; nothing of it is left afterwards. Does nothing for an unknown id.
+        """Unloads a copy, or ends its load. Nothing of it is left afterwards. Does nothing for an unknown id.
 
         With a token, unloads only the copy with that token. New calls are answered *not here* immediately; calls in
-        flight get `grace` seconds before they are ended. Raises `MeshError` if one of them cannot be ended: the copy's
-        memory stays in use.
+        flight get `grace` seconds before they are ended. Raises `MeshError` if a call cannot be ended. The copy's
+        memory then stays in use.
         """
         load = self._loading.get(model_id)
         if load is not None and token in (b"", load.order.token):
@@ -333,7 +335,7 @@ class Loader:
             self.trimmer.soon()
 
     async def purge(self) -> None:
-        """Unloads everything and ends calls in flight. Logs what cannot be ended."""
+        """Unloads all copies, and ends calls in flight. Logs the calls and loads that cannot be ended."""
         names = list(dict.fromkeys([*self._loading, *(copy.model_id for copy in self._copies)]))
         results = await asyncio.gather(*(self.unload(name, grace=0.0) for name in names), return_exceptions=True)
         for name, result in zip(names, results, strict=True):
@@ -349,6 +351,6 @@ class Loader:
 
 
 def _look_at(future: "asyncio.Future[Any]") -> None:
-    """Retrieves the error of a future, so that asyncio does not complain when there is no waiter left."""
+    """Retrieves the error of a future, so that asyncio does not log it if no waiter is left."""
     if not future.cancelled():
         future.exception()

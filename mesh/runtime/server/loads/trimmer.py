@@ -1,6 +1,7 @@
-"""The return of freed memory to the system: once for several unloads, and when calls have left much of it behind.
+"""The return of freed memory to the system, once for several unloads, and when calls have left much freed memory
+behind.
 
-`memory` explains why glibc must be asked to. The effect shows in resident memory, which the agent watches.
+`memory` explains why glibc does not do this by itself. The agent watches resident memory, which becomes less.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ class Trimmer:
         self.count = 0
 
     def soon(self) -> None:
-        """Schedules a trim because memory was freed. If one is already scheduled, it does nothing."""
+        """Schedules a trim because memory was freed. Does nothing if a trim is already scheduled."""
         if self._trimming is not None and not self._trimming.done():
             self._again = True
         elif self._timer is None:

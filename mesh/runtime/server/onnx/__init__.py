@@ -1,1 +1,1 @@
-"""ONNX models in onnxruntime: loading a file into a session, measuring its memory, choosing its device."""
+"""ONNX models in ONNX Runtime: loading a file into a session, measuring its memory, choosing its device."""

@@ -1,17 +1,17 @@
-"""The device that models run on: the processor, or a CUDA device that has been tried.
+"""The device on which models run: the processor, or a CUDA device that was tested.
 
-A provider in onnxruntime's list only means that the wheel was built with it: without a driver, or with another CUDA
-than the wheel's, sessions silently fall back to the processor. So a tiny session is made and run before the server
-reports a GPU, because the pod's labels and the placement of models depend on that.
+A provider in ONNX Runtime's list only means that the wheel was built with it. Without a driver, or with a CUDA version
+other than the wheel's, sessions silently fall back to the processor. A tiny session is therefore made and run before
+the server reports a GPU, because the pod's labels and the placement of models depend on this report.
 
 A model's bytes on the device are the difference in the device's free memory, as CUDA reports it. Other processes may
 use the same device, so the figure is less exact than the one for the host.
 
 Besides its weights, a session takes memory for the CUDA libraries. By default, that is 73 MiB for the smallest model,
 and as much again for calls (H200, onnxruntime 1.31); of this, cuBLAS alone keeps 32 MiB of workspace for each of its
-handles. With the smallest workspace and one stream per session, it is 7 to 9 MiB, plus 6 MiB for each further
+handles. With the smallest workspace and one stream per session, a session takes 7 to 9 MiB, plus 6 MiB for each further
 simultaneous call, and calls take no longer. When a session ends, CUDA keeps this memory for later sessions, which then
-seem to take nothing. So each session counts as at least `SESSION_BYTES`. Weights are really freed.
+seem to take nothing. Each session therefore counts as at least `SESSION_BYTES`. Weights are really freed.
 """
 
 import ctypes
@@ -41,30 +41,30 @@ _PROBE = bytes.fromhex(
 
 
 class DeviceError(Exception):
-    """The error for a requested device that does not work; its text says what to do."""
+    """The error for a requested device that does not work. The text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The device that sessions are made for."""
+    """The device on which sessions run."""
 
     name: Literal["cpu", "cuda"]
     providers: tuple[Any, ...]  # as onnxruntime.InferenceSession takes them
 
     def used(self) -> int:
-        """Returns the bytes in use on the device, by any process, or 0 if it has no memory of its own or they are
-        unknown."""
+        """Returns the bytes in use on the device, by all processes. Returns 0 if the device has no memory of its own,
+        or if the number is unknown."""
         used, _ = self.memory()
         return used
 
     @property
     def least(self) -> int:
-        """Returns the bytes that any session takes on the device."""
+        """Returns the smallest number of bytes that a session takes on the device."""
         return SESSION_BYTES if self.memory()[1] else 0
 
     def memory(self) -> tuple[int, int]:
-        """Returns the bytes in use on the device, by any process, and in total. Returns zeros if the device has no
-        memory of its own, or they are unknown."""
+        """Returns the bytes in use on the device, by all processes, and the device's total bytes. Returns zeros if the
+        device has no memory of its own, or if the numbers are unknown."""
         if self.name == "cpu" or _memory_info is None:
             return 0, 0
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
@@ -97,7 +97,7 @@ CUDA = Device(
 
 
 def find(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
-    """Returns the device to use, after a trial. Raises `DeviceError` if `cuda` is demanded and does not work."""
+    """Tests the device and returns it. Raises `DeviceError` if `cuda` is wanted and does not work."""
     problem = "" if wanted == "cpu" else _try_cuda()
     if wanted == "cpu" or (wanted == "auto" and problem):
         if problem and _CUDA in onnxruntime.get_available_providers():
@@ -110,7 +110,7 @@ def find(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
 
 
 def _try_cuda() -> str:
-    """Returns why CUDA does not work, or an empty string if it does."""
+    """Returns the reason why CUDA does not work, or "" if it does."""
     if _CUDA not in onnxruntime.get_available_providers():
         return "the installed onnxruntime has no CUDA: install mesh-serving with the extra `gpu` instead of `cpu`"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACE)  # read by cuBLAS when a session makes its handle
@@ -129,7 +129,8 @@ def _try_cuda() -> str:
 
 
 def _probe(device: Device) -> str:
-    """Runs a tiny model and returns its provider. Later loads are spared the cost of a process's first session."""
+    """Runs a tiny model, and returns the provider that ran it. Later loads then do not bear the cost of the process's
+    first session."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False

@@ -1,8 +1,8 @@
-"""The number of operators of a model after the expansion of its functions, which ONNX Runtime does first.
+"""The number of operators of a model after the expansion of its functions, with which ONNX Runtime begins.
 
 Functions that each call the next one twice can turn a file of 2 KB into a model of 33 million operators, and the
-creation of its session cannot be interrupted. So operators are counted first, without any expansion. Measured with
-onnxruntime 1.32: 16,384 operators in 15 functions take 6 s, 32,768 in 16 take 50 s.
+creation of its session cannot be interrupted. Therefore operators are counted first, without an expansion. Measured
+with onnxruntime 1.32: 16,384 operators in 15 functions take 6 s, 32,768 in 16 take 50 s.
 
 For a model without functions, which is the usual case, only a few bytes are read.
 """
@@ -31,7 +31,8 @@ _Key = tuple[str, str, str]
 
 
 def too_many(path: Path) -> str | None:
-    """Returns why a file has too many operators, or None if it does not or is not a model. Raises OSError."""
+    """Returns a text if the model in a file has too many operators, or None if it does not, or if the file is not a
+    model. Raises OSError."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         view = memoryview(mapped)
         try:
@@ -45,7 +46,7 @@ def too_many(path: Path) -> str | None:
 
 
 def _parts(view: memoryview) -> bytes:
-    """Returns the functions and the nodes of the graph as an encoded model, or an empty one if there is no function."""
+    """Returns the functions and the nodes of the graph as an encoded model, or b"" if the model has no functions."""
     found: list[bytes] = []
     graphs: list[memoryview] = []
     functions = False
@@ -76,8 +77,8 @@ def _nodes(graph: memoryview) -> Iterator[bytes]:
 
 
 def _judge(model: Any) -> str | None:
-    """Returns why a model is refused for its functions: they are recursive, nested too deep, or have too many operators
-    once expanded. Returns None if it is not refused."""
+    """Returns the reason why a model is refused: its functions are recursive, nested too deep, or have too many
+    operators once expanded. Returns None if the model is accepted."""
     calls: dict[_Key, tuple[int, dict[_Key, int]]] = {}
     names = {_key(function.domain, function.name, function.overload) for function in model.functions}
     for function in model.functions:

@@ -1,15 +1,16 @@
-"""The part of a load that runs in a thread: from a path to a session that has run once, with its size.
+"""The part of a load that runs in a thread. It makes a session from a path, runs the session once, and measures its
+size.
 
 The size is the growth of this process's memory in use, so one load is measured at a time (`MemoryMeter.turn`). One huge
-or endless model must not hold up every cold start of the pod. So a load that has waited too long for its turn goes
-ahead unmeasured, with a size estimated from its file; and a load that has held its turn for too long continues
+or endless model must not delay all cold starts of the pod. A load that has waited too long for its turn therefore
+begins unmeasured, with a size estimated from its file, and a load that has had its turn for too long continues
 unmeasured. Memory that other loads and unloads are known to change meanwhile is subtracted. The allocations of calls in
-threads and of unmeasured loads are not known, so while there are any, the size is kept within bounds derived from the
-file.
+threads and of unmeasured loads are not known. While such calls or loads run, the size is kept within bounds derived
+from the file.
 
-The first warm-up call, on made-up input, bears the cost of first calls (it allocates, and may never end); the second
-shows how long a call takes. A model may fail on made-up input, so an error is only logged. A lack of memory, or a call
-that does not end, fails the load.
+Two warm-up calls with generated input follow. The first bears the cost of first calls (it allocates memory, and may
+never end). The second shows how long a call takes. A model may fail with generated input, so an error is only logged.
+If memory is lacking, or if the call does not end, the load fails.
 """
 
 import asyncio
@@ -31,10 +32,11 @@ MEASURING_WAIT = 2.0
 """Seconds that a load waits for its turn to be measured."""
 
 LEAST = 32 << 10
-"""Smallest size of a session, in bytes: the smallest one takes 33 KB of resident memory."""
+"""Smallest size of a session, in bytes. The smallest session that was measured takes 33 KB of resident memory."""
 
 _LONG_NS = 20_000_000
-"""Duration of a first call above which there is no second one: the model's calls will run in threads anyway."""
+"""Duration of the first warm-up call above which no second call follows: the model's calls will run in threads
+anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Made:
 
 
 class MemoryMeter:
-    """The turn to be measured, and the changes of memory by everything else. Used only in the event loop's thread,
+    """The turn to be measured, and the changes of memory that other work causes. Used only in the event loop's thread,
     except for `others`."""
 
     def __init__(self) -> None:
@@ -58,13 +60,13 @@ class MemoryMeter:
         self.others = 0
         """Bytes by which unmeasured loads, and unloads, have changed this process's memory so far."""
         self.others_device = 0
-        """Bytes by which they have changed the device's memory in use."""
+        """Bytes by which unmeasured loads, and unloads, have changed the device's memory in use."""
         self.unmeasured = 0
-        """Number of unmeasured loads under way. What they allocate seems to belong to the load that is measured."""
+        """Number of unmeasured loads under way. Their allocations look like those of the load that is measured."""
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator["Turn"]:
-        """Yields a turn; after `MEASURING_WAIT` seconds of waiting, one that is not measured."""
+        """Yields a turn. If it has not come after `MEASURING_WAIT` seconds, yields a turn without measurement."""
         measured = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MEASURING_WAIT):
@@ -79,7 +81,7 @@ class MemoryMeter:
             self.unmeasured -= 1
 
     def next(self) -> None:
-        """Lets the next load be measured. The load that has the turn now continues unmeasured."""
+        """Gives the turn to the next load. The load that has the turn now continues unmeasured."""
         self.unmeasured += 1
         gc.enable()
         self._lock.release()
@@ -93,10 +95,10 @@ class Turn:
     def __init__(self, meter: MemoryMeter, measured: bool) -> None:
         self._meter = meter
         self.measured = measured
-        """True while this load is the one that is measured; may turn false before the load ends."""
+        """True while this load is being measured. May become False before the load ends."""
 
     def give_up(self) -> None:
-        """Lets the next load be measured."""
+        """Gives the turn to the next load."""
         if self.measured:
             self.measured = False
             self._meter.next()
@@ -147,8 +149,8 @@ def make(
 
 @contextlib.contextmanager
 def _nothing_collected(turn: Turn) -> Iterator[None]:
-    """Prevents Python's collector from freeing old garbage during a measurement. For instance, a failed call's input,
-    which its traceback keeps alive, may take megabytes."""
+    """Prevents Python's garbage collector from freeing old objects during a measurement. For example, the input of a
+    failed call, which the traceback keeps alive, may have megabytes."""
     gc.disable()
     try:
         yield
@@ -160,7 +162,7 @@ def _nothing_collected(turn: Turn) -> Iterator[None]:
 def _session(
     file: onnxfile.ModelFile, optimised: str, model_id: str, device: Device, stop: session.Stop
 ) -> tuple[session.Session, bool]:
-    """Makes the session. Also returns whether it was made from the optimised form."""
+    """Makes the session. Returns the session, and whether it was made from the optimised form."""
     if optimised:
         try:
             return session.Session(Path(optimised), device, stop, optimised=True), True
@@ -175,7 +177,8 @@ def _session(
 def _warm_up(
     made: session.Session, model_id: str, stop: session.Stop, clock: Callable[[], int]
 ) -> tuple[tuple[int, int] | None, str]:
-    """Returns the size of the input and the duration of a call, if one succeeded, or else why it failed."""
+    """Runs the warm-up calls. Returns the size of the input and the duration of a call if a call succeeded, and the
+    error otherwise."""
     feed = made.made_up()
     if feed is None:
         log.info("warm-up call skipped", model=model_id, why="the declared inputs are too large")

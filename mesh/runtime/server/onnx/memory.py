@@ -1,19 +1,20 @@
-"""This process's memory: its use to the byte, its limit, and the return of freed memory to the system.
+"""This process's memory: the bytes in use, the limit, and the return of freed memory to the system.
 
 Sizes of models are measured with glibc's `mallinfo2`: bytes in use in all of malloc's arenas (`uordblks`) and in
-separate mappings for large blocks (`hblkhd`). It takes 0.4 us to read and gives 75 KB for a small regression at every
-load, while resident memory says 0 for the first few. It does not include Python's own objects: they come from pymalloc,
-which does not use malloc. If the C library is not glibc, resident memory is used instead, coarse as it is.
+separate mappings for large blocks (`hblkhd`). Reading it takes 0.4 us. For a small regression it gives 75 KB at every
+load, while resident memory gives 0 for the first few loads. It does not include Python's own objects, which come from
+pymalloc and not from malloc. If the C library is not glibc, resident memory is used instead, although it is coarse.
 
-glibc keeps freed memory: deleting 60 sessions returned almost nothing of 1.2 GB, `malloc_trim(0)` nearly all. It holds
-locks that allocations wait for (60 ms for that much), so it is called in a thread, and once for several unloads.
+glibc keeps freed memory: deleting 60 sessions returned almost nothing of 1.2 GB, and `malloc_trim(0)` nearly all.
+`malloc_trim` holds locks that allocations wait for (60 ms for that much), so it is called in a thread, and once for
+several unloads.
 
 By default each thread gets its own arena, and no thread can use what another has freed. Calls with 4 MB tensors made
-the server grow by 88 MB; with one arena, it grew by 28 MB. (Returning memory to the system at once is no way out: the
-page faults of a 4 MB block cost 2 ms.)
+the server grow by 88 MB; with one arena, it grew by 28 MB. (Returning memory to the system immediately is not an
+alternative: the page faults of a 4 MB block cost 2 ms.)
 
-The limit is RLIMIT_DATA: an allocation beyond it fails where it is made, and the process continues. A model of 101
-bytes that asks for gigabytes gets an error, and the machine keeps its memory.
+The limit is RLIMIT_DATA: an allocation beyond the limit fails, and the process continues. A model of 101 bytes that
+asks for gigabytes gets an error, and does no harm to the machine.
 """
 
 import ctypes
@@ -64,7 +65,7 @@ def private() -> int:
 
 
 def trim() -> None:
-    """Gives freed memory back to the operating system. Slow: call it in a thread. Does nothing without glibc."""
+    """Returns freed memory to the operating system. Slow: call it in a thread. Does nothing without glibc."""
     if _malloc_trim is not None:
         _malloc_trim(0)
 
@@ -79,8 +80,8 @@ def share() -> None:
 
 
 TLS_CONNECTION = 256 << 10
-"""Bytes that uvloop reserves for a TLS connection and hardly touches. With 200 connections, the process's private
-memory was 57 MB larger and its resident memory 7 MB."""
+"""Bytes that uvloop reserves for a TLS connection, most of which it does not touch. With 200 connections, the process's
+private memory was 57 MB larger, and its resident memory 7 MB larger."""
 
 
 def widen(data: int) -> None:
@@ -90,11 +91,12 @@ def widen(data: int) -> None:
 
 
 def limit(maximum: int) -> int:
-    """Limits this process's private memory to `maximum` resident bytes, and returns the RLIMIT_DATA that does it.
+    """Limits this process's private memory to `maximum` resident bytes, and returns the RLIMIT_DATA that was set.
 
     RLIMIT_DATA counts writable private memory whether it has been touched or not, such as the 8 MiB stacks of threads.
-    Memory that is reserved but untouched at this moment is added, so that the limit applies to memory really used. So
-    call this once everything is set up. Raises ValueError if the process holds more than that already.
+    Memory that is reserved but untouched at this moment is added, so that the limit applies to memory really used.
+    Therefore call this function when everything is set up. Raises ValueError if the process already uses more than
+    `maximum`.
     """
     fields = {}
     with open("/proc/self/status") as status:

@@ -1,14 +1,15 @@
 """The choice of a folder's model file, and the check that the model's tensors are inside that folder.
 
-(`functions` checks that the model's functions do not expand to more than can be loaded; it is called here.)
+(This module also calls `functions`, which checks that the model's functions do not expand to more than can be loaded.)
 
-A model may keep tensors in other files (ONNX calls this external data), which it names by path. With a path out of the
-model's own folder, anyone who may register models could read the pod's files through a model's answers. So such a model
-is refused before ONNX Runtime sees it, whatever that version of ONNX Runtime checks itself.
+A model may keep tensors in other files (ONNX calls this external data), which it names by path. With a path that leads
+out of the model's own folder, anyone who may register models could read the pod's files by a model's answers. Such a
+model is therefore refused before ONNX Runtime opens it, regardless of the checks in the installed version of ONNX
+Runtime.
 
-Most files are not parsed for that: every external tensor has the key `location`, and protobuf stores strings in one
-piece, so a file without that word has no external tensor (10 MB: 6 ms instead of 110). Otherwise only the messages that
-can hold tensors are parsed.
+Most files do not have to be parsed for this check: every external tensor has the key `location`, and protobuf stores
+strings in one piece, so a file without that word has no external tensor (10 MB: 6 ms instead of 110). Of other files,
+only the messages that can contain tensors are parsed.
 """
 
 import os
@@ -44,7 +45,7 @@ class ModelFile:
 
 
 class _Incomplete(MeshError):
-    """The error that a part of the model is missing, for instance because the model is being uploaded."""
+    """The error that a part of the model is missing, for example because the model is being uploaded."""
 
     def __init__(self, text: str) -> None:
         super().__init__(Reason.BAD_REQUEST, text)
@@ -53,10 +54,10 @@ class _Incomplete(MeshError):
 def find(path: str) -> ModelFile:
     """Finds the model at `path`, a file or a folder. Touches the disk: call it in a thread.
 
-    In a folder it is `model.onnx`, or else the only `*.onnx` file, or else the same in the subfolder with the highest
-    number (a version in Triton's layout) that holds a complete model. It may also be in a subfolder `model.onnx`
-    (Triton's layout for external data). Raises `MeshError` if it is missing, not a model, incomplete, or has data
-    outside its folder.
+    In a folder, the model is `model.onnx`, or else the only `*.onnx` file, or else one of these in the subfolder with
+    the highest number (a version in Triton's layout) that contains a complete model. The model may also be in a
+    subfolder `model.onnx` (Triton's layout for external data). Raises `MeshError` if the model is missing, not a model,
+    or incomplete, or if it has data outside its folder.
     """
     return _find(Path(path))
 
@@ -104,7 +105,8 @@ def _newest(path: Path, versions: list[str]) -> ModelFile:
 
 
 def _without_models(path: Path, names: list[str]) -> str:
-    """Returns the text for a folder without an ONNX model, which says what the folder is instead if that is plain."""
+    """Returns the error text for a folder without an ONNX model, which says what the folder contains instead, if this
+    is obvious."""
     text = f"{path} holds no *.onnx file; it has {', '.join(names[:10]) or 'nothing'}"
     try:
         kind = sniffing.look(path)
@@ -144,7 +146,7 @@ def _described(model: Path) -> ModelFile:
 
 
 def _whole(model: Path, size: int) -> bool:
-    """Returns whether the file ends where its last field does, as far as the file can be read as a message.
+    """Returns whether the file ends where its last field ends, as far as the file can be read as a message.
 
     Reads only the tags and lengths of the outermost fields, about ten of them.
     """
@@ -179,7 +181,7 @@ def _varint(file: BinaryIO) -> int:
 
 
 def _external(model: Path) -> Iterator[Path]:
-    """Yields the files of the model's external tensors. Raises `MeshError` for one that may not be read."""
+    """Yields the files of the model's external tensors. Raises `MeshError` for a file that may not be read."""
     if not _mentions(model, b"location"):
         return
     try:

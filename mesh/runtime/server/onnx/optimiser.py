@@ -1,12 +1,13 @@
 """`python -m mesh.runtime.server.onnx.optimiser MODEL TARGET`: writes a model's optimised form if it loads faster.
 
-To make a session of a network, onnxruntime mostly optimises the network's graph, with the same result each time on the
-same version and processor. That result can be written to a file and loaded without being optimised again. Measured:
-silero-vad loads in 11 ms instead of 40, magika in 9 instead of 25; forests of trees, which have nothing to optimise, in
-10 instead of 11. So the optimised form is tried, and kept only if it saves enough time and answers the same.
+Most of the time in which ONNX Runtime makes a session of a network, it optimises the network's graph. The result is the
+same each time on the same version and processor. It can be written to a file, and loaded without being optimised again.
+Measured: silero-vad loads in 11 ms instead of 40, magika in 9 instead of 25; forests of trees, which have nothing to
+optimise, in 10 instead of 11. The optimised form is therefore tested, and kept only if it saves enough time and gives
+the same answers.
 
-It is a separate process at the lowest priority, with a limit on its memory: its work is not urgent, and a model that
-kills it kills nothing else. It prints one line of JSON: `worth`, `why`, and the time of both loads.
+The optimiser is a separate process at the lowest priority, with a limit on its memory: its work is not urgent, and a
+model that kills it does no other harm. It prints one line of JSON: `worth`, `why`, and the time of both loads.
 """
 
 import json
@@ -23,8 +24,8 @@ from mesh.runtime.server.onnx import device, onnxfile, session
 from mesh.statuses import MeshError
 
 MAX_BYTES = 64 << 20
-"""Largest file of a model. Larger ones spend their load on reading weights, and this process would take memory that
-the pod has reserved for models."""
+"""Largest file of a model that is optimised. The load of a larger model mostly reads weights, and this process would
+use memory that the pod has reserved for models."""
 
 _MEMORY = 512 << 20  # bytes on top of a multiple of the file's size
 _ROUNDS = 3
@@ -69,8 +70,8 @@ def _timed(path: Path, *, optimised: bool) -> float:
 
 
 def _agree(one: session.Session, other: session.Session) -> bool:
-    """Returns whether both sessions answer made-up input identically. If both refuse it, or it is too large, they also
-    agree."""
+    """Returns whether both sessions give the same answer to generated input. Also returns True if both refuse the
+    input, or if the input would be too large."""
     feed = one.made_up()
     if feed is None or list(one.outputs) != list(other.outputs) or list(one.inputs) != list(other.inputs):
         return False

@@ -1,6 +1,6 @@
-"""A protobuf schema of those parts of onnx.proto that hold tensors and calls of functions.
+"""A protobuf schema of those parts of onnx.proto that contain tensors and calls of functions.
 
-It uses the field numbers of onnx.proto; protobuf skips all other fields, notably the weights.
+The schema uses the field numbers of onnx.proto. Protobuf skips all other fields, notably the weights.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""One model in onnxruntime: its session, its runs, and the meaning of its errors.
+"""One model in ONNX Runtime: its session, its runs, and the interpretation of its errors.
 
 Settings of a session, each measured on a logistic regression of 64 features:
 - One thread: `run` computes on the thread that calls it. By default every session makes its own thread pool. Here calls
@@ -26,7 +26,7 @@ from mesh.runtime.server.v2.intake import Intake
 from mesh.statuses import MeshError, Reason
 
 MAX_WARM_UP = 64 << 20
-"""Largest made-up input, in bytes. Models whose declared shapes need more get no warm-up call."""
+"""Largest generated input, in bytes. Models whose declared shapes need more get no warm-up call."""
 
 _MAX_TEXT = 1000
 _OPTIONAL = "optional("
@@ -48,7 +48,7 @@ def run_options() -> Any:
 
 
 class Stop:
-    """The means to end a load from another thread, while the session is made or warmed up."""
+    """The way to end a load from another thread, while the session is made or warmed up."""
 
     __slots__ = ("asked", "options", "warm_up")
 
@@ -64,7 +64,7 @@ class Stop:
             self.stop()
 
     def stop(self) -> None:
-        """Asks onnxruntime to end the load, which it does at its next check."""
+        """Asks ONNX Runtime to end the load, which happens at its next check."""
         self.asked = True
         self.warm_up.terminate = True
         if hasattr(self.options, "set_load_cancellation_flag"):  # onnxruntime 1.22 and later
@@ -72,7 +72,7 @@ class Stop:
 
 
 class Session:
-    """A model that can be run; dropping it frees its memory."""
+    """A model that can be run. Its memory is freed with the last reference."""
 
     __slots__ = ("_run", "_session", "inputs", "intake", "outputs", "unsupported")
 
@@ -81,8 +81,8 @@ class Session:
     ) -> None:
         """Makes the session. Slow: call it in a thread. Raises `MeshError`.
 
-        `optimised` means that an earlier session wrote the file, to its `write_to`, after onnxruntime had optimised the
-        graph. Optimising is most of the work of making a session of a network.
+        `optimised` says that the file is the result of an earlier optimisation. `write_to` is the path to which to
+        write the optimised graph. Optimising is most of the work of making a session of a network.
         """
         options = stop.options
         if optimised:
@@ -136,7 +136,8 @@ class Session:
             self._run = functools.partial(values.run, session, self.inputs)
 
     def run(self, names: Sequence[str], feed: Mapping[str, tensors.Array], options: Any) -> list[tensors.Array]:
-        """Runs the model on what `intake.decode` returned. Raises onnxruntime's own exceptions: see `run_error`."""
+        """Runs the model with the input that `intake.decode` returned. Raises ONNX Runtime's own exceptions, which
+        `run_error` converts."""
         return self._run(names, feed, options)
 
     def close(self) -> None:
@@ -146,7 +147,7 @@ class Session:
 
     def made_up(self) -> dict[str, tensors.Array] | None:
         """Returns an input of zeros or empty strings in the declared shapes, with 1 for variable dimensions. Returns
-        None if that would be too large."""
+        None if the input would be too large."""
         feed = {}
         size = 0
         for name, tensor in self.inputs.items():
@@ -197,11 +198,11 @@ def load_error(error: Exception) -> MeshError:
 
 
 def run_error(error: Exception, *, proven: bool, device: str = "cpu") -> MeshError:
-    """Returns the error for a run that failed on its own, rather than being terminated. `proven` is true if the model
-    has ever run without an error.
+    """Returns the error for a run that failed by itself and was not terminated. `proven` is True if the model has run
+    without an error before.
 
-    If a proven model fails on the CPU, the caller's input is to blame, such as an unknown category. On a GPU, device
-    errors raise the same exceptions, so there the caller is not blamed.
+    If a proven model fails on the CPU, the caller's input is the cause, for example an unknown category. On a GPU,
+    errors of the device raise the same exceptions, so the caller is not blamed.
     """
     if isinstance(error, MeshError):
         return error

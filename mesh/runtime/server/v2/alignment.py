@@ -1,11 +1,11 @@
 """Memory for models' inputs, aligned to 64 bytes.
 
 ONNX Runtime computes on an array in place, and some kernels sum the elements before the first boundary of a vector
-register separately: the last bits of an answer would then depend on the contents' offset in the message, for instance
-on the length of the request's `id`. So every input begins at a boundary.
+register separately. The last bits of an answer would then depend on the contents' offset in the message, for example on
+the length of the request's `id`. Every input therefore begins at a boundary.
 
-A run in the event loop ends before the next request is read, so all these runs share one `Scratch`: writing into it
-takes 0.1 us, whereas an array with its own memory takes 1.6. Inputs that are needed later are copied (`own`).
+A run in the event loop ends before the next request is read, so all these runs share one `Scratch`. Writing into it
+takes 0.1 us, whereas an array with its own memory takes 1.6 us. Inputs that are needed later are copied (`own`).
 """
 
 from collections.abc import Mapping
@@ -19,14 +19,15 @@ BOUNDARY = 64
 """Alignment in bytes: a cache line, and the widest vector register."""
 
 _LARGE = 1 << 20
-"""Size in bytes from which on contents may begin at a boundary already: large messages are read to one (`blocks`)."""
+"""Size in bytes from which on contents may already begin at a boundary: large messages are read into aligned memory
+(`blocks`)."""
 
 _FREE = 256 << 10
 """Bytes of the shared memory. For larger contents, the cost of an allocation is negligible."""
 
 
 def block(size: int) -> Array:
-    """Returns that many uninitialised bytes as an array of uint8."""
+    """Returns an array of `size` uninitialised uint8 elements at a boundary."""
     memory = np.empty(size + BOUNDARY, np.uint8)
     begin = -memory.ctypes.data % BOUNDARY
     return memory[begin : begin + size]
@@ -52,8 +53,8 @@ def _copy(array: Array) -> Array:
 
 
 class Scratch:
-    """Memory that holds the numbers of one request at a time. Call `begin` for each request, then `put` for each of its
-    inputs."""
+    """Memory for the numbers of one request at a time. Call `begin` for each request, then `put` for each of the
+    request's inputs."""
 
     __slots__ = ("_at", "_memory", "_size", "memory")
 
