@@ -1,12 +1,12 @@
 """The turns of loads at the model server: `placement.queue`, with tasks that wait in it.
 
 A long load lends its place to the next one and runs concurrently with it. Otherwise, a few models whose warm-up call
-does not end would hold up every cold start of the pod until they are given up, which takes a minute and a half. The
+does not end would delay all cold starts of the pod until these loads are given up, which takes a minute and a half. The
 number of places lent at the same time is limited, because each long load keeps a processor busy. The agent and the
 model server both count turns in this way, so they agree.
 
-A load that must run alone holds up other loads, but only for the length of a normal turn. It does not hold them up
-while it has to wait for a long load, or once it is long itself.
+A load that must run alone makes other loads wait, but only for the length of a normal turn. Other loads do not wait for
+it while it has to wait for a long load itself, or once it is long itself.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ LONG = 5.0
 """Seconds after which a load lends its place."""
 
 APART = 60.0
-"""Seconds for which a load that must run alone waits for a long load without holding up others. After that, it holds
-them up."""
+"""Seconds for which a load that must run alone waits for a long load without making others wait. After that, others
+wait too."""
 
 LENT = 8
 """Maximum number of places that are lent at the same time."""
@@ -41,7 +41,7 @@ class Turns:
     model."""
 
     def __init__(self, count: int, *, long: float | None = None) -> None:
-        """Makes turns for `count` loads at once. A load is long after `long` seconds (None: `LONG`)."""
+        """Makes turns for `count` concurrent loads. A load is long after `long` seconds (None: `LONG`)."""
         self.count = count
         self._long = LONG if long is None else long
         self._lent = 0
@@ -55,7 +55,8 @@ class Turns:
         self._changed = asyncio.Event()  # a turn has ended, or become long
 
     def resize(self, count: int) -> None:
-        """Sets the number of turns at once. Turns under way keep theirs, so a lower number takes effect as they end."""
+        """Sets the number of concurrent turns. Turns under way continue, so a lower number takes effect when they
+        end."""
         more, self.count = count - self.count, count
         self._free += min(more, 0)
         for _ in range(more):
@@ -91,7 +92,7 @@ class Turns:
         """Holds one turn. `idle_ms` is the time since the model's last use, 0 if a caller waits; `on_long` is called
         once the load has become long.
 
-        If cancelled while waiting, it gives up its place in the queue.
+        If cancelled while waiting, gives up its place in the queue.
         """
         async with self._turn(model_id, idle_ms, on_long):
             yield
@@ -110,12 +111,12 @@ class Turns:
             self._end(turn)
 
     def lift(self, model_id: str) -> None:
-        """Makes a queued load as urgent as any other, because a caller now waits for it."""
+        """Makes a queued load urgent, because a caller now waits for it."""
         if model_id in self._queue:
             self._queue.push(model_id, waiting=True)
 
     def ahead_of(self, model_id: str) -> int:
-        """Returns how many loads get their turn before this one. Takes O(n): for operators."""
+        """Returns the number of loads that get their turn before this one, for operators. O(n)."""
         return self._queue.ahead_of(model_id) if model_id in self._queue else 0
 
     @property

@@ -2,9 +2,9 @@
 address and the outcome. Refused requests have a line too. A line may list further models that the request concerns: the
 target of an alias, or the models of a bulk request, which `Gathering` divides into lines.
 
-A line has no keys and no bodies. It goes to the log, or as JSON to a file that all workers append to, each line in one
+A line has no keys and no bodies. It goes to the log, or as JSON to a file to which all workers append, each line in one
 write. The file may be rotated: it is opened again once its name belongs to another file. If a line cannot be written to
-the file, it goes to the log, with the reason, so none is lost in silence.
+the file, it goes to the log, with the reason, so that no line is lost silently.
 """
 
 import json
@@ -37,8 +37,9 @@ MODELS = 100
 """Largest number of models listed in one line."""
 
 REFUSED = 100
-"""Largest number of refused models of one bulk request that are noted: a caller without rights could name millions in a
-small body. Every change is noted, because a caller who may make it affects etcd more than the audit trail."""
+"""Largest number of refused models of one bulk request that are noted: a caller without rights could name millions of
+models in a small body. Changes are noted without a limit, because each change costs etcd more than its line costs the
+audit trail."""
 
 
 def changes(operation: Operation) -> bool:
@@ -117,7 +118,7 @@ class Audit:
 
 
 Note = Callable[[Sequence[str], str], None]
-"""Writes a line about some models of a request, with their common result."""
+"""A function that writes a line about some models of a request, with their common result."""
 
 
 class Gathering:

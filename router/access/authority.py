@@ -60,7 +60,8 @@ class Authority:
         self._decide()
 
     def adopt(self, filed: Mapping[str, Grant]) -> None:
-        """Replaces the grants of the routers' file. They add to those in etcd, also to one of the same name."""
+        """Replaces the grants of the routers' file. They apply in addition to those in etcd, even to a grant of the
+        same name."""
         self.filed = filed
         self._decide()
 

@@ -1,9 +1,9 @@
-"""Client certificates as credentials: a caller is known by the names in a certificate that Envoy has verified.
+"""Client certificates as credentials: a caller is identified by the names in a certificate that Envoy has verified.
 
 Envoy removes the header `x-forwarded-client-cert` from clients' requests, and sets it to the certificate of the
-connection. That is the whole certificate and not only its names, because Envoy joins several names with characters that
-a name may contain. Without Envoy, or without an authority for clients, nothing removes the header, and there is no
-authenticator that reads it.
+connection. Envoy sends the whole certificate and not only its names, because it joins several names with characters
+that a name may contain. Without Envoy, or without an authority for clients, nothing removes the header from requests,
+and no authenticator reads it.
 
 The names of a caller are the URIs and DNS names of the certificate's subject alternative names. The subject's common
 name does not count, since authorities do not check it.
@@ -37,7 +37,8 @@ class ClientCertificates:
         self._wall = wall
 
     def identify(self, given: Credentials) -> Identified | None:
-        """Returns the caller of a certificate. Raises MeshError if it names nobody or has expired."""
+        """Returns the caller that a certificate names. Raises MeshError if the certificate names no subject or has
+        expired."""
         if given.token or not given.certificate:
             return None
         certificate = _parsed(given.certificate)
@@ -54,13 +55,13 @@ class ClientCertificates:
         return Identified(Principal(names[0], names[1:]), ends)
 
     def look(self) -> None:
-        """Does nothing: Envoy follows the authorities."""
+        """Does nothing, because Envoy follows the authorities."""
 
     async def close(self) -> None:
         """Does nothing."""
 
     def statistics(self) -> Sequence[Mapping[str, object]]:
-        """Returns that certificates are accepted."""
+        """Returns the document which says that certificates are accepted."""
         return [{"kind": "certificates"}]
 
 
@@ -75,7 +76,7 @@ def _parsed(header: bytes) -> x509.Certificate:
 
 
 def _names(certificate: x509.Certificate) -> Iterator[str]:
-    """Yields the subjects of a certificate, its URIs first. Leaves out names that no grant can have."""
+    """Yields the subjects that a certificate names, URIs first. Leaves out names that no grant can have."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):

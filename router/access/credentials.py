@@ -1,4 +1,4 @@
-"""The credentials of a request, and the interface of authenticators, which turn them into a principal.
+"""The credentials of a request, and the interface of authenticators, which identify the principal by them.
 
 A guard asks its authenticators one after the other. Each knows one kind of credentials: API keys, tokens,
 certificates. It has four answers:
@@ -8,8 +8,8 @@ certificates. It has four answers:
 - a MeshError, for invalid credentials of its kind;
 - a coroutine function that identifies the caller later, if something must be fetched first.
 
-Guards remember callers. So an authenticator is asked again for the same credentials only after that time, or after it
-has reported a change.
+Guards cache callers, so an authenticator is asked again for the same credentials only after that time, or after it has
+reported a change.
 """
 
 import asyncio
@@ -35,14 +35,14 @@ class Identified(NamedTuple):
 
 
 Later = Callable[[], Awaitable[Identified]]
-"""Returns the caller once the missing knowledge was fetched, within a few seconds. Raises MeshError."""
+"""A function that fetches what is missing, and returns the caller within a few seconds. Raises MeshError."""
 
 
 class Authenticator(Protocol):
-    """A means to identify callers by one kind of credentials."""
+    """A way to identify callers by one kind of credentials."""
 
     changed: Callable[[], None]
-    """Set by the guard; called when remembered callers must be identified again."""
+    """The callback of the guard. Must be called when cached callers have to be identified again."""
 
     def identify(self, given: Credentials) -> "Identified | Later | None":
         """Returns the caller, a function that identifies the caller later, or None for credentials of another kind.
@@ -55,7 +55,7 @@ class Authenticator(Protocol):
         """Ends tasks and closes connections."""
 
     def statistics(self) -> Sequence[Mapping[str, object]]:
-        """Returns its state, for people: a document for each source of identities, with its `kind`."""
+        """Returns the authenticator's state, for people: a document for each source of identities, with its `kind`."""
 
 
 class Unsettled(Exception):
@@ -67,7 +67,8 @@ class Unsettled(Exception):
         self._settle = settle
 
     async def settle(self, deadline: float | None = None) -> Principal:
-        """Returns the caller, as soon as that is known. `deadline` is a time of the event loop. Raises MeshError."""
+        """Waits until the caller is identified, and returns the caller. `deadline` is a time of the event loop. Raises
+        MeshError."""
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._settle()

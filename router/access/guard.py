@@ -1,12 +1,13 @@
 """The guard of all interfaces of a router: it identifies the caller, and checks the caller's permission.
 
 Both results are cached, because a call of a hot model is served in 30 us. The caller is cached by the bytes of the
-`authorization` header, and each decision by caller, verb and name. (The header's bytes, not their digest, because the
-connections' caches of heads hold them already, and a digest takes 0.5 us.) Both caches are bounded, and are cleared
-when a key or a grant changes.
+`authorization` header, and each decision by caller, verb and name. (The key is the header itself, not its digest,
+because the connections' caches of heads contain the header already, and a digest takes 0.5 us.) Both caches are
+bounded, and are cleared when a key or a grant changes.
 
 Authenticators identify the caller (`credentials`). If one of them must fetch something first, `known` raises
-`Unsettled`, because most interfaces must not wait. These await `Unsettled.settle` in a task; others use `identified`.
+`Unsettled`. Interfaces that must not wait, which are most, then await `Unsettled.settle` in a task. The others use
+`identified`.
 
 A refusal does not reveal whether a model exists, because nothing is looked up before the decision.
 """
@@ -89,8 +90,8 @@ class Guard:
         return self.mode == REQUIRED or verb in MANAGING
 
     def known(self, headers: Sequence[Header]) -> Principal:
-        """Returns the caller of a request with these headers. If it has a token, its certificate does not count. Raises
-        MeshError, and Unsettled if that takes time."""
+        """Returns the caller of a request with these headers. If the request has a token, its certificate does not
+        count. Raises MeshError, and Unsettled if the caller cannot be identified immediately."""
         given = b""
         for name, value in headers:
             if name == AUTHORIZATION:
@@ -107,15 +108,15 @@ class Guard:
         return self._identified(key)
 
     async def identified(self, headers: Sequence[Header], deadline: float | None = None) -> Principal:
-        """Returns the caller of a request with these headers, as soon as that is known. `deadline` is a time of the
-        event loop. Raises MeshError."""
+        """Waits until the caller of a request with these headers is identified, and returns the caller. `deadline` is a
+        time of the event loop. Raises MeshError."""
         try:
             return self.known(headers)
         except Unsettled as unsettled:
             return await unsettled.settle(deadline)
 
     def allow(self, principal: Principal, verb: Verb, name: str) -> None:
-        """Raises MeshError unless the principal may perform operations of this verb on the name."""
+        """Checks that the principal may perform operations of this verb on the name. Otherwise raises MeshError."""
         ruling = self._rulings.get((principal, verb, name))
         if ruling is None:
             ruling = self.ruling(principal, verb, name)
@@ -127,7 +128,8 @@ class Guard:
             raise MeshError(Reason.FORBIDDEN, f"{ruling.why}. An admin can give it: mesh grants add")
 
     def allow_some(self, principal: Principal, verb: Verb) -> None:
-        """Raises MeshError unless there are names on which the principal may perform operations of this verb."""
+        """Checks that the principal may perform operations of this verb on at least some names. Otherwise raises
+        MeshError."""
         if principal in (ADMIN_KEY, OPEN):
             return
         if not any(verb in ALLOWS[one.role] for one in self.authority.grants.of(principal).values()):

@@ -15,7 +15,8 @@ ADMIN_KEY = Principal("the admin key")
 
 
 class ApiKeys:
-    """The authenticator of API keys. The guard asks it last, because it refuses every token that it does not know."""
+    """The authenticator of API keys. The guard asks this one last, because it refuses every token that it does not
+    know."""
 
     def __init__(self, authority: Authority, *, wall: Callable[[], float] = time.time) -> None:
         """Makes the authenticator. `wall` returns seconds since the epoch."""

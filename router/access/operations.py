@@ -1,4 +1,4 @@
-"""The table of operations, which transports and permissions share.
+"""The table of operations, for transports and permissions.
 
 Each route of REST and each method of gRPC names its operation here, so the meaning and the verb of an operation do not
 depend on the transport.

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 
 class Failures:
-    """A budget of failures, which fills again at a steady rate. While it is used up, nothing more may be tried."""
+    """A budget of failures, which refills at a steady rate. While it is used up, no further attempt is allowed."""
 
     __slots__ = ("_clock", "_left", "_most", "_rate", "_seen", "refused")
 
     def __init__(self, rate: float, most: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Makes a full budget of `most` failures, which gains `rate` in each second."""
+        """Makes a full budget of `most` failures, which gains `rate` failures per second."""
         self.refused = 0  # attempts that were not allowed
         self._rate = rate
         self._most = self._left = most

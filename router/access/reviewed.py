@@ -1,8 +1,8 @@
 """Tokens of service accounts, which Kubernetes verifies (TokenReview).
 
 A verdict is fresh for a minute. An older verdict still serves while the next review runs in the background, so that no
-call waits for Kubernetes more than once. If that review refuses the token, its caller is forgotten at once. While
-Kubernetes does not answer, the last verdict holds for ten minutes.
+call waits for Kubernetes more than once. If that review refuses the token, its caller is forgotten immediately. While
+Kubernetes does not answer, the last verdict is valid for ten minutes.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ from router.access.pace import Failures
 log = logs.get(__name__)
 
 FRESH = 60.0
-"""Seconds for which a verdict is not asked for again."""
+"""Seconds for which a verdict is fresh."""
 
 STALE = 600.0
-"""Seconds for which a verdict holds while Kubernetes does not answer."""
+"""Seconds for which a verdict is valid while Kubernetes does not answer."""
 
 FAILURES = (10.0, 40.0)
 """Tokens that Kubernetes may refuse a second, and in a burst. Beyond that, no other unknown token is reviewed."""
@@ -56,7 +56,7 @@ class Reviews(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """A good verdict. Times by the wall clock."""
+    """A verdict that a token is valid. Times are by the wall clock."""
 
     principal: Principal
     at: float
@@ -78,7 +78,7 @@ class ReviewedTokens:
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Makes the source. A token must be for one of `audiences`, if there are any."""
+        """Makes the source. If `audiences` is not empty, a token must be for one of them."""
         self.changed: Callable[[], None] = lambda: None
         self.failures = Failures(*FAILURES, clock=clock)
         self._reviews = reviews
@@ -94,7 +94,8 @@ class ReviewedTokens:
         return identities.is_account(unverified.claims.get("sub"))
 
     def identify(self, token: bytes, unverified: Unverified) -> Identified | Later:
-        """Returns the caller by the last verdict, or a function that asks for one. Raises TokenError, MeshError."""
+        """Returns the caller by the last verdict, or a function that asks Kubernetes for a verdict. Raises TokenError,
+        MeshError."""
         digest = hashlib.sha256(token).digest()
         now = self._wall()
         verdict = self._verdicts.get(digest)
@@ -112,7 +113,7 @@ class ReviewedTokens:
         return lambda: self._later(digest, token, unverified)
 
     def look(self) -> None:
-        """Does nothing: calls begin the reviews."""
+        """Does nothing, because calls begin the reviews."""
 
     async def close(self) -> None:
         """Ends the reviews that are under way, and closes the connections."""
@@ -137,7 +138,7 @@ class ReviewedTokens:
         return _identified(verdict, verdict.at + FRESH)
 
     def _ask(self, digest: bytes, token: bytes, unverified: Unverified) -> "asyncio.Task[_Verdict]":
-        """Returns the review of a token that is under way, and begins one if there is none."""
+        """Returns the review of a token that is under way, or begins one."""
         task = self._asked.get(digest)
         if task is None:
             task = self._asked[digest] = self._tasks.start(self._review(digest, token, unverified), "review a token")
@@ -166,7 +167,8 @@ class ReviewedTokens:
             del self._asked[digest]
 
     def _same(self, digest: bytes, principal: Principal) -> Principal:
-        """Returns the principal of the former verdict if it is the same: decisions about it are remembered."""
+        """Returns the principal of the former verdict if it is equal, because decisions about that object are
+        cached."""
         former = self._verdicts.get(digest)
         return principal if former is None or former.principal.subjects != principal.subjects else former.principal
 

@@ -1,12 +1,12 @@
 """Tokens of other issuers (JWTs) as credentials.
 
 Each source knows the tokens of one issuer: `IssuedTokens` verifies them with the issuer's keys, and
-`router.access.reviewed` asks Kubernetes about them. A guard remembers the caller of a valid token until it expires, so
-most calls do not come here.
+`router.access.reviewed` asks Kubernetes about them. A guard caches the caller of a valid token until the token expires,
+so most calls do not use this module.
 
-To verify a signature takes up to 0.6 ms (ES512; 0.1 ms for RS256 and ES256), and anybody can send tokens. So invalid
-ones are remembered for a moment by their digest, and only a limited number of tokens may fail in a second; then tokens
-that were not seen before are refused for a while. At most a twentieth of a worker's time goes into invalid tokens.
+Verifying a signature takes up to 0.6 ms (ES512; 0.1 ms for RS256 and ES256), and anybody can send tokens. Invalid
+tokens are therefore remembered for a moment by their digest, and only a limited number of tokens may fail in a second;
+after that, unknown tokens are refused for a while. Thus invalid tokens take at most a twentieth of a worker's time.
 """
 
 import hashlib
@@ -29,19 +29,19 @@ from router.access.pace import Failures
 log = logs.get(__name__)
 
 FAILURES = (80.0, 400.0)
-"""Invalid tokens that may be verified a second, and in a burst."""
+"""Number of invalid tokens that may be verified per second, and in a burst."""
 
 _REFUSED = (2048, 10.0)  # invalid tokens that are remembered, and for how many seconds
 
 
 class TokenSource(Protocol):
-    """A means to identify callers by the tokens of one issuer."""
+    """A way to identify callers by the tokens of one issuer."""
 
     changed: Callable[[], None]
-    """Called when remembered callers must be identified again."""
+    """The callback for when cached callers have to be identified again."""
 
     def takes(self, unverified: Unverified) -> bool:
-        """Returns whether the token claims to be of this issuer."""
+        """Returns whether the token claims to come from this issuer."""
 
     def identify(self, token: bytes, unverified: Unverified) -> Identified | Later:
         """Returns the caller, or a function that identifies the caller later and raises the same errors. Raises
@@ -61,7 +61,7 @@ class Tokens:
     """The authenticator of tokens."""
 
     def __init__(self, sources: Sequence[TokenSource], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Makes the authenticator. The first source that takes a token decides."""
+        """Makes the authenticator. The first source that claims a token decides."""
         self.sources = tuple(sources)
         self.failures = Failures(*FAILURES, clock=clock)
         self.changed: Callable[[], None] = lambda: None
@@ -158,7 +158,7 @@ class IssuedTokens:
             return lambda: self._later(token, unverified)
 
     def look(self) -> None:
-        """Reads the keys again if it is time."""
+        """Begins a reading of the keys if one is due."""
         self.following.look()
 
     async def close(self) -> None:

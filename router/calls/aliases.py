@@ -155,7 +155,7 @@ class Aliases:
 
     def settled(self, call: Call, asked: Asked) -> tuple[str, Destination | None] | None:
         """Returns the model for a call, and its destination if the call names an alias. Returns None if etcd must be
-        read to find out (`resolve`). Raises MeshError UNKNOWN_VERSION."""
+        read first (`resolve`). Raises MeshError UNKNOWN_VERSION."""
         name, kind, version = asked
         if not kind or self._known(name) is None:
             if kind == VMODEL or (version and not self._is_version(name, version)):
@@ -209,8 +209,8 @@ class Aliases:
         return alias.active.model if model is None and alias.active.model not in tried else model
 
     def divert(self, destination: Destination, error: MeshError) -> None:
-        """Counts a call that goes to another model of its alias because the destination's model cannot serve. Logs this
-        now and then."""
+        """Counts a call that goes to another model of its alias because the destination's model cannot serve. Logs such
+        calls from time to time."""
         destination.meter.diverted.inc()
         said, now = (destination.alias.name, destination.model), self._now()
         if now - self._said.get(said, -_SAID) >= _SAID:
@@ -223,8 +223,8 @@ class Aliases:
             )
 
     def _instead(self, alias: Alias, split: Split, model: str) -> str:
-        """Returns the model for a call whose drawn model is not loaded. If another model of the split is loaded,
-        returns that one and starts to load the drawn one."""
+        """Returns the model for a call if the drawn model is not loaded. If another model of the split is loaded,
+        returns that model, and starts to load the drawn one."""
         missing = [one for one in split.models if one not in self._view.copies]
         other = split.at(self._uniform(), missing)
         if other is None:

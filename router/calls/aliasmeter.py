@@ -1,7 +1,7 @@
 """Counters of calls by alias and by the model that served them.
 
-Operators choose these names, and each release of a model adds one. So the series of a model are dropped once its alias
-no longer names it, and pairs beyond MAX_PAIRS are counted together as `other`.
+Operators choose these names, and each release of a model adds one. The series of a model are therefore dropped once its
+alias no longer names it, and pairs beyond MAX_PAIRS are counted together as `other`.
 """
 
 from mesh.telemetry import metrics

@@ -1,7 +1,7 @@
-"""Answers to calls that fail in the router. Their text and details are bounded.
+"""Answers to calls that fail in the router. The size of their text and details is limited.
 
-A loader's error may have thousands of characters. It is cut here, because the caller would otherwise get none of it
-(`statuses.MAX_TEXT`).
+The error of a load may have thousands of characters. It is shortened here, because otherwise the caller would get
+nothing of it (`statuses.MAX_TEXT`).
 """
 
 from google.protobuf.message import DecodeError

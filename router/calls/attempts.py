@@ -1,8 +1,8 @@
-"""The tries of one call that was not answered at once: the outcome of each, and the next step by `placement.retry`.
+"""The attempts of one call after the first one failed: the outcome of each, and the next step by `placement.retry`.
 
-`unary` and `streams` carry out the step: they call again at once or after a pause, verify, or give up with the error
-that was raised here. This module also notes what a try reveals about pods and copies. A call whose first try is
-answered needs no `Attempts`.
+`unary` and `streams` carry out the step: they call again, immediately or after a pause, verify the copy, or give up
+with the error that was raised here. This module also notes what an attempt reveals about pods and copies. A call whose
+first attempt is answered needs no `Attempts`.
 """
 
 from mesh.statuses import MeshError, Reason
@@ -19,7 +19,7 @@ _SAID = {NOTHING: fence.Said.NOTHING, VERIFIED: fence.Said.VERIFIED, AWAY: fence
 
 
 class Attempts:
-    """The tries of one call."""
+    """The attempts of one call."""
 
     __slots__ = ("_deadline", "_forwarder", "_model_id", "_repeated", "_safe", "_tries", "tried")
 
@@ -31,12 +31,12 @@ class Attempts:
         self._tries = 0
         self._repeated = False
         self.tried: list[Copy] = []
-        """Copies that are not called again while there is another one. A load empties the list."""
+        """Copies that are not called again while another copy exists. A load empties the list."""
 
     def refused(self, copy: Copy, refusal: bytes, said: Said, *, kept: bool = True) -> Decision:
         """Decides after a pod refused the call without running anything. `refusal` is the header that says why, and
-        `said` is what the call stated about the record. `kept` is true if the complete request can be sent again.
-        Raises MeshError if the call is given up, as do the methods below."""
+        `said` is what the call stated about the record. `kept` is True if the complete request can be sent again. Like
+        the methods below, raises MeshError if the call is given up."""
         verify = refusal == names.VERIFY_FIRST
         if verify and said is not VERIFIED:
             self._forwarder.not_verified(copy)

@@ -13,10 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 MAX_BYTES = 1 << 20
-"""Longest document that is accepted. It is written by people or by a controller, for a handful of methods."""
+"""Longest document that is accepted, in bytes. People or a controller write it, for a few methods."""
 
 MAX_DEPTH = 32
-"""Most field numbers in a path."""
+"""Largest number of field numbers in a path."""
 
 MAX_FIELD = (1 << 29) - 1
 """Highest field number of protobuf."""

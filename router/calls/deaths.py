@@ -1,13 +1,11 @@
-"""Models whose calls recently lost their servers. This keeps a model, or a request, from killing one server after
-another.
+"""Models whose calls have recently lost their servers, so that no model or request kills one server after another.
 
 Agents know better which model and which request killed a server, because their use board survives it. They write this
 into the model's record, and `placement.blame` draws the conclusion. But that takes a moment, and callers retry at once.
-So after a call has lost its server, the router reads the model's record before each further call of the model and does
-not retry. It does so for some seconds, or longer after a second loss.
+After a call has lost its server, the router therefore reads the model's record before each further call of the model,
+and does not retry. This lasts for some seconds, or longer after a second loss.
 
-A model that merely shared the server with the culprit is counted too. Its calls then lose a retry and some
-milliseconds.
+A model that was only in the same server is counted too. Its calls then lose a retry and some milliseconds.
 """
 
 from cachetools import TTLCache
@@ -35,8 +33,8 @@ class Deaths:
         that the check costs nothing."""
 
     def lost(self, model_id: str, pod: Pod, now: float) -> int:
-        """Notes that a connection broke in the middle of a call. Returns how many servers the model's calls have
-        lost."""
+        """Notes that a connection broke in the middle of a call. Returns the number of servers that the model's calls
+        have lost."""
         if now - pod.lost_at > _SAME_MOMENT:
             pod.losses += 1
         pod.lost_at = now
@@ -46,7 +44,7 @@ class Deaths:
         return len(servers)
 
     def watch(self, model_id: str, now: float, seconds: float = BRIEF) -> None:
-        """Makes calls of this model read its record first, for the given number of seconds."""
+        """Makes each call of this model read the model's record first, for `seconds`."""
         self.watched[model_id] = max(self.watched.get(model_id, 0.0), now + seconds)
 
     def settle(self, now: float) -> None:

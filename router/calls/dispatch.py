@@ -1,7 +1,7 @@
 """The dispatch of calls: to a service in this worker, to management, to a model, or to several.
 
-All transports (the HTTP/1.1 server, the `grpc.aio` edge, REST) share this handler, so a call means the same on each of
-them.
+All transports (the HTTP/1.1 server, the `grpc.aio` edge, REST) use this handler, so a call has the same meaning on each
+of them.
 """
 
 import asyncio
@@ -19,14 +19,15 @@ from router.calls.routes import Asked, Method, Routes, SeveralIds, names_several
 from router.calls.unary import UnaryCall
 
 Allow = Callable[[str], None]
-"""Raises MeshError if the caller may not call the model or alias of that name."""
+"""A function that raises MeshError if the caller may not call the model or alias of that name."""
 
 
 class Dispatcher:
     """The handler of all calls of a worker."""
 
     def __init__(self, forwarder: Forwarder, routes: Routes, guard: Guard | None = None) -> None:
-        """Makes a dispatcher. With a `guard`, calls are forwarded only if the guard allows the caller the model."""
+        """Makes a dispatcher. With a `guard`, a call is forwarded only if the guard allows the caller to call the
+        model."""
         self.forwarder = forwarder
         self._guard = guard
         self._routes = routes
@@ -38,15 +39,15 @@ class Dispatcher:
         self._services = services
 
     def forwards(self, call: Call) -> bool:
-        """Returns whether the messages of a stream are only passed on, so that large ones may arrive in pieces. They
-        are if the id of a single model is in the metadata."""
+        """Returns whether the messages of a stream are only passed on, so that large messages may arrive in pieces.
+        This is so if the metadata has the id of a single model."""
         if call.method in self._services:
             return False
         method = self._routes.method(call.method)
         return not method.path and not method.refused and not names_several(call.headers)
 
     def dispatch(self, call: Call) -> None:
-        """Answers the call, now or later. Does not raise, whatever the client sends."""
+        """Answers the call, now or later. Never raises, whatever the client sends."""
         service = self._services.get(call.method)
         if service is not None:
             service(call)
@@ -75,7 +76,7 @@ class Dispatcher:
             self._admit(call, method, partial(guard.allow, principal, Verb.INFER))
 
     def _admit(self, call: Call, method: Method, allow: Allow | None) -> None:
-        """Carries the call of a known caller. `allow` decides about the names that it asks for."""
+        """Carries the call of a known caller. `allow` decides on the names that the call asks for."""
         routes = self._routes
         if method.refused:
             answers.fail(call, MeshError(Reason.UNKNOWN_METHOD, method.refused))

@@ -1,11 +1,11 @@
 """The choice of the next model for a call by alias whose model cannot serve.
 
 If a model of a split cannot serve, its calls go to the alias's other models instead, each of which is tried once. If
-the model of an alias is not registered, the alias has been moved, so its record is read again, once. Texts are the
-predecessor's.
+the model of an alias is not registered, the alias has been moved, so its record is read again, once. Error texts are
+the predecessor's.
 
-A call is only diverted if no model has seen it. If its server is lost or its model returns an error, the caller gets
-that error.
+A call is diverted only if it has not reached a model. If its server is lost, or its model returns an error, the caller
+gets that error.
 """
 
 from mesh.statuses import MeshError, Reason
@@ -20,7 +20,7 @@ REASONS = frozenset(
         *(Reason.REGISTRY_AWAY, Reason.FORMER_LIFE, Reason.UNAVAILABLE),
     }
 )
-"""Reasons for which no model has seen the call."""
+"""Reasons of errors with which a call has not reached a model."""
 
 
 class Diversion:
@@ -68,8 +68,8 @@ class Diversion:
         return self.destination is not None and error.reason is Reason.UNKNOWN_MODEL
 
     async def read(self) -> None:
-        """Reads the alias again and switches the call to the model that it now names. Raises MeshError if that does not
-        help either."""
+        """Reads the alias again, and switches the call to the model that the alias now names. Raises MeshError if the
+        call cannot be switched."""
         assert self.destination is not None
         name, kind, version = self._asked
         gone = self.destination.model

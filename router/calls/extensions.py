@@ -3,7 +3,8 @@
 Each is refused with UNIMPLEMENTED, or 501 over REST. Otherwise a client that requests the model index would get "a
 header is missing", and a client that requests a model's statistics would get "the model does not exist".
 
-A model server may support some of these extensions. A gRPC call reaches it by naming the model in `mm-model-id`.
+A model server may support some of these extensions. A gRPC call reaches the server if it names the model in
+`mm-model-id`.
 """
 
 from collections.abc import Mapping
@@ -57,8 +58,8 @@ PATHS = tuple(_PATHS)
 
 
 def of_method(label: str) -> str:
-    """Returns why a call of a V2 method without a model id is refused. `label` is the part of the method's name after
-    the last slash."""
+    """Returns the text for the refusal of a call of a V2 method without a model id. `label` is the part of the method's
+    name after the last slash."""
     found = _METHODS.get(label)
     if found is None:
         return f"the V2 service here has no method {label}; to call a model's own server, name the model in mm-model-id"

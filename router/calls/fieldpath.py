@@ -5,14 +5,15 @@ encoding without a descriptor and stops at the string. In V2 methods the string 
 because encoders write fields in order.
 
 As in the predecessor, the *first* occurrence of each field on the path counts; protobuf would merge later ones into it.
-No encoder writes a field twice unless it is repeated. How to read a handmade message that does so is up to the model
-server. Groups, for which proto3 has no fields, are skipped.
+No encoder writes a field twice unless it is repeated. How to read a handmade message that does so is the model server's
+decision. Groups, for which proto3 has no fields, are skipped.
 """
 
 from collections.abc import Sequence
 
 MAX_FIELDS = 10_000
-"""Fields that are skipped before giving up: a message of 16 MiB may hold 8 million, at 0.15 us each."""
+"""Number of fields that are skipped before the search is given up: a message of 16 MiB may have 8 million fields, at
+0.15 us each."""
 
 MAX_DEPTH = 100
 """Depth of nested groups: the limit of protobuf's own decoders."""
@@ -44,7 +45,7 @@ def name_and_version(message: bytes, start: int = 0) -> tuple[str | None, str]:
     """Returns the name and the version in `message[start:]`, which are fields 1 and 2 of a V2 message. A missing name
     is None, a missing version is empty. Raises ValueError as `extract` does.
 
-    The version is only read where encoders write it: right after the name, or first if there is no name. A search
+    The version is read only where encoders write it: directly after the name, or first if the name is missing. A search
     through all fields would slow down every call without a version.
     """
     end = len(message)

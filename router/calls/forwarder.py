@@ -1,4 +1,4 @@
-"""The state that the calls of one worker share: the choice of a copy, facts about pods, and waits for a connection.
+"""The state that the calls of one worker share, for the choice of copies, facts about pods, and waits for connections.
 
 `unary` and `streams` carry calls; `attempts` decides what to do after one has failed.
 """
@@ -126,9 +126,9 @@ class Forwarder:
         return MeshError(Reason.QUARANTINED, f"{text}: it is not sent again, but other requests are")
 
     def known(self, copy: Copy) -> Said:
-        """Returns what a call to the copy may state about the model's record without reading it, or NOTHING if it must
-        be read. A model that has just killed a server may be quarantined by now, so each of its calls reads the
-        record."""
+        """Returns what a call to the copy may state about the model's record without reading the record, or NOTHING if
+        the record must be read. A model that has just killed a server may be quarantined by now, so each of its calls
+        reads the record."""
         watched = copy.record.blamed or copy.model in self.deaths.watched
         if watched and not self.verifier.away:
             return NOTHING
@@ -144,7 +144,7 @@ class Forwarder:
         copy.pod.wary = True
 
     def unsent(self, copy: Copy, pool: Pool | None) -> bool:
-        """Notes that a call could not be sent. Returns False if the pod is not to blame, because this worker had no
+        """Notes that a call could not be sent. Returns False if the pod is not the cause, because this worker had no
         free connection."""
         pod = copy.pod
         self.meter.unsent.inc()
@@ -155,8 +155,8 @@ class Forwarder:
         return True
 
     def lost(self, copy: Copy, why: str) -> int:
-        """Notes that a connection broke in the middle of a call. Returns how many servers calls of the model have
-        lost."""
+        """Notes that a connection broke in the middle of a call. Returns the number of servers that calls of the model
+        have lost."""
         self.meter.lost.inc()
         deaths = self.deaths.lost(copy.model, copy.pod, self.loop.time())
         log.info("connection lost in a call", model=copy.model, pod=copy.pod.name, deaths=deaths, why=why)

@@ -1,8 +1,8 @@
-"""Cheap counting of calls: the predecessor's metrics by method and code, and our own, which distinguish hits from cold
-starts.
+"""Cheap counting of calls: the predecessor's metrics by method and code, and Mesh's own, which distinguish hits from
+cold starts.
 
-The series of a method and a code are looked up once and kept, so a hit builds no strings. `Meter.call` adds to all of
-them by itself, because a call of `observe` for each costs more.
+The series of a method and a code are looked up once and kept, so that a hit builds no strings. `Meter.call` updates all
+of them itself, because calling `observe` for each would cost more.
 
 Method names come from clients. A method gets its own series once a model server has answered a call of it with OK. All
 other names are counted together as `other`, so invented names can neither inflate the metrics nor crowd out real ones.
@@ -24,7 +24,7 @@ _Series = tuple[metrics.Distribution, metrics.Distribution, metrics.Distribution
 
 
 class Meter:
-    """The metrics of one worker's calls and loads. Times in milliseconds, sizes in bytes."""
+    """The metrics of one worker's calls and loads. Times are in milliseconds, sizes in bytes."""
 
     def __init__(self, registry: metrics.Registry) -> None:
         labels = ("method", "code")

@@ -2,7 +2,7 @@
 
 Callers come first. A shadow call is sent a moment after its caller has been answered, to a loaded copy in a pod that is
 not busy with callers' calls. It never waits, is never retried, and never causes more than one load at a time. Shadow
-calls are dropped if too many are in flight, if they hold too much memory, or if they would slow callers down
+calls are dropped if too many are in flight, if they use too much memory, or if they would slow callers down
 (`placement.shadowing`). Dropped calls are counted. A shadow that hangs or kills its server gets no calls for a while.
 
 Answers are compared byte by byte, in all fields of a V2 reply except the model's name, its version and the `id`.
@@ -44,7 +44,7 @@ BUSY = 4
 """Number of callers' calls in flight in a pod above which the pod gets no shadow calls."""
 
 TIMEOUT = 10.0
-"""Seconds that a shadow has for an answer."""
+"""Seconds within which a shadow must answer."""
 
 LOADS = 10.0
 """Seconds between two requests of one worker to load a shadow."""
@@ -148,7 +148,7 @@ class _ShadowCall:
         self._timer = mirrors.calls.loop.call_later(TIMEOUT, self._late)
 
     def on_beginning(self) -> None:
-        """Does nothing: a shadow call is small, or its bytes count until it ends."""
+        """Does nothing, because a shadow call is small, or its bytes are counted until it ends."""
 
     def on_reply(self, reply: Reply) -> None:
         """Compares the answers."""
@@ -204,8 +204,8 @@ class _ShadowCall:
 
 
 class Mirrors:
-    """The shadows of one worker. `warm` has a model loaded, at most once within the given seconds. `uniform` returns
-    random numbers."""
+    """The shadows of one worker. `warm` starts to load a model, at most once within the given seconds. `uniform`
+    returns random numbers."""
 
     def __init__(
         self,
@@ -245,8 +245,8 @@ class Mirrors:
         vmodels.listen(self._changed)
 
     def offer(self, alias: Alias, mirrored: Mirrored) -> None:
-        """Takes a call that has just been answered. If it belongs to the shadow's share, it is soon sent to the shadow,
-        or dropped and counted."""
+        """Accepts a call that has just been answered. If the call belongs to the shadow's share, it is soon sent to the
+        shadow, or dropped and counted."""
         mirror = alias.mirror
         if mirror is None or not mirrored.method.infers:
             return
@@ -356,7 +356,7 @@ class Mirrors:
         return found
 
     def _changed(self, alias: str) -> None:
-        """Drops a shadow, with its series, if its alias no longer names it."""
+        """Drops a shadow and its series if its alias no longer names the shadow."""
         shadow, record = self._shadows.get(alias), self._vmodels.get(alias)
         mirror = None if record is None else record.more.mirror
         if shadow is not None and (mirror is None or mirror.target != shadow.model):

@@ -1,4 +1,4 @@
-"""Replies of model servers, passed to the caller at once or message by message, without the mesh's own headers."""
+"""Replies of model servers, passed to the caller in one piece or message by message, without the mesh's own headers."""
 
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs

@@ -1,9 +1,10 @@
 """The name that a call asks for, and the part of its metadata that is passed to the model server.
 
-The rules and texts are the predecessor's, so its clients notice no difference. The id is in the message if the method
-has a field path, as the three V2 methods do and as a data-plane configuration may say of others (`dataplane`), and
-otherwise in the metadata. Only the part of the message up to the id is read. A compressed message is decompressed to
-read the id, but forwarded unchanged. A call whose metadata has several ids is left to `several`.
+The rules and texts are the predecessor's, so that its clients notice no difference. If the method has a field path, the
+id is in the message, and otherwise in the metadata. The three V2 methods have field paths, and a data-plane
+configuration may give one to other methods (`dataplane`). Only the part of the message up to the id is read. A
+compressed message is decompressed to read the id, but forwarded unchanged. Calls whose metadata has several ids are
+passed to `several`.
 
 `aliases` finds the model behind a name, `view` and `coldstart` a copy of it; `dispatch` handles methods other than
 inference.
@@ -36,7 +37,7 @@ _UNPACKED = 1 << 20  # bytes: 3 ms at most
 _MAX_TEXT = 200  # characters of a client's text that an error quotes
 
 MAX_IDS = 100
-"""Ids in one call."""
+"""Largest number of ids in one call."""
 
 Kind = Literal[0, 1, 2]
 """The meaning of a name, by where the call has it."""
@@ -87,8 +88,8 @@ V2_METHODS: Mapping[bytes, Method] = {
 
 
 class SeveralIds(Exception):
-    """The outcome for a call whose metadata has several ids. `name` and `binary` say under which header one of them
-    is sent."""
+    """The outcome for a call whose metadata has several ids. `name` and `binary` are the headers under which one of the
+    ids is sent, as text or in binary form."""
 
     def __init__(self, values: list[bytes], binary: bytes) -> None:
         super().__init__(f"{len(values)} ids")
@@ -97,7 +98,7 @@ class SeveralIds(Exception):
 
 
 class Routes:
-    """The known methods, and where each carries its model id."""
+    """The known methods, each with the place of the model id in its calls."""
 
     __slots__ = ("_closed", "_methods", "_names")
 
@@ -195,7 +196,7 @@ def _in_compressed(call: Call, method: Method, frame: bytes) -> tuple[str | None
 
 
 def _checked(model_id: str) -> str:
-    """Returns the id. Raises MeshError if it is longer than a registered id can be."""
+    """Returns the id. Raises MeshError if the id is longer than that of any registered model can be."""
     if len(model_id) > MAX_ID_BYTES:
         raise MeshError(Reason.BAD_REQUEST, f"model id is longer than {MAX_ID_BYTES} bytes")
     return model_id
@@ -269,7 +270,7 @@ def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
 
 
 class _Passes(dict[bytes, bool]):
-    """A cache that says which names in a client's metadata are passed on, at the cost of one look-up per call."""
+    """A cache that says which names in a client's metadata are passed on. Each call costs one look-up."""
 
     def __missing__(self, name: bytes) -> bool:
         passes = not name.startswith((headers.INTERNAL, b"mm-", b"grpc-")) and name not in (

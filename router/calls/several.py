@@ -1,12 +1,12 @@
 """Calls with several model ids: one call for each id, and one reply that merges theirs.
 
-This is the predecessor's: repeated `mm-model-id` or `mm-vmodel-id` headers (or their `-bin` forms) name the models.
-Each gets the same request. The encoded replies, in the order of the ids, are joined into one message, which protobuf
-reads as their merge. Ids that nobody has registered are left out, unless the call says `mm-required: all`. Any other
+As in the predecessor, repeated `mm-model-id` or `mm-vmodel-id` headers (or their `-bin` forms) name the models. Each
+model gets the same request. The encoded replies, in the order of the ids, are joined into one message, which protobuf
+reads as their merge. Ids that are not registered are left out, unless the call says `mm-required: all`. Any other
 failure fails the whole call.
 
 Each of the calls passes through the dispatcher like a call from outside, so that aliases, cold starts, retries and
-metrics are those of any call. At most a few are in flight at a time.
+metrics work as for every call. Only a few of these calls are in flight at the same time.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _MAX_METADATA = 4096  # bytes of merged headers: gRPC clients refuse more than 8
 
 
 class _OneFailed(Exception):
-    """The failure of one of the calls, which fails all."""
+    """The failure of one of the calls, with which the whole call fails."""
 
     def __init__(self, answer: LocalAnswer) -> None:
         super().__init__(answer.text)
@@ -123,7 +123,7 @@ class SeveralCalls:
 
 @contextlib.contextmanager
 def cancelled_with(call: Call) -> Iterator[None]:
-    """Cancels the running task if the caller goes away meanwhile."""
+    """Cancels the running task if the caller goes away during the block."""
     task = asyncio.current_task()
     assert task is not None
 
@@ -144,7 +144,7 @@ def _is_missing(answer: LocalAnswer) -> bool:
 
 
 def _merged(parts: Iterable[list[Header]]) -> list[Header]:
-    """Returns the headers of several replies, each once, as far as they fit into one reply."""
+    """Returns the headers of several replies, without duplicates, as far as they fit into one reply."""
     merged = dict.fromkeys(header for part in parts for header in part if header[0] != replies.ENCODING)
     room = _MAX_METADATA
     kept = []

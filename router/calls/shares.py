@@ -1,8 +1,8 @@
-"""A model's share of the connections to a pod, so that one slow model does not take them all.
+"""A model's share of the connections to a pod, so that one slow model does not use them all.
 
 HTTP/1.1 carries one call at a time on a connection, and a worker has a limited number of connections to a pod. A model
-may take another connection while it has fewer than are free. This is the dynamic threshold of Choudhury and Hahne for
-shared buffers. One busy model thus gets half of the connections, two get a third each, and one connection is always
+may use another connection as long as it uses fewer than are free. This is the dynamic threshold of Choudhury and Hahne
+for shared buffers. One busy model thus gets half of the connections, two get a third each, and one connection is always
 left for the next model. Further calls of the model wait until any call in that pod ends. If too many wait, only that
 model's calls are refused.
 """

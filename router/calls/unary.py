@@ -1,13 +1,13 @@
 """Unary calls and their replies: a state machine of plain callbacks that creates no task on a hit.
 
 A `UnaryCall` is one call. It picks a copy from the view, sends the bytes, and passes the reply back: status, metadata,
-trailers, or a stream. If there is no copy, `coldstart` calls back later. If a try gets no answer, `attempts` decides
+trailers, or a stream. If no copy exists, `coldstart` calls back later. If an attempt gets no answer, `attempts` decides
 what to do. If a model cannot serve, `diversion` may know another one. When the caller goes away or its deadline passes,
 the connection to the server is closed.
 
-If a copy is *suspect*, or the model's calls have lost servers, the model's record is read before the first try
-(`verify`). `forwarder` holds what calls share, `dispatch` makes a `UnaryCall` of a call, `streams` carries streaming
-requests.
+If a copy is *suspect*, or the model's calls have lost servers, the model's record is read before the first attempt
+(`verify`). `forwarder` has the state that calls share, `dispatch` makes a `UnaryCall` for a call, and `streams` carries
+streaming requests.
 """
 
 import asyncio
@@ -219,7 +219,7 @@ class UnaryCall:
     # --- from the cold start ---
 
     def on_copy(self) -> None:
-        """Continues, because there is a copy now."""
+        """Continues, because a copy is available now."""
         self._waited()
         if self._done:
             return
@@ -230,7 +230,7 @@ class UnaryCall:
         self._next()
 
     def on_error(self, error: MeshError) -> None:
-        """Diverts the call to another model or fails it, because there will be no copy."""
+        """Diverts the call to another model or fails it, because no copy will be available."""
         self._waited()
         self._refused(error)
 
@@ -255,7 +255,7 @@ class UnaryCall:
         return diversion
 
     def _refused(self, error: MeshError) -> None:
-        """Diverts the call to another model of its alias, if there is one, or fails it."""
+        """Diverts the call to another model of its alias, if possible, or fails it."""
         if self._done:
             return
         if self._asked[1] != MODEL and error.reason in REASONS:
@@ -289,12 +289,12 @@ class UnaryCall:
 
     @property
     def takes_pieces(self) -> bool:
-        """True if nothing here needs to see a whole message of a stream."""
+        """True if no part of the router needs a whole message of a stream."""
         return self._call.takes_pieces and not self._method.path
 
     def on_beginning(self) -> None:
-        """Frees the request, because no call is retried once its reply has begun. A large reply is then held instead of
-        it, not in addition. A shadow still needs the request."""
+        """Frees the request, because no call is retried once its reply has begun. A large reply then replaces the
+        request in memory. If a shadow needs the request, it is kept."""
         if self._destination is None or self._destination.alias.mirror is None:
             self._frame = b""
             self._call.forget()

@@ -7,8 +7,8 @@ core. REST needs a separate port.
 All workers listen on one port (SO_REUSEPORT), and the kernel distributes the connections. Another mesh could listen on
 that port too, so it must be checked before the workers start (`mesh.process.ports.check_free`).
 
-The wire does not say which methods are unary. Methods known to be unary take the fast path, which reads the whole
-request first. Calls of other methods are read message by message, which works for unary methods too.
+On the wire, unary methods cannot be recognised. Methods that are known to be unary use the fast path, which reads the
+whole request first. Calls of other methods are read message by message, which works for unary methods too.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class _End:
 
 
 class GrpcCall(wire.Call):
-    """One call as `grpc.aio` carries it."""
+    """One call that `grpc.aio` carries."""
 
     __slots__ = ("_cancelled", "_context", "_gone", "_limit", "_on_cancel", "_starting", "_unread", "encodings", "end")
 

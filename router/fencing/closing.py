@@ -1,13 +1,13 @@
-"""The leader's duty for pods that are cut off: to close lives that have ended, and to remove tombstones that are no
+"""The leader's work for pods that are cut off: it closes lives that have ended, and removes tombstones that are no
 longer needed.
 
-A life without presence is open: its model server may or may not still answer. The leader records two facts about it.
-The revision at which its presence ended lets a reader find out from etcd's history which copies it held. The time for
-which it has been open is an age rather than a date, so the next leader can continue the count with any clock. A life is
-closed
+A life without presence is open: its model server may or may not still answer. The leader records two facts about an
+open life. From the revision at which the presence ended, and etcd's history, a reader finds out which copies the pod
+had. The time for which the life has been open is an age and not a date, so the next leader can continue the count with
+any clock. A life is closed
 
 - by its agent, once its model server has ended;
-- when another incarnation of the pod is published, and the former one has had time to notice;
+- when another incarnation of the pod is published, and the old one has had time to notice this;
 - when nothing listens on its data port (connections are refused), or a published pod listens there;
 - by hand (`mesh pods forget`);
 - after `--reregister-after`, with a warning. From then on, a pod that is still cut off may answer callers who are cut
@@ -33,12 +33,12 @@ LOOK = 0.5
 """Seconds between two checks of all lives."""
 
 NOTE = 10
-"""Seconds between two writes to etcd of how long a life has been open."""
+"""Seconds between two writes of a life's age to etcd."""
 
 REPLACED = 10
-"""Seconds after which another incarnation of the same name ends a life. The former pod may still be alive, if its agent
-only seemed dead to the new one. But it checks every few seconds that the presence under its name is its own, and stops
-answering if it is not."""
+"""Seconds after which another incarnation of the same name ends a life. The old pod may still be alive, if its agent
+only seemed dead to the new one. But its agent checks every few seconds that the presence under the pod's name is its
+own, and stops answering if it is not."""
 
 _SHARE = 4  # the pause after a check, in multiples of its duration: with thousands of tombstones, a check takes seconds
 _PAUSE_MAX = 10.0  # seconds
@@ -141,7 +141,8 @@ class Closing:
             await self._note(life, replace(life.life, ended_revision=ended, open_seconds=age))
 
     def _heir(self, data_address: str) -> str:
-        """Returns the published pod that listens on the address, if any. Two processes cannot share an address."""
+        """Returns the name of the published pod that listens on the address, or "". Two processes cannot share an
+        address."""
         for pod in self._view.pods.values():
             if pod.record is not None and not pod.suspect and pod.record.data_address == data_address:
                 return pod.name

@@ -1,8 +1,8 @@
 """Probes of suspect pods, to find out whether they still exist.
 
-If a pod's lease has ended, the pod may be dead, or etcd may have stalled. Calls find out, but a model without calls
-would stay in the view forever. So the prober asks the agent of each suspect pod every few seconds. If the agent does
-not answer, or belongs to another incarnation, the pod and its copies are removed from the view.
+If a pod's lease has ended, the pod may be dead, or etcd may have stalled. Calls find out which, but the copy of a model
+without calls would stay in the view forever. The prober therefore asks the agent of each suspect pod every few seconds.
+If the agent does not answer, or belongs to another incarnation, the pod and its copies are removed from the view.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from router.state.view import View
 log = logs.get(__name__)
 
 TIMEOUT = 5.0
-"""Seconds to wait for an answer. They are many, because the cause of etcd's stall may have slowed the agent too, and a
-live pod that is removed costs loads."""
+"""Seconds to wait for an answer. The wait is long, because the cause of etcd's stall may have slowed the agent too, and
+removing a live pod costs loads."""
 
 INTERVAL = 2.0
 """Seconds between two questions to the same pod."""

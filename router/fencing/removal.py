@@ -19,10 +19,10 @@ from router.fencing.withdrawal import Withdrawal
 from router.state.registry import Registry, decode
 
 BATCH = 40
-"""Models in one transaction: each takes three deletions, and etcd allows 128."""
+"""Largest number of models in one transaction: each needs three deletions, and etcd allows 128 operations."""
 
 BATCHES = 16
-"""Transactions in flight."""
+"""Largest number of concurrent transactions."""
 
 SINGLE = 64
 """Maximum number of models that are removed one by one at the same time. Each may wait for pods to unload its
@@ -32,7 +32,7 @@ MISSING = "missing"
 """The outcome for a model that is not registered."""
 
 Outcome = str | MeshError | None
-"""The outcome for one model: None (unregistered), MISSING, or why it stays."""
+"""The outcome for one model: None (unregistered), MISSING, or the reason why it stays registered."""
 
 
 class Removal:

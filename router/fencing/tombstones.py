@@ -1,20 +1,20 @@
-"""Tombstones: unregistered models that pods may still answer for, and how the wait for these pods ends.
+"""Tombstones of unregistered models for which pods may still answer, and the end of the wait for these pods.
 
-Unregistering a model leaves a tombstone if there is a copy of it, or an open life (`mesh.schema.lives`). Until the
-tombstone is gone, the id cannot be registered again with other attributes. It is removed once no pod may answer for the
-model:
+Unregistering a model leaves a tombstone if the model has a copy, or if a life is open (`mesh.schema.lives`). While the
+tombstone exists, the id cannot be registered again with other attributes. The tombstone is removed once no pod can
+answer for the model:
 
 - a published pod has released its copy when the copy's key is removed;
-- a pod that is not published, but whose life is open, cannot answer if etcd's history shows that it did not hold the
+- a pod that is not published, but whose life is open, cannot answer if etcd's history shows that it did not have the
   model, or if its agent has just confirmed that the copy is unloaded. Otherwise its life must be closed first
   (`closing`).
 
-Lives are read after copies, never before. That order is enough: no pod can claim an id that is not registered, and a
-life only appears open once the pod's keys are removed, so the earlier read has seen the pod's copies.
+Lives are read after copies, never before. This order is sufficient: no pod can claim an id that is not registered, and
+a life appears open only after the pod's keys were removed, so the earlier read has included the pod's copies.
 
-When a node with thousands of models is lost, thousands of tombstones wait for one life. So the leader reads many
-tombstones in one transaction, concurrent readers share one read of the lives, and what etcd's history and the agents
-say is remembered for as long as the life is open.
+When a node with thousands of models is lost, thousands of tombstones wait for one life. The leader therefore reads many
+tombstones in one transaction, concurrent readers share one read of the lives, and the answers of etcd's history and of
+agents are cached for as long as the life is open.
 """
 
 import asyncio
@@ -49,10 +49,10 @@ from router.state.pods import Pod
 log = logs.get(__name__)
 
 BATCH = 60
-"""Tombstones in one transaction: each takes two reads, and etcd allows 128."""
+"""Largest number of tombstones in one transaction: each needs two reads, and etcd allows 128 operations."""
 
 AT_ONCE = 16
-"""Maximum number of tombstones judged at the same time."""
+"""Largest number of tombstones that are checked at the same time."""
 
 HISTORY = 120
 """Number of models that one transaction looks up in etcd's history."""
@@ -160,7 +160,8 @@ class Tombstones:
         return result
 
     async def forget(self, pod: str) -> list[str]:
-        """Closes the open lives of a pod, so registrations no longer wait for it. Returns the incarnations."""
+        """Closes the open lives of a pod, so that registrations no longer wait for the pod. Returns the
+        incarnations."""
         forgotten = []
         for life in await self.open_lives():
             if life.pod == pod and await self.close(life):
@@ -169,7 +170,7 @@ class Tombstones:
         return forgotten
 
     async def close(self, life: Open) -> bool:
-        """Deletes a life that is over. Returns False if it has changed since, or is no longer open."""
+        """Deletes a life that has ended. Returns False if the life has changed meanwhile, or is no longer open."""
         key, presence = self._keys.life(life.pod, life.incarnation), self._keys.pod(life.pod)
         found = await self._etcd.get(presence)
         if found is not None and _incarnation(found) == life.incarnation:
@@ -178,7 +179,7 @@ class Tombstones:
         return (await self._etcd.txn(unchanged, [delete_op(key)])).succeeded
 
     async def resolve(self, model_id: str) -> list[Holder]:
-        """Returns the pods that may still answer for the model. Removes its tombstone if there are none."""
+        """Returns the pods that may still answer for the model. If there are none, removes the model's tombstone."""
         standing, present = await self._look([model_id])
         lives = [] if present or not standing else await self.open_lives()
         await self._recall(lives, standing)
@@ -230,12 +231,12 @@ class Tombstones:
         return holders
 
     def _may_hold(self, life: Open, tombstone: _ReadTombstone) -> bool:
-        """Returns whether the incarnation may answer for the model, according to etcd's history and its agent."""
+        """Returns whether the incarnation may answer for the model, according to etcd's history and the pod's agent."""
         known = self._known_of(life)
         return known.held.get(tombstone.model_id, True) and (tombstone.model_id, tombstone.revision) not in known.gone
 
     async def _recall(self, lives: Sequence[Open], standing: Sequence[_ReadTombstone]) -> None:
-        """Reads from etcd's history which of the models the pods held, unless this is known already."""
+        """Reads from etcd's history which of the models the pods had, unless this is known already."""
 
         async def recall(life: Open) -> None:
             known = self._known_of(life)
@@ -248,8 +249,8 @@ class Tombstones:
         await asyncio.gather(*(recall(life) for life in lives))
 
     async def _held(self, life: Open, model_ids: Sequence[str]) -> Sequence[bool]:
-        """Returns for each model whether the pod had the copy's key when its presence ended. If that history is lost,
-        the answer is yes."""
+        """Returns, for each model, whether the pod had the copy's key when its presence ended. Returns True if etcd has
+        compacted that history."""
         before = life.life.ended_revision - 1
         if before <= 0:
             return [True] * len(model_ids)  # what it held then is unknown
@@ -269,7 +270,7 @@ class Tombstones:
 
     async def _unloaded(self, life: Open, model_id: str) -> bool:
         """Asks the pod's agent to unload the copy, because a router may reach an agent that cannot reach etcd. Returns
-        whether the agent unloaded it."""
+        whether the agent has unloaded the copy."""
         loop = asyncio.get_running_loop()
         who = (life.pod, life.incarnation)
         if loop.time() < self._silent.get(who, 0.0):

@@ -1,13 +1,14 @@
-"""Verification of a copy against its model's record, for pods that cannot prove on their own that they may answer.
+"""The comparison of a copy with its model's record, for pods that cannot prove themselves that they may answer.
 
-A pod that has lost etcd, or has just come back, answers a call only if the router states that the model's record is
-unchanged, or that it could not read the record (`placement.fence`). The router also verifies before the first try if
-the copy's pod has disappeared from etcd without notice, or if servers have died in calls of the model.
+A pod that has lost its connection to etcd, or has just found it again, answers a call only if the router states that
+the model's record is unchanged, or that the router could not read the record (`placement.fence`). The router also
+verifies a copy before the first attempt if its pod has disappeared from etcd without notice, or if servers have died in
+calls of the model.
 
 All calls of a model share a read, and a read that began less than a second ago is recent enough. This is safe because
-registering an id again waits for the pods that may still hold its former registration. A single background probe finds
-out whether etcd is available again, so calls need not wait for it one by one. The age of the router's own view does not
-matter.
+registering an id again waits for the pods that may still answer from its old registration. A single background probe
+finds out whether etcd is available again, so that calls do not have to wait for etcd one by one. The age of the
+router's own view does not matter.
 """
 
 import asyncio
@@ -30,8 +31,8 @@ FRESH = 1.0
 """Seconds for which a read of the record counts as recent."""
 
 PATIENCE = 5.0
-"""Seconds for which the record is read repeatedly for a pod that reaches etcd while this router does not: when etcd
-comes back, not all processes notice it at the same moment."""
+"""Seconds for which reads of the record are repeated, for a pod that reaches etcd while this router does not: when etcd
+becomes available again, not all processes notice this at the same moment."""
 
 _PROBE = 0.5  # seconds between two probes of an unavailable etcd
 _AGAIN = 0.1  # seconds between two reads
@@ -65,8 +66,8 @@ class Verifier:
         return self._away
 
     def known(self, copy: Copy) -> Said:
-        """Returns what a call to the copy may state about the record without reading it, or NOTHING if it must be
-        read."""
+        """Returns what a call to the copy may state about the record without reading it, or NOTHING if the record must
+        be read."""
         if self._away:
             return AWAY
         return VERIFIED if self._loop.time() - copy.verified_at < FRESH else NOTHING

@@ -1,4 +1,5 @@
 """V2 inference as functions of its messages, shared by gRPC services and REST.
 
-Nothing here depends on a transport. A `Caller` says who calls. A failure is a `MeshError` or a model server's answer.
+This package does not depend on a transport. A `Caller` identifies the caller. A failure is a `MeshError` or a model
+server's answer.
 """

@@ -1,7 +1,7 @@
 """V2's methods on models, for callers inside the process: ready, metadata, infer.
 
-REST only differs from gRPC in the form of its messages. So each request becomes the unary call that a gRPC client would
-have made, and goes through the same dispatcher (`localcall`).
+REST differs from gRPC only in the form of its messages. Each request therefore becomes the unary call that a gRPC
+client would have made, and goes through the same dispatcher (`localcall`).
 
 An inference request and its answer are passed as framed messages. A large tensor is then copied only once, and the
 answer can often be passed on unchanged.

@@ -26,16 +26,16 @@ class V2Server:
     """The V2 server that one worker presents to clients."""
 
     def __init__(self, view: View, ready: Callable[[], str | None]) -> None:
-        """Makes the server. `ready` returns why this router takes no calls, or None if it takes calls."""
+        """Makes the server. `ready` returns the reason why this router accepts no calls, or None if it does."""
         self._view = view
         self._router = ready
 
     def live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
-        """Answers that the server is live, which only means that this worker answers."""
+        """Answers that the server is live, which means only that this worker answers."""
         return pb.ServerLiveResponse(live=True)
 
     def ready(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
-        """Returns whether an inference can be served; `why_not_ready` says why not."""
+        """Returns whether an inference can be served. `why_not_ready` gives the reason if not."""
         return pb.ServerReadyResponse(ready=self.why_not_ready() is None)
 
     def metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
@@ -43,7 +43,8 @@ class V2Server:
         return pb.ServerMetadataResponse(name=NAME, version=VERSION, extensions=EXTENSIONS)
 
     def why_not_ready(self) -> str | None:
-        """Returns why no inference can be served now, or None if the mesh is ready. Suspect pods count as ready."""
+        """Returns the reason why no inference can be served now, or None if the mesh is ready. Suspect pods count as
+        ready."""
         reason = self._router()
         if reason is not None:
             return reason

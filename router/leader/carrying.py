@@ -1,4 +1,4 @@
-"""Execution of plans by requests to agents: one request at a time for each model and pod, with back-off after
+"""The execution of plans by requests to agents: one request at a time for each model and pod, with back-off after
 failures."""
 
 import asyncio
@@ -30,7 +30,7 @@ REST_MOST = 900.0
 
 
 class _UnhealthyMeanwhile(Exception):
-    """The error that the pod has proved unhealthy since the load was planned, which is not the model's fault."""
+    """The error that the pod has become unhealthy since the load was planned, which is not the model's fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +135,8 @@ class Carrying:
     async def _ask(
         self, model_id: str, name: str, idle_ms: int, expected: int, reason: str, *, pinned: bool | None = None
     ) -> str | None:
-        """Asks an agent to load a model. Returns why it did not, or None if it did. Raises _UnhealthyMeanwhile if the
-        pod must not be asked."""
+        """Asks an agent to load a model. Returns the reason why the agent has not loaded the model, or None if it has.
+        Raises _UnhealthyMeanwhile if the pod must not be asked."""
         try:
             registration = await self._registry.read(model_id)
         except MeshError as error:

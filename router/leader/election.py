@@ -22,7 +22,7 @@ LOOK = 1.0
 
 
 class Election:
-    """One router's candidacy. `lead` runs while this router leads, and is cancelled when it no longer does."""
+    """One router's candidacy. Runs `lead` while this router leads, and cancels `lead` when it no longer does."""
 
     def __init__(
         self, etcd: Etcd, keys: Keys, name: str, lead: Callable[[], Awaitable[None]], *, ttl: int = TTL

@@ -1,4 +1,4 @@
-"""Handovers: copies of draining pods are loaded elsewhere, then unloaded.
+"""Handovers: copies of draining pods are loaded in other pods, and then unloaded.
 
 A draining pod has little time, so handovers do not wait for the leader's rounds.
 """
@@ -21,11 +21,11 @@ from router.state.view import View
 log = logs.get(__name__)
 
 LOOK = 0.1
-"""Seconds between two looks at a draining pod."""
+"""Seconds between two checks of a draining pod."""
 
 SETTLE = 0.5
-"""Seconds between the leader's first sight of a copy elsewhere and the unloading of the draining pod's copy. The views
-of other routers may lag behind the leader's by that much; without the pause, their calls would wait for a load."""
+"""Seconds between the time when the leader sees a copy in another pod and the unloading of the draining pod's copy. The
+views of other routers may be behind the leader's by this time. Without the pause, their calls would wait for a load."""
 
 
 class Handover:
@@ -53,7 +53,7 @@ class Handover:
         self._tasks = Tasks()
 
     def due(self) -> bool:
-        """Returns whether there is a draining pod that is not being emptied yet."""
+        """Returns whether a pod is draining but not being emptied yet."""
         return next(self._about_to_leave(), None) is not None
 
     def begin(self) -> None:
@@ -72,7 +72,7 @@ class Handover:
                 yield pod
 
     async def _hand_over(self, pod: Pod) -> None:
-        """Empties a draining pod, as far as memory elsewhere and time allow."""
+        """Empties a draining pod, as far as the memory of other pods and the time allow."""
         try:
             await self._empty(pod)
         finally:

@@ -2,7 +2,7 @@
 
 The first copy is loaded alone, so a model that cannot be loaded costs only one pod's time. The others follow together.
 If a pod refuses, fails or does not answer, another pod is asked. The move fails only if no copy can be loaded at all.
-If fewer copies fit than the active model has, fewer are enough.
+If fewer copies fit than the active model has, these are enough.
 """
 
 import asyncio
@@ -21,10 +21,11 @@ from router.state.registry import Registration
 from router.state.view import View
 
 Choose = Callable[[Registration, Footprint, Mapping[str, str], int], Choice]
-"""Chooses a pod, given the registration, its size, the excluded pods with the reasons, and ms since the last use."""
+"""A function that chooses a pod, given the registration, its size, the excluded pods with the reasons, and the
+milliseconds since the model's last use."""
 
 PODS = 3
-"""Pods in which the load of a target must fail before the move counts as failed."""
+"""Number of pods in which the load of a target must fail before the move counts as failed."""
 
 PATIENCE = 20.0
 """Seconds after which a move no longer waits for agents that do not answer. Two lease times."""
@@ -47,8 +48,8 @@ class MoveNotes:
     silent: dict[str, tuple[float, str]] = field(default_factory=dict)  # pods not asked, until when and why
 
     def pause(self) -> float:
-        """Returns the seconds until the next look. They grow, because most loads take milliseconds, but some take
-        minutes."""
+        """Returns the seconds until the next check. The pause grows, because most loads take milliseconds, but some
+        take minutes."""
         self.looks += 1
         return min(_LOOK * 1.2**self.looks, _LOOK_MOST)
 
@@ -58,7 +59,7 @@ class MoveNotes:
         return time.monotonic() - self.began > PATIENCE
 
     def excluded(self) -> dict[str, str]:
-        """Returns the pods that must not be asked now, and why."""
+        """Returns the pods that must not be asked now, with the reasons."""
         now = time.monotonic()
         silences = {pod: why for pod, (until, why) in self.silent.items() if until > now}
         return {**silences, **self.full, **{pod: f"failed to load it: {why}" for pod, why in self.failed.items()}}
@@ -97,8 +98,8 @@ class Loads:
         return NamedModel(copies=len(known), loaded=loaded)
 
     async def load(self, registration: Registration, active_id: str, notes: MoveNotes) -> str | None:
-        """Loads the first copy, or all missing ones. Returns why no copy can be loaded, or None if one is loaded or may
-        still be."""
+        """Loads the first copy, or all missing copies. Returns the reason why no copy can be loaded, or None if one is
+        loaded or may still be loaded."""
         if registration.record.quarantined:
             return registration.record.quarantine(registration.model_id)
         target, goal = self.target(registration), max(1, self.active(active_id).loaded)
@@ -135,7 +136,8 @@ class Loads:
         return self._choose(registration, size, excluded, self._idle_ms(active_id, registration))
 
     def _idle_ms(self, active_id: str, registration: Registration) -> int:
-        """Returns the time since the active model's last use. The target inherits it for the order of evictions."""
+        """Returns the time since the active model's last use, in milliseconds, which also counts for the target in the
+        order of evictions."""
         told = self._told_idle_ms(active_id)
         if told is not None:
             return told
@@ -145,7 +147,7 @@ class Loads:
     async def _ask(
         self, registration: Registration, name: str, idle_ms: int, expected: int, why: str, notes: MoveNotes
     ) -> None:
-        """Asks an agent, and notes its answer."""
+        """Asks an agent to load the target, and notes the answer."""
         pod = self._view.pods.get(name)
         if pod is None:
             return
@@ -169,7 +171,7 @@ class Loads:
 
 
 def _summary(notes: MoveNotes, why: str) -> str:
-    """Returns why no copy could be loaded: the latest failure, or the pods without room."""
+    """Returns the reason why no copy could be loaded: the latest failure, or the pods without room."""
     for pod, failure in reversed(list(notes.failed.items())):
         return f"{pod}: {failure}"
     for pod, (_, silence) in notes.silent.items():

@@ -1,7 +1,8 @@
 """Observation of the mesh for plans: agents' reports on the copies that matter, and the models with their own limits.
 
 Every few seconds the leader asks each agent about the copies that are called, pinned, young or being loaded, and about
-models with several copies, to learn how long each has been idle. The thousands of idle sole copies are not reported.
+models with several copies, to learn how long each has been idle. The thousands of idle models with a single copy are
+not reported.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ _STATES = 500  # copies that an agent is asked about in one request: a few milli
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The reports of agents. Pods that did not answer are missing."""
+    """The reports of agents. Those of pods that did not answer are missing."""
 
     copies: dict[tuple[str, str], agent_pb2.CopyState] = field(default_factory=dict)  # by model and pod
     wanted: dict[str, Registration] = field(default_factory=dict)  # models with limits of their own
@@ -76,8 +77,8 @@ class Observer:
         return Observation(copies, wanted)
 
     async def idle(self, pod: Pod) -> AsyncIterator[dict[str, int]]:
-        """Yields how long a pod's copies have been idle, in ms. Each part is correct when it is yielded. Ends if the
-        pod's agent does not answer."""
+        """Yields the idle times of a pod's copies, in ms, in parts. Each part is correct when it is yielded. Ends if
+        the pod's agent does not answer."""
         held = list(pod.copies)
         for start in range(0, max(1, len(held)), _STATES):
             try:
@@ -88,15 +89,15 @@ class Observer:
             yield {state.model_id: state.idle_ms for state in reply.copies}
 
     async def all_idle(self) -> AsyncIterator[dict[str, int]]:
-        """Yields how long all copies of the mesh have been idle, in ms, pod by pod."""
+        """Yields the idle times of all copies of the mesh, in ms, pod by pod."""
         for pod in list(self._view.pods.values()):
             if pod.record is not None and not pod.suspect and pod.copies:
                 async for idle in self.idle(pod):
                     yield idle
 
     async def registrations(self, ids: list[str]) -> dict[str, Registration | None]:
-        """Returns the records of the given models. A model that is not registered maps to None; a record that cannot be
-        read has no entry. Raises EtcdError."""
+        """Returns the records of the given models. The result has None for a model that is not registered, and no entry
+        for a record that cannot be read. Raises EtcdError."""
         found: dict[str, Registration | None] = {}
         for start in range(0, len(ids), _BATCH):
             batch = ids[start : start + _BATCH]

@@ -39,7 +39,7 @@ class Orders:
         pinned: bool | None = None,
     ) -> agent_pb2.LoadReply:
         """Has a pod load a model, or update whether its copy is pinned. If `pinned` is None, the model's limits decide.
-        Returns the agent's answer, after adding the copy to the view. Raises Unreachable."""
+        Adds the copy to the view, and returns the agent's answer. Raises Unreachable."""
         record = registration.record
         if pinned is None:
             pinned = bool(self._limits().of(record.type, record.limits).pinned)
@@ -72,5 +72,5 @@ class Orders:
 
 
 def now_ms() -> int:
-    """Returns the time on the leader's clock."""
+    """Returns the time on the leader's clock, in milliseconds since the epoch."""
     return int(time.monotonic() * 1000)

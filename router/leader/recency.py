@@ -5,7 +5,7 @@ their last use. The list is bounded and kept in etcd, in a few dozen compressed 
 not written into the models' records, because every change of a record is sent to all routers, and none needs them.
 
 Times are by the leader's clock. If the next leader's clock differs, models seem to have been used earlier or later.
-That does no harm, because only their order matters, and preloads evict nothing.
+This does no harm, because only the order of models matters, and preloads evict nothing.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ MOST = 20_000
 """Maximum number of models that are remembered."""
 
 PIECE = 1000
-"""Number of models in one key, which then has 10 to 30 KB, compressed."""
+"""Number of models in one key, whose value then has 10 to 30 KB, compressed."""
 
 _LARGEST = 8 << 20  # bytes of a decompressed piece; a larger one was not written by Mesh
 
@@ -43,7 +43,7 @@ class Recency:
         self._saved: dict[bytes, bytes] = {}  # the pieces in etcd, as far as known
 
     async def load(self) -> None:
-        """Reads the list of an earlier leader. If there is none, reads the times from the models' records, where the
+        """Reads the list of an earlier leader. If no list exists, reads the times from the models' records, where the
         predecessor keeps them. Raises EtcdError."""
         prefix = self._keys.recent
         self._saved = {}
@@ -70,7 +70,7 @@ class Recency:
         self._trim(MOST)
 
     def note(self, idle_ms: Mapping[str, int]) -> None:
-        """Notes how long models have been idle, as agents have just reported."""
+        """Notes the idle times of models, in milliseconds, as agents have just reported them."""
         now = int(self._clock() * 1000)
         for model_id, idle in idle_ms.items():
             self._note(model_id, now - idle)

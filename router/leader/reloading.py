@@ -1,11 +1,11 @@
 """The move of a reloaded model's copies to its new content, without a failed call.
 
-A reload raises the generation in the model's record and writes `reloads/<model>`, in one transaction. The leader does
-the rest. Each step follows from the present copies and the generation, so another leader can continue if one dies. Both
-contents answer until the last old copy is unloaded. Then the key is removed.
+A reload increments the generation in the model's record, and writes `reloads/<model>`, in one transaction. The leader
+does the rest. Each step follows from the present copies and the generation, so if a leader dies, the next one can
+continue. Old and new copies answer until the last old copy is unloaded. Then the key is removed.
 
-If the new content cannot be loaded, the old copies stay and the key says why. The load is retried later, or at once
-when the model is reloaded again.
+If the new content cannot be loaded, the old copies stay, and the key has the reason. The load is retried later, or
+immediately when the model is reloaded again.
 
 Copies of two generations are moved even without the key, because a pod may have been away while the others moved.
 """
@@ -34,13 +34,13 @@ PATIENCE = 20.0
 """Seconds after which a move that waits for pods reports this, and begins again after a back-off. Two lease times."""
 
 INTERVAL = 0.5
-"""Seconds between two looks for models to be moved. Each look reads a range of keys that is usually empty."""
+"""Seconds between two searches for models to be moved. A search reads a range of keys that is usually empty."""
 
 MIXED_EVERY = 5.0
 """Seconds between two searches of the view for models with copies of several generations."""
 
 AT_ONCE = 16
-"""Models moved at the same time."""
+"""Largest number of models that are moved at the same time."""
 
 REST = 10.0
 """Seconds of back-off for a model whose new content could not be loaded; doubled after each further failure."""
@@ -129,7 +129,8 @@ class Reloading:
     # --- one model ---
 
     async def _move(self, model_id: str, generation: int) -> None:
-        """Moves the copies of one model. `generation` is the requested one; the record may name a later one by now."""
+        """Moves the copies of one model. `generation` is the requested generation; the record may have a later one by
+        now."""
         move = Move()
         async with self._turns:
             try:

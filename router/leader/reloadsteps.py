@@ -1,8 +1,8 @@
 """The steps that move one model's copies to new content: the present copies, the requests to agents, and how their
 answers affect the next step. `placement.reload` chooses the next step; `reloading` begins and reports moves.
 
-If a pod has no room for both contents, or its agent does not answer, the move notes this and the next step takes it
-into account. A move only fails if the new content cannot be loaded.
+If a pod has no room for both contents, or its agent does not answer, the move notes this, and the next step takes it
+into account. A move fails only if the new content cannot be loaded.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ _QUIET_MS = 60_000
 _NO_ROOM = (Reason.NO_ROOM.name, Reason.NOWHERE.name)
 
 Choose = Callable[[Registration, Footprint, Mapping[str, str], int], Choice]
-"""Chooses a pod, given the registration, its size, the excluded pods with the reasons, and the ms since its last
-use."""
+"""A function that chooses a pod, given the registration, its size, the excluded pods with the reasons, and the
+milliseconds since the model's last use."""
 
 
 class Move:
@@ -55,7 +55,7 @@ class Move:
         return self._silent.get(pod, (0.0, ""))[0] > time.monotonic()
 
     def silences(self) -> dict[str, str]:
-        """Returns the pods that must not be asked now, and why."""
+        """Returns the pods that must not be asked now, with the reasons."""
         return {pod: "does not answer" for pod in self._silent if self.silent(pod)}
 
 
@@ -83,8 +83,8 @@ class Steps:
         return found
 
     async def take(self, registration: Registration, todo: reload.ReloadStep, move: Move) -> str | None:
-        """Carries out one step. Returns why the new content cannot be loaded, or None if it can be, or if that is
-        unknown."""
+        """Carries out one step. Returns the reason why the new content cannot be loaded, or None if it can be loaded or
+        if this is unknown."""
         if todo.elsewhere:
             return await self._load_elsewhere(registration, todo.why, move)
         loads = [self._load(registration, name, move) for name in todo.beside]

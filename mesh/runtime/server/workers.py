@@ -59,7 +59,8 @@ class Workers:
 
 
 class Lone(Generic[T]):
-    """A thread for one piece of work that may take long; its priority can be lowered. Starting one takes 0.1 ms."""
+    """A thread for one piece of work that may take long. Its priority can be lowered. Starting a thread takes 0.1
+    ms."""
 
     def __init__(self, name: str, work: Callable[[], T]) -> None:
         self.future, run = _promise(work)
@@ -75,12 +76,12 @@ class Lone(Generic[T]):
 
 
 _LOWER = 10
-"""Niceness at which a thread gets a tenth of the processor time of others. With an even smaller share, the thread could
-hold the interpreter's lock for long when it returns from onnxruntime."""
+"""Niceness with which a thread gets a tenth of the processor time of others. With an even smaller share, the thread
+could hold the interpreter's lock for long when it returns from ONNX Runtime."""
 
 
 def _promise(work: Callable[[], T]) -> "tuple[asyncio.Future[T], Callable[[], None]]":
-    """Returns a future, and a function that settles it when called in another thread."""
+    """Returns a future, and a function for another thread, which does the work and settles the future."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

@@ -1,1 +1,1 @@
-"""Model servers as their agent sees them: the child process, and the SPI that it speaks."""
+"""Model servers, for their agent: the child process, and the client of its SPI."""

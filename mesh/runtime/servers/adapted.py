@@ -11,7 +11,8 @@ from mesh import process
 from mesh.modelservers import environments, machines
 
 MODELS = "models"
-"""The subfolder from which a server with an adapter reads its models; also the name of the pod's own folder for it."""
+"""Name of the subfolder from which a server with an adapter reads its models, and of the pod's folder for the
+server."""
 
 _HOST = "127.0.0.1"
 _IN_SHELL = ("triton",)  # kinds that start a shell with the paths of models
@@ -20,7 +21,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./+=@,-]+")
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The start of a server."""
+    """A model server to start: its command, folder and environment."""
 
     words: tuple[str, ...]
     address: str  # in gRPC's notation

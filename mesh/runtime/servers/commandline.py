@@ -8,8 +8,8 @@ from mesh import process
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandLine:
-    """A command line without the path of the socket, which each life of the process replaces. Times are in seconds,
-    sizes in bytes."""
+    """A command line without the path of the socket, which is another one at each start of the process. Times are in
+    seconds, sizes in bytes."""
 
     module: str
     data: str  # the address to answer on

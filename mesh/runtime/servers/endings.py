@@ -11,7 +11,7 @@ _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGBUS, signal
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The end of a model server: how it ended, and why."""
+    """The end of a model server: how it ended, and the cause."""
 
     how: str  # for operators: "ended with status 1"
     cause: EndCause
@@ -19,8 +19,9 @@ class Death:
 
 
 def death_of(ended: Ended, *, crashed_in: int, kills: tuple[int, int]) -> Death:
-    """Returns how a process ended, and the cause. `crashed_in` is the thread that the fault handler named, or 0.
-    `kills` has the kernel's count of kills for lack of memory before and after, or -1 if it does not count them."""
+    """Returns the end of a process, with its cause. `crashed_in` is the thread that the fault handler named, or 0.
+    `kills` has the kernel's counts of kills for lack of memory before and after, or -1 if the kernel does not count
+    them."""
     code, how = ended.code, ended.how
     if ended.hung is not None:
         return Death(f"{how} and was killed", EndCause.STOPPED if ended.hung.stopped else EndCause.HANG)

@@ -1,8 +1,8 @@
 """A foreign model server as a child of this pod: that of `--server-command`, or one that Mesh has installed.
 
-It is a child of the agent, not of the relay, so that it keeps its models if the relay dies and is restarted. This
-module only keeps it running. The relay finds out whether the server is ready, answers, or was restarted, as for a
-server that others start. If the relay reports that the server does not answer, this module kills it.
+The server is a child of the agent, not of the relay, so that it keeps its models if the relay dies and is restarted.
+This module only keeps the server running. The relay finds out whether the server is ready, answers, or was restarted,
+as for a server that others start. If the relay reports that the server does not answer, this module kills it.
 """
 
 import os
@@ -70,7 +70,8 @@ class ForeignServer:
         variables: Mapping[str, str] | None = None,
     ) -> None:
         """Makes a server that is not started yet. `words` is its command, which runs in `folder`. `variables` are added
-        to this process's environment. `on_given_up` is called with the reason why there will be no further start."""
+        to this process's environment. `on_given_up` is called with the reason why the server will not be started
+        again."""
         self._words = words
         self._folder = folder
         self._variables = variables
@@ -104,8 +105,8 @@ class ForeignServer:
         await self._tasks.close()
 
     def ended(self, *, hung: bool) -> Death:
-        """Returns how the server ended. Call this once the relay has found out that it ended or hangs. Kills a server
-        that hangs."""
+        """Returns the end of the server. Call this method once the relay has found out that the server has ended or
+        hangs. Kills a server that hangs."""
         if hung:
             self._hung = True
             self._supervisor.kill()

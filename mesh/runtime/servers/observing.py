@@ -1,9 +1,10 @@
-"""The memory of a foreign server, as its agent sees it from outside.
+"""The memory of a foreign server, observed from outside by the agent.
 
-The server is found by its address: the kernel names the process that listens on a unix socket, and for a port on
-loopback /proc does. The memory of its cgroup counts if no other program is in there, otherwise the memory of the
-process and its descendants. A server on another machine, or in a container whose processes are not visible from here,
-cannot be observed. `why` then gives the reason, and models' sizes come from the server's own answers.
+The server is found by its address: the kernel names the process that listens on a unix socket, and /proc the process
+that listens on a port on loopback. If the server's cgroup contains no other program, the memory of the cgroup counts,
+and otherwise the memory of the process and its descendants. A server on another machine, or in a container whose
+processes are not visible from here, cannot be observed. `why` then gives the reason, and models' sizes come from the
+server's own answers.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ _AGAIN = 10.0  # seconds between two searches for a server that was not found
 
 
 class ServerMemory:
-    """The memory of the foreign server at an address. If another server takes its place there, the new one is
+    """The memory of the foreign server at an address. If another server replaces it at this address, the new server is
     observed."""
 
     def __init__(self, address: str, child: Callable[[], int] | None = None, *, watched: bool = True) -> None:
@@ -50,7 +51,8 @@ class ServerMemory:
         return None if self._group is None else groups.limit_bytes(self._group)
 
     async def find(self) -> bool:
-        """Looks for the server if the one that was found has ended. Returns whether it can be observed."""
+        """Looks for the server if it was not found yet, or if the one that was found has ended. Returns whether the
+        server can be observed."""
         if not self._watched:
             return False
         if self._there():
@@ -85,7 +87,7 @@ class ServerMemory:
         self._family, self._looked = processes.tree(self._pid), time.monotonic()
 
     def _server(self) -> int:
-        """Returns the process to observe, or 0. `why` then has the reason."""
+        """Returns the id of the process to observe, or 0. In that case `why` has the reason."""
         found = _listener(self._address)
         child = self._child() if self._child is not None else 0
         if child and (found in processes.tree(child) or (not found and not self._address.startswith("unix:"))):
@@ -100,7 +102,7 @@ class ServerMemory:
 
 
 def _listener(address: str) -> int:
-    """Returns the process that listens at an address, or 0 if it is not visible."""
+    """Returns the id of the process that listens at an address, or 0 if it is not visible."""
     if address.startswith("unix:"):
         return processes.behind_socket(address.removeprefix("unix:"))
     host, port = parse_address(address)

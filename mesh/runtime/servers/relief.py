@@ -1,7 +1,7 @@
 """The replacement of a model server that has lost threads to loads and calls that cannot be ended.
 
 Each lost thread keeps a processor busy and its memory in use for as long as the process lives. A few are tolerated. A
-server with more takes no more loads, gets time to answer its calls, and is replaced. The models were recorded when
+server with more accepts no further loads, gets time to answer its calls, and is replaced. The models were recorded when
 their threads were lost (`loading`, and `killed` in their records), so no other model is blamed for the end of the
 server.
 """
@@ -26,7 +26,7 @@ _LOOK = 1.0  # seconds: as often as the board is written
 
 
 class Server(Protocol):
-    """The model server, as `Relief` needs it."""
+    """The part of the model server that `Relief` needs."""
 
     async def replace(self, why: str, grace: float) -> None:
         """Ends the server in order, so that a new one is started."""

@@ -1,18 +1,18 @@
 """The model server as a child process: started, watched, and restarted when it dies.
 
-It is a separate process so that the agent, with all that it knows, survives a model that crashes the server. `on_death`
-is called before anything else, while the use board still shows what was loading and running. Then the server is
-restarted: immediately the first time, and after a growing pause while servers keep dying soon after their start. After
-repeated failures to start, the server is given up, because a missing resource, such as a GPU, may come back with a new
-pod.
+The server is a separate process so that the agent, with all its state, survives a model that crashes the server.
+`on_death` is called before anything else, while the use board still shows what was loading and running. Then the server
+is restarted: immediately the first time, and after a growing pause while servers keep dying soon after their start.
+After repeated failures to start, the server is given up, because a missing resource, such as a GPU, may come back with
+a new pod.
 
 A server that hangs is killed and then treated as dead (`mesh.process.watcher`). Its event loop writes a heartbeat to
-the board every second, so a check costs nothing. A server stopped from outside (SIGSTOP) is replaced like any other,
-but reported as stopped, because no model is the cause.
+the board every second, so a check costs nothing. A server that a signal has stopped (SIGSTOP) is replaced like any
+other that hangs, but reported as stopped, because no model is the cause.
 
 The cause of an end is reported as far as it is known (`placement.suspects.EndCause`). A crash is reported with its
 thread, which Python's fault handler writes. A SIGKILL counts as a lack of memory if the kernel has counted another kill
-of that kind, and otherwise as one from outside.
+for lack of memory, and otherwise as sent from outside.
 """
 
 import asyncio
@@ -45,10 +45,11 @@ STEADY = 60.0
 """Seconds after which a server's death counts as a first one again."""
 
 GIVE_UP = 10
-"""Number of consecutive failed starts after which the server is given up, which takes some two minutes."""
+"""Number of consecutive failed starts after which the server is given up. They take about two minutes."""
 
 START_TIMEOUT = 120.0
-"""Seconds from start to readiness. They allow for onnxruntime on a cold disk, and for a GPU that has to wake up."""
+"""Time limit from start to readiness, in seconds. It allows for loading ONNX Runtime from a cold disk, and for a GPU
+that has to wake up."""
 
 _LEAST_SILENCE = 3.0  # seconds; its loop beats once a second
 _STATUS_TIMEOUT = 10.0
@@ -62,7 +63,7 @@ class ServerFailed(Exception):
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The command and settings for the next start of a server, which may change between two lives. `argv` lacks the
-    socket's path, which each life replaces."""
+    socket's path, which is another one at each start."""
 
     argv: tuple[str, ...]
     run_dir: Path
@@ -201,8 +202,8 @@ class ServerProcess:
             self._supervisor.kill()
 
     async def replace(self, why: str, grace: float) -> None:
-        """Ends the server in order: it takes no more calls and gets `grace` seconds to answer those in flight. The end
-        is then handled like any other death."""
+        """Ends the server in order: it accepts no more calls, and gets `grace` seconds to answer those in flight. The
+        end is then handled like any other death."""
         child = self._supervisor.child
         if child is not None and child.returncode is None:
             self._ended_for = why, EndCause.REPLACED
@@ -218,7 +219,8 @@ class ServerProcess:
         return self.spi
 
     async def died(self, life: int, timeout: float) -> bool:
-        """Returns whether that life has ended, or ends within `timeout` seconds; `on_death` has then been called."""
+        """Returns whether the server's life number `life` has ended, or ends within `timeout` seconds. In that case
+        `on_death` has been called."""
         if self.lives == life and self.state is State.READY:
             try:
                 async with asyncio.timeout(timeout):
@@ -277,7 +279,7 @@ class ServerProcess:
         self._oom_kills = oom_kills()
 
     def _death(self, ended: Ended) -> Death:
-        """Returns how a ready server ended, and the cause."""
+        """Returns the end of a ready server, with its cause."""
         if ended.hung is None and self._ended_for is not None:
             return Death(*self._ended_for)
         return death_of(ended, crashed_in=self._crashed_in, kills=(self._oom_kills, oom_kills()))
@@ -289,8 +291,8 @@ class ServerProcess:
         self._pass_on(line)
 
     def _heard(self) -> float:
-        """Returns when the server's event loop last turned, in seconds of the monotonic clock, or 0 before its first
-        beat."""
+        """Returns the time of the last heartbeat of the server's event loop, in seconds of the monotonic clock, or 0
+        before the first."""
         return self._board.beat_ns / 1e9
 
     def _ended(self, ended: Ended) -> None:
@@ -305,7 +307,7 @@ class ServerProcess:
             self._wake()
 
     def _death_behind(self, status: int) -> Death:
-        """Returns how the server behind a relay ended."""
+        """Returns the end of the foreign server behind a relay."""
         if self._foreign is not None:
             return self._foreign.ended(hung=status == HUNG)
         return Death("does not answer", EndCause.HANG) if status == HUNG else Death("has gone", EndCause.EXIT)

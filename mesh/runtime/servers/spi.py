@@ -1,8 +1,8 @@
 """The client of a model server's SPI, mmesh.ModelRuntime.
 
-There is one object per life of a server: each life has another socket, so no call meant for a dead server reaches the
-next one. Mesh's own server gets additional metadata (the copy that a load makes, and its slot on the use board) and
-returns measured sizes in trailers; other servers ignore the metadata and do not send these trailers.
+Each life of a server has its own object and its own socket, so that no call meant for a dead server reaches the next
+one. Mesh's own server gets additional metadata (the copy that a load makes, and its slot on the use board) and returns
+measured sizes in trailers; other servers ignore the metadata and do not send these trailers.
 
 The caller sets the deadlines of loads and unloads. Cancelling a load ends it at the server as well; the SPI requires
 that an unload of the same id follows, which is left to the caller.
@@ -51,7 +51,7 @@ class SpiError(Exception):
 
     @property
     def lost(self) -> bool:
-        """True if the server may be at fault rather than the model: it is gone, or does not answer."""
+        """True if the server rather than the model may be the cause: the server has ended, or does not answer."""
         return self.code in (Code.UNAVAILABLE, Code.CANCELLED)
 
 
@@ -77,8 +77,8 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The size of a model, as measured by its server, or by the growth of its server. An empty footprint means
-    unknown."""
+    """The size of a model, measured by its server, or as the growth of the server's memory. An empty footprint means
+    that the size is unknown."""
 
     footprint: Footprint
     note: str = ""  # for operators
@@ -95,7 +95,7 @@ class Spi:
 
     @property
     def listening(self) -> bool:
-        """True if the server's socket exists; connecting before that costs a back-off."""
+        """True if the server's socket exists. (Connecting earlier would cost a back-off.)"""
         return os.path.exists(self.socket)
 
     async def status(self, *, timeout: float) -> Status:
@@ -114,7 +114,8 @@ class Spi:
         )
 
     async def predict(self, model_id: str, model_type: str, path: str, key: str) -> int:
-        """Returns the bytes that the server expects a model to take, or 0 if it cannot tell. Raises SpiError."""
+        """Returns the number of bytes that the server expects a model to need, or 0 if the server cannot tell. Raises
+        SpiError."""
         request = pb.PredictModelSizeRequest(modelId=model_id, modelType=model_type, modelPath=path, modelKey=key)
         reply, _ = await self._call(self._stub.predictModelSize, request, timeout=_PREDICT_TIMEOUT)
         return int(reply.sizeInBytes)
@@ -154,7 +155,8 @@ class Spi:
         return _told_size(told) or Size(Footprint(reply.sizeInBytes))
 
     async def holds(self, model_id: str, *, timeout: float) -> bool:
-        """Returns False if the server says that it lacks the model; True if it has the model, or does not say."""
+        """Returns False if the server says that it does not have the model. Returns True if it has the model, or does
+        not say."""
         try:
             await self._call(self._stub.modelSize, pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
         except SpiError as error:
@@ -162,7 +164,8 @@ class Spi:
         return True
 
     async def unload(self, model_id: str, *, copy: bytes, timeout: float) -> None:
-        """Unloads a model; an unknown one is no error. Raises SpiError, after which the model may still be loaded."""
+        """Unloads a model. Does nothing for an unknown model. Raises SpiError, after which the model may still be
+        loaded."""
         metadata = [(headers.SPI_COPY, copy.decode())]
         request = pb.UnloadModelRequest(modelId=model_id)
         try:
@@ -172,7 +175,7 @@ class Spi:
                 raise
 
     async def close(self) -> None:
-        """Closes the connection; requests under way end with SpiError."""
+        """Closes the connection. Requests under way end with SpiError."""
         await self._channel.close(None)
 
     async def _call(

@@ -1,7 +1,7 @@
 """The work of each thread of the model server, in shared memory, so that a crash can be traced to its cause.
 
-The use board tells which copies were loading or running. All of them are suspects; but a crash happens in one thread,
-and Python's fault handler tells which. So each thread notes, before it touches a model, its id, the copy, and the
+The use board shows which copies were loading or running. All of them are suspects. But a crash happens in one thread,
+which Python's fault handler names. Before it touches a model, each thread therefore notes its own id, the copy, and the
 digest of the request (`mesh.wire.requestdigest`).
 
 For a call in the event loop a digest would cost 5 us, so the loop stores the beginning of the request itself (0.1 us),
@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from mesh.wire import framing, requestdigest
 
 THREADS = 128
-"""Number of threads that can have an entry. A server has a few; the work of further ones would not be seen."""
+"""Number of threads that can have an entry. A server has only a few threads. The work of further threads would not be
+recorded."""
 
 _HEADER, _ENTRY = 64, 32  # bytes
 _KEPT_AT = _HEADER + THREADS * _ENTRY
@@ -82,7 +83,8 @@ class AtWork:
             self._kept[:] = frame[: requestdigest.KEPT]
 
     def begin(self, slot: int, frame: bytes | None = None) -> int:
-        """Notes that this thread is about to run a copy for a request, or, without one, to load it.
+        """Notes that this thread is about to run a copy for the request `frame`, or, without a request, to load the
+        copy.
 
         Returns a number for `end`."""
         try:
@@ -96,7 +98,7 @@ class AtWork:
         return entry
 
     def end(self, entry: int) -> None:
-        """Notes that the thread has returned."""
+        """Notes that the thread has finished the work."""
         if entry >= 0:
             _WHO.pack_into(self._map, self._entry(entry), 0, 0)
             self._free.append(entry)
@@ -115,7 +117,7 @@ class AtWork:
         return found
 
     def loop(self) -> Last:
-        """Returns what the event loop ran last, if it has run anything."""
+        """Returns the last run of the event loop, which is empty before the first run."""
         (thread,) = _THREAD.unpack_from(self._map, self._at)
         size = framing.PREFIX + int.from_bytes(self._kept[1 : framing.PREFIX], "big")
         return Last(thread, requestdigest.digest(bytes(self._kept[: min(size, len(self._kept))]), size))

@@ -1,13 +1,14 @@
-"""The use board: what is loaded and used in a pod, in shared memory, readable after its writer's death.
+"""The use board: the copies in a pod and their use, in shared memory, readable after its writer's death.
 
-The agent reads from it which copies were used last (LRU order) and how much (rates, load), which may be evicted (none
-with a call in flight), and after a crash which are suspect: those loading or running at that moment. The process that
-answers on the data port writes it: Mesh's model server, or the agent's relay for a foreign one. It sees every call,
-from any router.
+From the board, the agent reads when copies were last used (LRU order) and how much (rates, load), which copies may be
+evicted (none with a call in flight), and after a crash which copies are suspect: those that were loading or running at
+that moment. The process that answers on the data port writes the board: Mesh's model server, or the agent's relay for a
+foreign one. This process sees every call, from any router.
 
-It is a file that both map, because messages would cost more: a call costs the writer two stores of a few words, reading
-costs it nothing, and the last state outlives a `kill -9`. Measured: start, end and histogram of a call take 1.8 us,
-including the clock and Python's own call overhead; `words[i] += 1` through a memoryview took 3.0 us.
+The board is a file that both processes map, because messages would cost more: a call costs the writer two stores of a
+few words, reading costs the writer nothing, and the last state outlives a `kill -9`. Measured: start, end and histogram
+of a call take 1.8 us, including the clock and Python's own call overhead; `words[i] += 1` through a memoryview took 3.0
+us.
 
 The file holds unsigned 64-bit words in the machine's own byte order and alignment. A word is stored at once (CPython's
 `struct` copies 8 bytes in native mode, but byte by byte in the standard ones), so a reader never sees half of one, but
@@ -17,12 +18,12 @@ assigns and frees the slots; the writer fills them, through a `Row` that keeps t
 map. The histogram is written by `beat`, once a second.
 
 Times are nanoseconds of CLOCK_MONOTONIC (`time.monotonic_ns()`), the same for all processes of one host. The header
-also holds the fence: until when the server may answer, and which calls (`placement.fence`), as one word, so that no
-reader sees half of it. It is nanoseconds of CLOCK_BOOTTIME, which continues while the machine sleeps, with the mode in
-the two lowest bits. The agent writes it; a new board is closed.
+also has the fence: the time until which the server may answer, and the kind of calls (`placement.fence`), as one word,
+so that no reader sees half of it. The word is a time in nanoseconds of CLOCK_BOOTTIME, which continues while the
+machine sleeps, with the mode in the two lowest bits. The agent writes the fence. On a new board, the fence is closed.
 
-Only one thread writes. The agent chooses the slot of a copy, and draws conclusions from the board; this module decides
-nothing.
+Only one thread writes. The agent chooses the slot of a copy, and draws conclusions from the board. This module makes no
+decisions.
 """
 
 import contextlib
@@ -50,7 +51,7 @@ MODE_BITS = 3
 """The bits of the fence's word that hold the mode."""
 
 OPEN_ENDED = (1 << 63) - 1
-"""A fence that never shuts, for a server without an agent."""
+"""A fence that never closes, for a server without an agent."""
 
 METHODS = ("ModelInfer", "ModelMetadata", "ModelReady", "other")
 """The methods whose calls are counted, by the index that `observe` takes."""
@@ -100,7 +101,8 @@ class Board:
     def create(cls, path: Path | str, slots: int, *, incarnation: str = "") -> "Board":
         """Creates a board of `slots` slots, in place of an existing file. Called by the agent.
 
-        `incarnation` is the agent's, at most 64 bytes; a server that finds another one refuses to start.
+        `incarnation` is the agent's, of at most 64 bytes. A server that finds another incarnation on the board refuses
+        to start.
         """
         path = Path(path)
         with contextlib.suppress(FileNotFoundError):
@@ -115,14 +117,14 @@ class Board:
 
     @classmethod
     def private(cls, slots: int) -> "Board":
-        """Creates a board in this process's memory, for a server without an agent: its fence is open."""
+        """Creates a board in this process's memory, for a server without an agent. Its fence is open."""
         board = cls._fill(mmap.mmap(-1, _length(slots)), None, slots, "")
         board.permit(OPEN_ENDED, Mode.PROVEN)
         return board
 
     @classmethod
     def open(cls, path: Path | str) -> "Board":
-        """Maps the board at `path`. Raises OSError if there is none, ValueError if the file is not a board."""
+        """Maps the board at `path`. Raises OSError if the file does not exist, ValueError if it is not a board."""
         path = Path(path)
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -153,7 +155,7 @@ class Board:
         return cls(mapped, path)
 
     def close(self) -> None:
-        """Unmaps the board. The file stays; reading or writing afterwards raises ValueError."""
+        """Unmaps the board. The file stays. Reading or writing the board afterwards raises ValueError."""
         self.at_work.close()
         self._words.release()
         self._bytes.release()
@@ -179,18 +181,19 @@ class Board:
 
     @property
     def device_bytes(self) -> int:
-        """The bytes in use on the writer's device, by any process, at the last beat. It is 0 without a device, or if
-        unknown."""
+        """The bytes in use on the writer's device, by all processes, at the last beat, or 0 if it has no device or the
+        number is unknown."""
         return self._words[_H_DEVICE]
 
     @property
     def stuck(self) -> int:
-        """The loads and calls that the writer cannot end, at the last beat: each has lost a thread."""
+        """The number of loads and calls that the writer cannot end, at the last beat. Each has lost a thread."""
         return self._words[_H_STUCK]
 
     @property
     def lost(self) -> int:
-        """The copies that the writer has found lost so far (`SlotState.LOST`). Never decreases within its life."""
+        """The number of copies that the writer has found lost so far (`SlotState.LOST`). Never decreases during the
+        writer's life."""
         return self._words[_H_LOST]
 
     @property
@@ -222,8 +225,8 @@ class Board:
         return [(slot, use) for slot, use in self.uses() if use.suspect]
 
     def calls(self) -> list[Series]:
-        """Returns the calls so far by method and code, without empty series. They survive `reset`: counters only
-        grow."""
+        """Returns the calls so far by method and code, without empty series. `reset` does not clear them, because
+        counters must only grow."""
         found = []
         for method, name in enumerate(METHODS):
             for code in range(_CODES):
@@ -242,7 +245,7 @@ class Board:
     # -- writing, between two servers' lives: the agent
 
     def clear(self, slot: int) -> None:
-        """Frees a slot whose copy is not loaded: its unload was answered, or the server is dead."""
+        """Frees a slot whose copy is not loaded, because its unload was answered, or because the server is dead."""
         at = self._at(slot)
         for word in range(at, at + WORDS):
             self._words[word] = 0
@@ -270,7 +273,7 @@ class Board:
         return Row(self._map, self._at(slot) * 8, slot)
 
     def observe(self, method: int, code: int, elapsed_ns: int) -> None:
-        """Counts a call in the histogram: `method` is an index into METHODS, `code` the gRPC code of its answer."""
+        """Counts a call in the histogram. `method` is an index into METHODS, `code` the gRPC code of the answer."""
         key = method * _CODES + (code if 0 <= code < _CODES else 2)
         series = self._series.get(key)
         if series is None:  # counters only grow, even across a restart of the server
@@ -299,7 +302,7 @@ class Board:
 
 
 def _length(slots: int) -> int:
-    """Returns the bytes of a board with that many slots and the one that belongs to no copy."""
+    """Returns the bytes of a board with that many slots, and one slot more that belongs to no copy."""
     return _slots_end(slots) * 8 + atwork.LENGTH
 
 

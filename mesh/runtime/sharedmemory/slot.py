@@ -49,7 +49,7 @@ class Use:
 
 
 class Row:
-    """The writer's access to one slot. Use it for one copy, and drop it with the copy: later writes are lost.
+    """The writer's access to one slot. Use it for one copy, and drop it with the copy: later writes would be lost.
 
     Only the methods here write the slot's words, so the numbers are kept in this object and stored, never read back.
     """
@@ -95,15 +95,15 @@ class Row:
         struct.pack_into("Q", self._map, self._at, state)
 
     def begin(self, now_ns: int, *, runs: int = 0) -> None:
-        """Counts a call that was taken. With `runs=1`, the model is about to run for it. Must be called before the
-        model runs."""
+        """Counts a call that was accepted. With `runs=1`, the model is about to run for the call. Must be called before
+        the model runs."""
         self.in_flight += 1
         self._running += runs
         self._last_use_ns = now_ns
         _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, now_ns)
 
     def run(self) -> None:
-        """Notes that the model begins to run for a call that was taken earlier."""
+        """Notes that the model begins to run for a call that was accepted earlier."""
         self._running += 1
         _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
 
@@ -114,7 +114,7 @@ class Row:
         _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
 
     def end(self, now_ns: int, *, runs: int, busy_ns: int, failed: bool) -> None:
-        """Counts an answered call. With `runs=1`, the model ran for it, for `busy_ns`."""
+        """Counts an answered call. With `runs=1`, the model ran for the call, for `busy_ns`."""
         self.in_flight -= 1
         self._running -= runs
         self._last_use_ns = now_ns

@@ -1,12 +1,12 @@
 """Memory of large requests: read into once, used by the model in place, and used again by later requests.
 
-A request of 4 MB in ordinary memory costs two blocks: its frame, and a copy of its contents that begins at the boundary
-that onnxruntime needs (`alignment`). glibc also scatters such blocks: any small allocation may take a piece of a free
-block, and the next tensor no longer fits. One caller with 4 MB tensors made the server grow by 40 to 85 MB.
+In ordinary memory, a request of 4 MB needs two blocks: its frame, and a copy of its contents that begins at the
+boundary that ONNX Runtime needs (`alignment`). glibc also scatters such blocks: any small allocation may take a piece
+of a free block, and the next tensor no longer fits. One caller with 4 MB tensors made the server grow by 40 to 85 MB.
 
 So large messages are read into separate mappings, at an offset that puts the contents at a boundary. A mapping is free
-when nothing refers to the message any more: neither its frame nor an array of its contents. New pages cost 2 ms for
-4 MB, so free mappings are kept for later messages until `trim`.
+when neither the frame of its message nor an array of the contents is referenced any more. New pages cost 2 ms for 4 MB,
+so free mappings are kept for later messages until `trim`.
 """
 
 import mmap
@@ -41,7 +41,7 @@ class Blocks:
 
     def memory(self, size: int, begun: bytes | bytearray | memoryview) -> memoryview:
         """Returns memory for a frame of `size` bytes, of which `begun` has arrived. If the frame's raw contents begin
-        there, the memory is placed so that they begin at a boundary."""
+        in `begun`, the memory is placed so that the contents begin at a boundary."""
         shift = -contents_at(begun) % BOUNDARY
         block = self._block(size + shift)
         array = np.frombuffer(block, np.uint8)
@@ -71,8 +71,8 @@ class Blocks:
 
 
 def contents_at(begun: bytes | bytearray | memoryview) -> int:
-    """Returns the position of raw contents in a frame, given the frame's beginning: of the last contents that begin
-    there, or 0 if none do."""
+    """Returns the offset of the raw contents in a frame, given the frame's beginning: of the last contents that begin
+    in it, or 0 if none do."""
     head = bytes(begun[:_MAX_HEAD])
     at = framing.PREFIX
     if head[:1] != b"\0":

@@ -1,8 +1,8 @@
 """The conversion of an input's typed contents, numbers or strings, into an array.
 
-Protobuf has already read the contents of a small request (`fill`, `texts`). Those of a large one are decoded here
-(`read`), 64 KiB at a time: a single piece of 16 MB would hold the interpreter's lock for 300 ms. The input's shape
-limits the number of elements before the first is read.
+Protobuf has already read the contents of a small request (`fill`, `texts`). The contents of a large request are decoded
+here (`read`), 64 KiB at a time: decoding 16 MB in one piece would hold the interpreter's lock for 300 ms. The input's
+shape limits the number of elements before the first is read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +24,14 @@ _NUMBERS = {field.name: number for number, field in _FIELDS.items()}
 _A_TEXT = _NUMBERS["bytes_contents"] << 3 | 2
 _WIRES = {"fp32_contents": (5, 2), "fp64_contents": (1, 2), "bytes_contents": (2,)}
 _ELEMENTS = {number << 3 | wire for number, field in _FIELDS.items() for wire in _WIRES.get(field.name, (0, 2))}
-"""Tags that protobuf reads as elements. All others, even with the same field number, are unknown fields to it."""
+"""Tags that protobuf reads as elements. For protobuf, all other tags are unknown fields, even if they have the same
+field number."""
 
 _parse = inference_pb2.InferTensorContents.FromString
 
 
 def untyped(tensor: Tensor) -> MeshError:
-    """Returns the error for typed contents of a datatype that has none."""
+    """Returns the error for typed contents of a datatype that has no typed contents."""
     return bad(f"input {brief(tensor.name)!r}: {tensor.kind.name} has no typed contents: send raw_input_contents")
 
 
@@ -99,8 +100,8 @@ def _texts(tensor: Tensor, message: memoryview, number: int, count: int, shape: 
 
 
 def _pieces(message: memoryview, number: int, limit: int, *, fixed: bool) -> Iterator[bytes | memoryview]:
-    """Yields the numbers in pieces, in order: packed ones of a fixed size unchanged, others as encoded contents for
-    protobuf."""
+    """Yields the numbers in pieces, in order. Packed numbers of a fixed size are unchanged; others are encoded contents
+    for protobuf."""
     waiting: list[Raw] = []
     size = 0
     for tag, before, start, end in _own(message, number, limit):
@@ -137,7 +138,8 @@ def _cut(packed: memoryview) -> Iterator[bytes]:
 
 
 def fill(tensor: Tensor, into: Array, values: Sequence[int] | Array) -> None:
-    """Writes numbers into a flat array of the same length. Raises `MeshError` for one outside its datatype's range."""
+    """Writes numbers into a flat array of the same length. Raises `MeshError` for a number outside the datatype's
+    range."""
     dtype = into.dtype
     if isinstance(values, np.ndarray) or dtype.itemsize >= 4 or dtype.kind == "b":
         into[:] = values if isinstance(values, np.ndarray) else np.fromiter(values, dtype, len(values))
@@ -162,7 +164,7 @@ def texts(tensor: Tensor, values: Sequence[Raw], shape: tuple[int, ...]) -> Arra
 
 def unlike(tensor: Tensor, given: Mapping[str, int], shape: tuple[int, ...], *, more: bool = False) -> MeshError:
     """Returns the error for contents that do not fit the shape. `given` is the number of elements in each field, or -1
-    if it is unknown. With `more`, there are at least that many."""
+    if it is unknown. With `more`, the number is a minimum."""
     name, kind = brief(tensor.name), tensor.kind
     count = int(np.prod(shape, dtype=object))
     what = ", ".join(f"{'some' if number < 0 else number} {field}" for field, number in given.items())

@@ -1,8 +1,8 @@
 """The conversion of a request into a model's input.
 
-Every refusal is INVALID_ARGUMENT, or UNIMPLEMENTED for an unsupported extension. It names the tensor, what was sent and
-what the model takes, because the caller learns nothing else about the model. A request that passes fits the model's
-declared inputs; only errors inside the model are left to onnxruntime.
+Every refusal is INVALID_ARGUMENT, or UNIMPLEMENTED for an unsupported extension. The error names the tensor, what was
+sent, and what the model accepts, because the caller learns nothing else about the model. A request that passes fits the
+model's declared inputs. Only errors inside the model are left to ONNX Runtime.
 
 The rules that V2 leaves open: contents are raw for all inputs or typed for all; FP16 and BF16 have no typed field, so
 they are raw only; BYTES are strings in ONNX, so they must be UTF-8. Unknown fields are ignored.
@@ -38,7 +38,7 @@ class Intake:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
         self.texts = any(tensor.kind.dtype.hasobject for tensor in tensors.values())
-        """True if an input takes strings, which are read one by one."""
+        """True if an input is of strings, which are read one by one."""
         self._needed = sum(not tensor.optional for tensor in tensors.values())
         self._known: dict[bytes, tuple[Tensor, tuple[int, ...], int]] = {}
 
@@ -105,7 +105,8 @@ class Intake:
         return feed, size
 
     def _refuse_surplus(self, inputs: Any) -> None:
-        """Raises for a request with more inputs than the model has, because one of them is unknown or given twice."""
+        """Raises MeshError for a request with more inputs than the model has, because one of them is unknown or given
+        twice."""
         found = set()
         for sent in inputs[: len(self.tensors) + 1]:
             name = self._tensor(sent).name
@@ -114,8 +115,8 @@ class Intake:
             found.add(name)
 
     def _tensor(self, sent: inference_pb2.ModelInferRequest.InferInputTensor) -> Tensor:
-        """Returns the model's input for the one that was sent. Raises `MeshError` if it is unknown or has another
-        datatype."""
+        """Returns the model's input that a sent input belongs to. Raises `MeshError` if the input is unknown or has
+        another datatype."""
         tensor = self.tensors.get(sent.name)
         if tensor is None:
             raise bad(f"the model has no input {brief(sent.name)!r}; it has {names(self.tensors)}")
@@ -125,7 +126,7 @@ class Intake:
         return tensor
 
     def _learn(self, sent: inference_pb2.ModelInferRequest.InferInputTensor) -> tuple[Tensor, tuple[int, ...], int]:
-        """Checks an input with raw contents that was not sent like this before. Returns it, its shape, and its number
+        """Checks an input with raw contents whose encoding is new. Returns the model's input, the shape, and the number
         of elements."""
         tensor = self._tensor(sent)
         if sent.HasField("contents") and sent.contents.ListFields():
@@ -141,13 +142,13 @@ class Intake:
 
 
 def _refuse_elsewhere(inputs: Any) -> None:
-    """Raises for an input whose contents are in shared memory, because the server does not read them there."""
+    """Raises MeshError for an input whose contents are in shared memory, which the server does not read."""
     for sent in inputs:
         _refuse_extensions(f"input {brief(sent.name)!r}", sent.parameters)
 
 
 def _refuse_extensions(what: str, parameters: Mapping[str, Any]) -> None:
-    """Raises for a parameter of an extension that would change how this tensor is read or answered."""
+    """Raises MeshError for a parameter of an extension that would change how this tensor is read or answered."""
     for name in parameters:
         if name.startswith("shared_memory_"):
             text = f"{what}: {brief(name)}: the shared memory extensions are not supported, send the tensor's data"
@@ -238,8 +239,8 @@ def requested(
     tensors: Mapping[str, Tensor],
     unsupported: Mapping[str, str],
 ) -> tuple[Tensor, ...]:
-    """Returns the outputs that a request asks for, in its order. `unsupported`: outputs of other ONNX types, by
-    name."""
+    """Returns the outputs that a request asks for, in the request's order. `unsupported` has the outputs of other ONNX
+    types, by name."""
     found: list[Tensor] = []
     for sent in wanted:
         tensor = tensors.get(sent.name)

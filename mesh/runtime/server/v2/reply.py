@@ -1,12 +1,12 @@
 """The conversion of a model's outputs into a reply.
 
-The reply is raw if the request was (or had no inputs), typed otherwise; but if any requested output is FP16 or BF16 the
-whole reply is raw, because a reply does not mix the two. Without `outputs` in the request, the reply has all outputs
-that V2 can carry.
+The reply is raw if the request was raw or had no inputs, and typed otherwise. But if a requested output is FP16 or
+BF16, the whole reply is raw, because a reply cannot have both. Without `outputs` in the request, the reply has all
+outputs that V2 can carry.
 
-Replies are encoded by hand: everything but contents and id is cached by shapes, and contents are joined to it straight
-from the arrays' memory. Measured for two small outputs: 1.7 us instead of protobuf's 3.9; and a large output is copied
-once instead of four times.
+Replies are encoded by hand. All parts except contents and id are cached by shapes, and contents are joined to these
+parts directly from the arrays' memory. Measured for two small outputs: 1.7 us instead of protobuf's 3.9. A large output
+is copied once instead of four times.
 """
 
 import struct
@@ -23,8 +23,8 @@ from mesh.wire.encoding import text_field, varint
 class ReplyWriter:
     """The outputs that some requests ask for, and the encoding of their replies.
 
-    Everything in a reply but its contents and its `id` follows from the arrays' shapes, so it is cached for each
-    combination of shapes. The exception are contents whose length does not follow from the shape (BYTES).
+    Everything in a reply except its contents and its `id` follows from the arrays' shapes, and is cached for each
+    combination of shapes. The exception is contents whose length does not follow from the shape (BYTES).
     """
 
     __slots__ = ("_known", "_model", "_named", "_raw_only", "_texts", "names", "tensors")
@@ -41,8 +41,8 @@ class ReplyWriter:
         self._known: dict[tuple[tuple[int, ...], ...], tuple[bytes, bytes, tuple[bytes, ...], int]] = {}
 
     def named(self, header: bytes) -> "ReplyWriter":
-        """Returns the writer of the same outputs for a call by an alias, whose header `AS` has the names for the
-        reply."""
+        """Returns a writer of the same outputs for calls by an alias. `header` is the value of the call's header `AS`,
+        with the names for the reply."""
         found = self._named.get(header)
         if found is None:
             alias, version = headers.read_as(header)
@@ -132,10 +132,10 @@ _MAX_NAMED = 32
 """Maximum number of names under which a model answers from prepared replies."""
 
 _LARGE = 65536
-"""Size of contents, in bytes, from which on they are joined without an intermediate copy."""
+"""Size in bytes from which on contents are joined without an intermediate copy."""
 
 _PIECE = 16384
-"""Number of values taken from an array, or given to protobuf, at a time, which takes 2 ms."""
+"""Number of values that are taken from an array, or given to protobuf, in one call. This takes 2 ms."""
 
 _PREFIX = struct.Struct(">BI").pack
 
@@ -149,14 +149,14 @@ def _check(tensor: Tensor, array: Array) -> None:
 
 
 def _memory(array: Array) -> Raw:
-    """Returns the contents of an array; those of a large array are its own memory."""
+    """Returns the contents of an array. For a large array, these are the array's own memory."""
     if array.nbytes < _LARGE or not array.flags.c_contiguous:
         return array.tobytes()
     return array.data.cast("B")
 
 
 def to_raw(tensor: Tensor, array: Array) -> Raw:
-    """Returns an array as raw contents; those of a large array are its own memory."""
+    """Returns an array as raw contents. For a large array, these are the array's own memory."""
     _check(tensor, array)
     if array.dtype.hasobject:
         if array.size <= _PIECE:

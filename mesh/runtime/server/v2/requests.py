@@ -1,12 +1,12 @@
-"""The reading of a ModelInferRequest, with no more effort than the model's inputs justify.
+"""The reading of a ModelInferRequest, at a cost that depends on the model's inputs, not on the sender.
 
-Protobuf reads anything that a message holds: four million empty strings, a shape of three million dimensions, a hundred
-thousand inputs. Such messages are a few MB to send and take seconds to read, with the interpreter's lock held, while
-every other model of the pod waits. So a message above 16 KiB is only *outlined* before protobuf sees it: raw and typed
-contents are cut out, uncopied, and read later for their input, up to the number of elements in its shape; and the
-number of fields that are read is limited.
+Protobuf reads everything in a message: four million empty strings, a shape of three million dimensions, a hundred
+thousand inputs. Such messages have only a few MB, but take seconds to read, with the interpreter's lock held, while
+every other model of the pod waits. A message above 16 KiB is therefore first *outlined*, before protobuf reads it: raw
+and typed contents are cut out without a copy. They are read later, for their input, up to the number of elements in its
+shape. The number of fields that are read is limited.
 
-`light` reads requests that may be read in the event loop. `read` does the rest in a thread, once the call has been
+`light` reads requests that may be read in the event loop. `read` reads the others in a thread, once the call has been
 counted.
 """
 
@@ -21,14 +21,14 @@ from mesh.statuses import MeshError, Reason
 from mesh.wire import encoding, framing
 
 SMALL = 16384
-"""Size up to which any message is read in the event loop: at worst in 3 ms. For larger messages, it costs less to cut
-contents out (3 us) than to have protobuf copy them."""
+"""Size in bytes up to which every message is read in the event loop, at worst in 3 ms. For larger messages, cutting out
+contents (3 us) costs less than protobuf's copies of them."""
 
 MEDIUM = 128 << 10
-"""Size up to which a message with typed numbers is read in the event loop: at worst in 5 ms."""
+"""Size in bytes up to which a message with typed numbers is read in the event loop, at worst in 5 ms."""
 
 LARGE = 1 << 20
-"""Size of raw contents, in bytes, above which even copying them is left to a thread."""
+"""Size of raw contents, in bytes, above which a thread copies them."""
 
 _NAME, _INPUT, _RAW = 0x0A, 0x2A, 0x3A  # tags of a ModelInferRequest's fields
 _SHAPE, _CONTENTS = 0x1A, 0x2A  # of an input's fields; the shape is packed
@@ -84,7 +84,8 @@ def read(heavy: Heavy) -> Request:
 
 
 def name(request: Request | Heavy) -> bytes:
-    """Returns the name of the model. Raises `MeshError` if it cannot be read without unpacking the message."""
+    """Returns the name of the model. Raises `MeshError` if the name cannot be read without decompressing the
+    message."""
     if not isinstance(request, Heavy):
         return request[0].model_name.encode()  # type: ignore[no-any-return]
     if request.frame[0]:
@@ -137,7 +138,8 @@ def outline(message: memoryview) -> tuple[bytes, list[Raw], list[Raw]]:
 
 
 def _without_contents(message: memoryview, left: int) -> tuple[bytes, Raw, int]:
-    """Cuts the contents out of an encoded input; also returns how many more fields may be read."""
+    """Cuts the contents out of an encoded input. Returns the rest, the contents, and the number of fields that may
+    still be read."""
     kept: list[Raw] = []
     pieces: list[Raw] = []  # protobuf joins a message that comes in several pieces
     before = 0
@@ -156,7 +158,7 @@ def _without_contents(message: memoryview, left: int) -> tuple[bytes, Raw, int]:
 
 
 def _unfolded(frame: bytes, encoding_: bytes, limit: int) -> bytes | None:
-    """Unpacks a compressed message; returns None if it is not small. Raises `MeshError`."""
+    """Decompresses a message. Returns None if the result is not small. Raises `MeshError`."""
     try:
         return framing.unpack(frame, encoding_, limit=min(SMALL, limit))
     except framing.FrameError as error:

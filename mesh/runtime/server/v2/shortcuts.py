@@ -1,8 +1,9 @@
 """Recognition of requests that differ from an earlier one only in their numbers.
 
-A client keeps sending similar requests: the same names, datatype and shape, with other contents and maybe another `id`.
-If all other bytes are equal, and at the same offsets, parsing would yield nothing new. To compare them takes 1 us, to
-parse and check them 6 (one input of 64 floats); that is half of what the server itself adds to a small model.
+A client usually sends similar requests: the same names, datatype and shape, with other contents and perhaps another
+`id`. If all other bytes are equal, and at the same offsets, parsing would yield nothing new. Comparing them takes 1 us;
+parsing and checking them takes 6 us (one input of 64 floats), half of the time that the server adds to a call of a
+small model.
 
 Only the simplest requests are recognised: uncompressed, one input of a numeric type, raw contents at the end. All
 others are always parsed.
@@ -26,7 +27,8 @@ _MAX_KNOWN = 32  # names and lengths of frames that one model remembers
 _MAX_TRIES = 256  # requests to learn from: a client whose requests are never plain must not pay for each of them
 
 Asked = tuple[dict[str, Array], int, ReplyWriter, bool, bytes]
-"""A request's meaning: the model's input, its size in bytes, the outputs, whether they are raw, and the id."""
+"""The meaning of a request: the model's input, its size in bytes, the wanted outputs, True if they are to be raw, and
+the id."""
 
 
 class _Same(NamedTuple):
@@ -44,7 +46,7 @@ class _Same(NamedTuple):
 
 
 class Shortcuts:
-    """The requests that one model recognises."""
+    """The requests that are recognised for one model."""
 
     __slots__ = ("_known", "_other_names", "_tries")
 
@@ -54,7 +56,7 @@ class Shortcuts:
         self._tries = 0
 
     def find(self, frame: bytes) -> Asked | None:
-        """Returns what a frame asks for if it is like an earlier one, or None. The input is in `alignment.LOOP`."""
+        """Returns the meaning of a frame if it is like an earlier one, or None. The input is in `alignment.LOOP`."""
         same = self._known.get(len(frame))
         if same is None:
             return None

@@ -1,6 +1,6 @@
 """A model's tensors as its file declares them, and the V2 datatypes of ONNX Runtime's types.
 
-`intake` checks what callers send against them; `reply` writes the model's answers with them.
+`intake` compares callers' inputs with them; `reply` writes the model's answers with them.
 """
 
 import math
@@ -18,14 +18,14 @@ Raw = bytes | memoryview
 
 MAX_RANK = 32
 MAX_COUNT = 1 << 40
-"""Largest number of elements of a tensor: more than any message can hold, and too few to overflow in numpy or ONNX
+"""Largest number of elements of a tensor: more than a message can contain, and too few to overflow in numpy or ONNX
 Runtime."""
 
 MAX_TEXTS = 1 << 18
 """Maximum number of strings in a request. ONNX Runtime reads them with the interpreter's lock held: 20 ms for all."""
 
 MAX_SHAPES = 64
-"""Number of shapes remembered for each tensor. For further shapes, heads are computed each time, in 2 us."""
+"""Number of shapes that are cached for each tensor. For further shapes, heads are computed each time, in 2 us."""
 
 
 _ONNX = {
@@ -70,7 +70,7 @@ class Tensor:
 
     def count(self, shape: tuple[int, ...]) -> int:
         """Counts the elements of a shape of at most `MAX_RANK` dimensions. Raises `MeshError` if the tensor cannot have
-        it."""
+        this shape."""
         count = self._counts.get(shape)
         if count is None:
             dims, name = self.dims, brief(self.name)
@@ -88,8 +88,8 @@ class Tensor:
         return count
 
     def head(self, shape: tuple[int, ...]) -> tuple[bytes, bytes]:
-        """Returns the parts of an output of that shape that precede its contents: the inside of its message, and the
-        whole field of the reply."""
+        """Returns the bytes of an output of that shape that precede its contents: in the output's message, and in the
+        reply, as a whole field."""
         found = self._heads.get(shape)
         if found is None:
             packed = b"".join(map(varint, shape))

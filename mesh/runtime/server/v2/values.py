@@ -1,7 +1,7 @@
 """Runs of models with BF16 inputs or outputs, for which numpy has no type.
 
-Their 16 bits are passed in onnxruntime's own values, and then all inputs of the run must be values of this kind. Python
-cannot make one from strings, but a session can return one. So strings are written into a tiny model that returns them,
+Their 16 bits are passed in ONNX Runtime's own values. All inputs of the run must then be such values. Python cannot
+make one from strings, but a session can return one. Strings are therefore written into a tiny model that returns them,
 which takes 0.5 ms for each call.
 """
 
@@ -21,7 +21,7 @@ _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 def run(
     session: Any, tensors: Mapping[str, Tensor], names: Sequence[str], feed: Mapping[str, Array], options: Any
 ) -> list[Array]:
-    """Runs a session on arrays by name, as the session's `run` does. `tensors` are the inputs that the model has."""
+    """Runs a session with arrays by name, as the session's own `run` does. `tensors` are the model's inputs."""
     values = {name: _value(array, tensors[name]) for name, array in feed.items()}
     return [_array(value) for value in session.run_with_ort_values(names, values, options)]
 
