@@ -19,17 +19,10 @@ from tests.support.waiting import until
 pytestmark = [pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
 
 NAMES = (
-    *("joblib", "joblib-gzip", "pickle", "xgboost-json", "xgboost-ubj", "xgboost-bst", "xgboost-classes", "lightgbm"),
-    *(
-        "lightgbm-pickle",
-        "catboost",
-        "mlflow",
-        "mlflow-pickled",
-        "mlflow-sklearn",
-        "mlflow-zip",
-        "own-settings",
-        "own-settings-tar",
-    ),
+    *("joblib", "joblib-gzip", "pickle", "xgboost-json", "xgboost-ubj", "xgboost-bst", "xgboost-classes"),
+    *("xgboost-ranker", "xgboost-native", "lightgbm", "lightgbm-pickle", "catboost", "catboost-regressor"),
+    *("catboost-poisson", "catboost-ranker", "mlflow", "mlflow-pickled", "mlflow-sklearn", "mlflow-zip"),
+    *("own-settings", "own-settings-tar"),
 )
 
 

@@ -53,6 +53,15 @@ def main(folder: Path) -> None:
     classifier.save_model(folder / "classes.json")
     note("xgboost-classes", folder / "classes.json", "xgboost", classifier.predict(ROWS))
 
+    queries = np.sort(np.arange(len(y)) % 15)
+    ranked = np.argsort(np.arange(len(y)) % 15, kind="stable")  # each query has flowers of all kinds
+    ranker = xgboost.XGBRanker(n_estimators=8).fit(x[ranked], y[ranked], qid=queries)
+    ranker.save_model(folder / "ranks.ubj")
+    note("xgboost-ranker", folder / "ranks.ubj", "xgboost", ranker.predict(ROWS))
+    booster = xgboost.train({"objective": "count:poisson"}, xgboost.DMatrix(x, flower), 8)
+    booster.save_model(folder / "native.json")
+    note("xgboost-native", folder / "native.json", "xgboost", booster.predict(xgboost.DMatrix(ROWS)))
+
     light = lightgbm.LGBMRegressor(n_estimators=8, verbose=-1).fit(x, flower)
     light.booster_.save_model(folder / "light.txt")
     note("lightgbm", folder / "light.txt", "lightgbm", light.predict(ROWS))
@@ -62,6 +71,18 @@ def main(folder: Path) -> None:
     cat = catboost.CatBoostClassifier(iterations=8, verbose=False, allow_writing_files=False).fit(x, y)
     cat.save_model(folder / "cat.cbm")
     note("catboost", folder / "cat.cbm", "catboost", cat.predict(ROWS))
+
+    quiet = {"verbose": False, "allow_writing_files": False}
+    cats = {
+        "regressor": catboost.CatBoostRegressor(iterations=8, **quiet).fit(x, flower),
+        "poisson": catboost.CatBoostRegressor(iterations=8, loss_function="Poisson", **quiet).fit(x, flower),
+        "ranker": catboost.CatBoostRanker(iterations=8, bootstrap_type="No", **quiet).fit(
+            x[ranked], y[ranked], group_id=queries
+        ),
+    }
+    for name, model in cats.items():
+        model.save_model(folder / f"{name}.cbm")
+        note(f"catboost-{name}", folder / f"{name}.cbm", "catboost", model.predict(ROWS))
 
     mlflow.sklearn.save_model(pipeline, folder / "flow")
     note("mlflow", folder / "flow", "mlflow", pipeline.predict(ROWS))

@@ -2,14 +2,70 @@
 
 MLServer's own command reads the current folder and the variables MLSERVER_*, and puts the repository on Python's path,
 where the folder of a model could hide a package of the same name. None of that happens here.
+
+The packages of the runtimes are imported first: `preload` in the settings lists them. Two of them are completed, as
+MLServer 1.7 loads every CatBoost model as a classifier, and no ranker of XGBoost.
 """
 
 import asyncio
+import importlib
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+
+def preload(names: list[str]) -> None:
+    """Imports packages. One that cannot be imported does not keep models of other types from being served."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+            if name in COMPLETED:
+                COMPLETED[name]()
+        except Exception as error:
+            print(f"{name} cannot be used: {error!r}", file=sys.stderr)
+
+
+def complete_catboost() -> None:
+    """Makes MLServer's runtime serve CatBoost's regressors and rankers too."""
+    library, runtime, uri_of = _packages("catboost", "CatboostModel")
+    load = runtime.load
+
+    async def load_any(self: Any) -> bool:
+        loaded: bool = await load(self)
+        if not len(self._model.classes_):
+            self._model = library.CatBoostRegressor().load_model(await uri_of(self._settings))
+        return loaded
+
+    runtime.load = load_any
+
+
+def complete_xgboost() -> None:
+    """Makes MLServer's runtime serve XGBoost's rankers too."""
+    library, runtime, uri_of = _packages("xgboost", "XGBoostModel")
+    load = runtime.load
+
+    async def load_any(self: Any) -> bool:
+        try:
+            loaded: bool = await load(self)
+        except TypeError:  # neither a regressor nor a classifier
+            self._model = library.XGBRanker()
+            self._model.load_model(await uri_of(self._settings))
+            return True
+        return loaded
+
+    runtime.load = load_any
+
+
+def _packages(library: str, runtime: str) -> tuple[Any, Any, Any]:
+    """Returns a library, MLServer's runtime for it, and MLServer's function that finds the file of a model."""
+    there = getattr(importlib.import_module(f"mlserver_{library}"), runtime)
+    return importlib.import_module(library), there, importlib.import_module("mlserver.utils").get_model_uri
+
+
+COMPLETED = {"mlserver_catboost": complete_catboost, "mlserver_xgboost": complete_xgboost}
+"""What completes a package, by the package's name."""
 
 
 async def serve(given: dict[str, Any]) -> None:
@@ -31,7 +87,9 @@ def main() -> None:
     from mlserver.utils import install_uvloop_event_loop
 
     install_uvloop_event_loop()
-    asyncio.run(serve(json.loads(Path(sys.argv[1]).read_text())))
+    given = json.loads(Path(sys.argv[1]).read_text())
+    preload(given.pop("preload"))
+    asyncio.run(serve(given))
 
 
 if __name__ == "__main__":

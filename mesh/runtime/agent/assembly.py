@@ -197,7 +197,7 @@ def _foreign(
     ValueError and OSError."""
     models = settings.server_models or run_dir.path / adapted.MODELS
     if settings.adapter and not settings.server and not settings.server_command:
-        started = adapted.begin(settings.adapter, models, threads=settings.threads)
+        started = adapted.begin(settings.adapter, models, threads=settings.threads, types=settings.types)
         child = ForeignServer(
             started.words, on_given_up=on_given_up, folder=started.folder, variables=started.variables
         )

@@ -3,16 +3,20 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mesh import process
-from mesh.modelservers import environments, machines
+from mesh.modelservers import environments, kinds, machines
+from placement import modeltypes
 
 MODELS = "models"
 """Name of the subfolder from which a server with an adapter reads its models, and of the pod's folder for the
 server."""
+
+PRELOAD = "preload"
+"""The launcher's own setting: Python packages to import before the server answers."""
 
 _HOST = "127.0.0.1"
 _IN_SHELL = ("triton",)  # kinds that start a shell with the paths of models
@@ -29,9 +33,9 @@ class Started:
     variables: Mapping[str, str]  # of its environment
 
 
-def begin(kind: str, folder: Path, *, threads: int) -> Started:
-    """Writes the settings of a server that reads its models below `folder`. Raises OSError, and ValueError if the
-    server is not installed."""
+def begin(kind: str, folder: Path, *, threads: int, types: Collection[str]) -> Started:
+    """Writes the settings of a server that reads its models below `folder`, and takes these model types. Raises
+    OSError, and ValueError if the server is not installed."""
     environment = environments.installed(kind)
     if environment is None:
         raise ValueError(f"{kind} is not installed: run `mesh servers install {kind}`")
@@ -44,15 +48,19 @@ def begin(kind: str, folder: Path, *, threads: int) -> Started:
     models.mkdir(parents=True, exist_ok=True)
     port = process.free_port(_HOST)
     settings = folder / "settings.json"
-    settings.write_text(json.dumps(_SETTINGS[kind](models, port)))
+    settings.write_text(json.dumps(_SETTINGS[kind](models, port, types)))
     # -I: neither this process's PYTHONPATH nor the current folder is on its path.
     words = (str(environments.python_of(environment)), "-I", str(environments.launcher_of(kind)), str(settings))
     variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     return Started(words, f"{_HOST}:{port}", folder, variables)
 
 
-def _mlserver(models: Path, port: int) -> dict[str, object]:
+def _mlserver(models: Path, port: int, types: Collection[str]) -> dict[str, object]:
+    known = kinds.MLSERVER.served(allow_code=True)
+    wanted = {modeltypes.name_of(one) for one in types} or known
     return {
+        # Otherwise the first model of each type would pay for its library, in time and, on the pod's books, in memory.
+        PRELOAD: [f"mlserver_{name}" for name in known if name in wanted],
         "debug": False,  # or it logs every call
         "host": _HOST,
         "grpc_port": port,
@@ -66,7 +74,7 @@ def _mlserver(models: Path, port: int) -> dict[str, object]:
     }
 
 
-def _triton(models: Path, port: int) -> dict[str, object]:
+def _triton(models: Path, port: int, types: Collection[str]) -> dict[str, object]:
     return {
         "host": _HOST,
         "port": port,
