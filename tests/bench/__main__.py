@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import alias, auth, chain, coldstart, footprint, large, pull, registry, servers, storm, tls
+from tests.bench import alias, auth, chain, coldstart, direct, footprint, large, pull, registry, relay, storm, tls
 from tests.bench.peers import comparison
 from tests.bench.plan import QUICK, Plan
 from tests.bench.results import BUSY, Results
@@ -33,15 +33,16 @@ PARTS = {
     "pull": "the puller compared with boto3",
     "tls": "the cost of TLS",
     "memory": "the memory of small models",
-    "servers": "the relay to a foreign server, with each egress, compared with an Envoy alone",
+    "servers": "MLServer called directly compared with calls through the mesh",
+    "relay": "the relay to a foreign server, with each egress, compared with an Envoy alone",
     "auth": "calls with a key and with a token compared with calls of an open mesh, and the cost of a decision",
     "alias": "calls by alias compared with calls by id, with shadows, and the share of a canary",
 }
 
-DEFAULT = ("chain", "peers", "large")
+DEFAULT = ("chain", "peers", "large", "servers")
 """The parts that docs/performance.md shows."""
 
-_OF_THEIR_OWN = {"storm": storm, "tls": tls, "memory": footprint, "alias": alias, "auth": auth, "servers": servers}
+_OF_THEIR_OWN = {"storm": storm, "tls": tls, "memory": footprint, "alias": alias, "auth": auth, "relay": relay}
 """The parts that start their own meshes."""
 
 FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "bench"
@@ -67,6 +68,9 @@ async def main(wanted: list[str], results: Results, plan: Plan) -> None:
             async with EtcdServer(folder / "etcd") as etcd:
                 if part in _OF_THEIR_OWN:
                     await _OF_THEIR_OWN[part].run(etcd, folder, console)
+                    continue
+                if part == "servers":
+                    await direct.run(etcd, folder, results, plan)
                     continue
                 async with LocalMesh(folder, etcd, pods=1, capacity="256MiB", log_level="info") as mesh:
                     match part:

@@ -126,9 +126,10 @@ def test_the_page_in_docs_is_that_of_its_figures():
 @pytest.mark.parametrize(
     ("names", "quick", "name"),
     [
-        (["chain", "peers", "large"], False, "results.json"),
-        (["large", "alias", "peers", "chain"], False, "results.json"),
-        (["chain", "peers", "large"], True, "results-chain-peers-large-quick.json"),
+        (["chain", "peers", "large", "servers"], False, "results.json"),
+        (["large", "servers", "alias", "peers", "chain"], False, "results.json"),
+        (["chain", "peers", "large"], False, "results-chain-peers-large.json"),
+        (["chain", "peers", "large", "servers"], True, "results-chain-peers-large-servers-quick.json"),
         (["large"], False, "results-large.json"),
     ],
 )
