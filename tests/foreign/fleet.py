@@ -172,10 +172,14 @@ class Fleet(abc.ABC):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def listens(self, pod: str, pid: int) -> bool:
+        """Returns whether a foreign server has imported its libraries, which are no model's, and listens."""
+        return True
+
     def look(self) -> None:
         """Notes how much memory the foreign servers take."""
         for pod in self.foreign:
-            if (pid := self.server(pod)) and (used := processes.private_bytes(pid)):
+            if (pid := self.server(pod)) and (used := processes.private_bytes(pid)) and self.listens(pod, pid):
                 base = self._bases[pid] = min(used, self._bases.get(pid, used))
                 self.most[pod] = max(self.most.get(pod, 0), used - base)
 

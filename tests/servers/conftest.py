@@ -1,13 +1,31 @@
-"""The environment of MLServer, and the models that its libraries train."""
+"""The environment of MLServer, the models that its libraries train, and the options of the run of troubles."""
 
 import json
-import subprocess
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mesh.modelservers import environments
+from tests.servers.training import run_there
+
+SECONDS = 180.0
+
+_SAID = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options for `make test-servers ARGS="--mixed-seed 7 --mixed-seconds 600"`."""
+    group = parser.getgroup("servers")
+    group.addoption("--mixed-seed", type=int, help="Seed of the troubles; by default another one each time.")
+    group.addoption("--mixed-seconds", type=float, default=SECONDS, help="Length of the random run, in seconds.")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Prints the reports of all runs, also of those without a fault."""
+    for text in config.stash.get(_SAID, []):
+        terminalreporter.write_line(f"servers: {text}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,8 +49,25 @@ def environment() -> Path:
 def trained(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Returns the trained models by name: their paths, their types, and their libraries' own answers."""
     folder = tmp_path_factory.mktemp("trained")
-    program = Path(__file__).with_name("trained_app.py")
-    argv = [str(environments.python_of(environment)), "-I", str(program), str(folder)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=800, check=False)
-    assert done.returncode == 0, done.stderr
+    run_there(environment, "trained_app.py", str(folder))
     return json.loads((folder / "answers.json").read_text())
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Returns the seed of the random run."""
+    given = request.config.getoption("--mixed-seed", None)
+    return int.from_bytes(os.urandom(3)) if given is None else given
+
+
+@pytest.fixture
+def seconds(request: pytest.FixtureRequest) -> float:
+    """Returns the length of the random run, in seconds."""
+    return request.config.getoption("--mixed-seconds", SECONDS)
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest):
+    """Returns a function that has a text printed at the end of the session, whether or not the test passes."""
+    said = request.config.stash.setdefault(_SAID, [])
+    return said.append

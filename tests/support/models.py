@@ -108,6 +108,17 @@ def dense_weights(seed: int, width: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((width, width), np.float32) / np.float32(np.sqrt(width))
 
 
+def linear(weights: np.ndarray, bias: float) -> bytes:
+    """Takes `x` FP32 [-1, features] and answers `y` FP32 [-1, 1], which is `x` @ `weights` + `bias`."""
+    features = len(weights)
+    return _model(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"])],
+        inputs=[_value("x", shape=(None, features))],
+        outputs=[_value("y", shape=(None, 1))],
+        initializers=[numpy_helper.from_array(weights.astype(np.float32).reshape(-1, 1), "w"), _constant("b", [bias])],
+    )
+
+
 def intricate(value: float, *, nodes: int = 6000) -> bytes:
     """Answers `x * 0 + value`. Many nodes make its constants, so onnxruntime's optimisers take long."""
     made = [helper.make_node("Mul", ["x", "zero"], ["x0"])]

@@ -1,0 +1,230 @@
+"""Models of all types over pods of MLServer and ONNX pods, for runs of troubles (`tests.foreign.run`).
+
+Models come from a bank of trained ones. An answer is recognised by its size, which gives the model's number, and then
+compared with the library's own answers of that model to the same rows. Calls take turns between gRPC with typed and
+with raw contents, and REST.
+"""
+
+import contextlib
+import json
+import random
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import grpc
+import numpy as np
+import onnxruntime
+
+from mesh.host import processes
+from mesh.pb import inference_pb2 as v2
+from mesh.pb import inference_pb2_grpc
+from mesh.runtime.relay.adapters.repository import Repository
+from mesh.runtime.servers import adapted
+from mesh.statuses import Code
+from tests.foreign.fleet import CALL_TIMEOUT, ONNX_SERVER, WRONG, Answer, Fleet
+from tests.servers.bank_app import ROWS, STEP, TYPES
+from tests.support import models
+from tests.support.arena import Arena
+from tests.support.localmesh import Program, command
+
+CHILD, NEIGHBOUR = "pod-1", "pod-2"
+MLSERVERS = (CHILD, NEIGHBOUR)
+ONNX = ("pod-3", "pod-4")
+
+DOUBLED = 3
+"""Models of each type with two copies."""
+
+SIZE = 1_500_000
+"""Bytes of a model in MLServer, on average: what the pods' books say after some runs."""
+
+ONNX_BYTES = 90 << 10
+"""Size of one of the smallest models in the ONNX server."""
+
+_RTOL = 1e-5
+_FORMS = ("typed", "raw", "rest")
+_NUMBER = re.compile(rb"/bank/(\d+)/")
+_DTYPES = {"FP32": "<f4", "FP64": "<f8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """One model of the bank."""
+
+    path: Path
+    type: str
+    answer: np.ndarray  # of its library, for each of ROWS
+
+
+class ServersFleet(Fleet):
+    """The mesh: `async with ServersFleet(folder, bank, each=50) as fleet`, with so many models of each type."""
+
+    def __init__(self, folder: Path, bank: Path, *, each: int) -> None:
+        """Makes the mesh. `bank` is the folder of the trained models, which has the name `bank`."""
+        self._bank = bank
+        self._trained: dict[int, Trained] = {}
+        for number, one in json.loads((bank / "answers.json").read_text()).items():
+            self._trained[int(number)] = Trained(Path(one["path"]), one["type"], np.array(one["answer"]))
+        self._unused: dict[str, list[int]] = defaultdict(list)
+        for number, one in self._trained.items():
+            self._unused[one.type].append(number)
+        self._listening: set[int] = set()  # process ids
+        self._of_types = {f"{kind}-{number}": kind for number in range(each) for kind in (*TYPES, "onnx")}
+        capacity = each * len(TYPES) // 5 // len(MLSERVERS) * SIZE
+        started = adapted.begin("mlserver", folder / "neighbour", threads=1, types=TYPES)
+        argv = ["env", *(f"{name}={value}" for name, value in started.variables.items()), *started.words]
+        pod = ("--adapter", "mlserver", "--allow-code", "--file-root", str(bank), "--capacity", str(capacity))
+        onnx = ("--file-root", str(bank), "--capacity", str(max(2, each // 10) * ONNX_BYTES))
+        arena = Arena(
+            folder,
+            pods=4,
+            routers=1,
+            ttl=5,
+            runtime_options=["--hang-timeout", "4", "--check-interval", "5"],
+            router_options=["--unload-wait", "1"],
+            options_of={
+                CHILD: pod,
+                NEIGHBOUR: (*pod, "--server", started.address, "--server-models", str(folder / "neighbour")),
+                **dict.fromkeys(ONNX, onnx),
+            },
+        )
+        servers = dict.fromkeys(MLSERVERS, "mlserver_app") | dict.fromkeys(ONNX, ONNX_SERVER)
+        super().__init__(
+            arena,
+            servers,
+            {NEIGHBOUR: Program("neighbour", argv, folder)},
+            models=list(self._of_types),
+            doubled=list(self._of_types)[: DOUBLED * (len(TYPES) + 1)],
+            capacity=capacity,
+        )
+
+    async def __aenter__(self) -> "ServersFleet":
+        await super().__aenter__()
+        self._stub = inference_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        timeout = aiohttp.ClientTimeout(CALL_TIMEOUT)
+        self._http = aiohttp.ClientSession(self.arena.mesh.rest_url(), timeout=timeout)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._http.close()
+        await super().__aexit__(*error)
+
+    def takers(self, model: str) -> tuple[str, ...]:
+        """Returns the pods that take a model."""
+        return ONNX if self.type(model) == "onnx" else MLSERVERS
+
+    def type(self, model: str) -> str:
+        """Returns the type of a model."""
+        return self._of_types[model]
+
+    def write(self, model: str, draw: random.Random) -> tuple[int, Path] | None:
+        """Returns the number and the path of a model of the bank that was not registered yet."""
+        kind = self.type(model)
+        if kind == "onnx":
+            return self._onnx()
+        unused = self._unused[kind]
+        if not unused:
+            return None
+        number = unused.pop()
+        return number, self._trained[number].path
+
+    def _onnx(self) -> tuple[int, Path]:
+        """Writes an ONNX model, and runs it in onnxruntime."""
+        number = len(self._trained) + 1
+        path = self._bank / str(number) / "model.onnx"
+        path.parent.mkdir()
+        weights = np.random.default_rng(number).uniform(0.1, 0.5, ROWS.shape[1])
+        path.write_bytes(models.linear(weights, STEP * number))
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (answer,) = session.run(None, {"x": ROWS.astype(np.float32)})
+        self._trained[number] = Trained(path, "onnx", np.ravel(answer))
+        return number, path
+
+    def number_of(self, record: bytes) -> int:
+        """Returns the number of the model of the bank that a record names."""
+        found = _NUMBER.search(record)
+        return int(found[1]) if found else 0
+
+    def listens(self, pod: str, pid: int) -> bool:
+        """Returns whether an MLServer has imported its libraries, and listens."""
+        if pid not in self._listening and processes.behind_port(_port(pid)) == pid:
+            self._listening.add(pid)
+        return pid in self._listening
+
+    # --- calls
+
+    async def ask(self, model: str, ident: str, draw: random.Random) -> Answer:
+        """Makes one call, for some of ROWS."""
+        rows = draw.sample(range(len(ROWS)), draw.randint(1, 4))
+        datatype = "FP32" if self.type(model) == "onnx" else "FP64"
+        form = draw.choice(_FORMS)
+        ask = self._over_rest if form == "rest" else self._over_grpc
+        return await ask(model, ident, rows, datatype, raw=form == "raw")
+
+    async def _over_grpc(self, model: str, ident: str, rows: list[int], datatype: str, *, raw: bool) -> Answer:
+        request = v2.ModelInferRequest(model_name=model, id=ident)
+        tensor = request.inputs.add(name="x", datatype=datatype, shape=[len(rows), ROWS.shape[1]])
+        values = ROWS[rows].astype(_DTYPES[datatype])
+        if raw:
+            request.raw_input_contents.append(values.tobytes())
+        else:
+            getattr(tensor.contents, f"{datatype.lower()}_contents").extend(values.ravel().tolist())
+        try:
+            answer = await self._stub.ModelInfer(request, timeout=CALL_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            return Answer(None, error.code().name, error.details() or "")
+        return self._judged(model, ident, rows, answer.model_name, answer.id, [_values(answer)])
+
+    async def _over_rest(self, model: str, ident: str, rows: list[int], datatype: str, *, raw: bool) -> Answer:
+        tensor = {"name": "x", "datatype": datatype, "shape": [len(rows), ROWS.shape[1]], "data": ROWS[rows].tolist()}
+        try:
+            async with self._http.post(f"/v2/models/{model}/infer", json={"id": ident, "inputs": [tensor]}) as reply:
+                told = await reply.json(content_type=None)
+        except TimeoutError:
+            return Answer(None, Code.DEADLINE_EXCEEDED.name, f"no answer within {CALL_TIMEOUT:g} s")
+        if reply.status != 200:
+            return Answer(None, Code(told["code"]).name, told["error"])
+        found = [np.ravel(output["data"]) for output in told["outputs"]]
+        return self._judged(model, ident, rows, told["model_name"], told.get("id", ""), found)
+
+    def _judged(
+        self, model: str, ident: str, rows: list[int], named: str, to: str, outputs: list[np.ndarray]
+    ) -> Answer:
+        """Returns the number of the model whose library answers the same."""
+        if (named, to) != (model, ident):
+            return Answer(WRONG, text=f"the answer is of {named!r} to {to!r}")
+        (values,) = outputs
+        number = int(values[0] // STEP)
+        trained = self._trained.get(number)
+        if trained is None or trained.type != self.type(model) or len(values) != len(rows):
+            return Answer(WRONG, text=f"no model of this type answers {values}")
+        expected = trained.answer[rows]
+        if not np.allclose(values, expected, rtol=_RTOL, atol=0.0):
+            return Answer(WRONG, text=f"{values} instead of {expected}")
+        return Answer(float(number))
+
+    async def drop(self, pod: str, models: list[str]) -> None:
+        """Makes an MLServer unload models behind the mesh's back."""
+        port = _port(self.server(pod))
+        if not port:
+            return
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            for model in models:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await Repository(channel).unload(model, timeout=2)
+
+
+def _port(pid: int) -> int:
+    """Returns the port of an MLServer, or 0 if its process has ended."""
+    words = command(pid).split()
+    return int(json.loads(Path(words[-1]).read_text())["grpc_port"]) if words else 0
+
+
+def _values(answer: v2.ModelInferResponse) -> np.ndarray:
+    """Returns the only output of a response."""
+    (output,) = answer.outputs
+    if answer.raw_output_contents:
+        return np.frombuffer(answer.raw_output_contents[0], _DTYPES[output.datatype])
+    return np.array([*output.contents.fp32_contents, *output.contents.fp64_contents])
