@@ -263,6 +263,8 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Treats the connection as ended, because the peer will send no more answers."""
+        self.stalled = True  # so that writers wait for the end
+        self.transport.abort()  # the close would wait for the peer to read the rest of the request
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -29,6 +29,11 @@ log = logs.get(__name__)
 _WRITE_HIGH = 256 * 1024  # bytes not yet taken by the peer, above which write() waits
 _PATIENT = 2 * _WRITE_HIGH
 _LINGER = 2.0  # seconds for the peer to read the last answer
+_KEEPALIVE = (  # a silent peer is asked after 30 s, and is gone if it does not answer three times within 30 s more
+    (socket.TCP_KEEPIDLE, 30),
+    (socket.TCP_KEEPINTVL, 10),
+    (socket.TCP_KEEPCNT, 3),
+)
 _WITH_HEAD = 1024  # minimum bytes of a read that may contain a head and the beginning of a large message
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -262,6 +267,9 @@ class Connection(asyncio.Protocol, Generic[M, K]):
 
     def eof_received(self) -> bool:
         """Treats the peer as disconnected: this is how a cancel arrives."""
+        if self._active is not None:
+            self.stalled = True  # so that writers wait for the end
+            self.transport.abort()  # the close would wait for the peer to read the begun answer
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -597,6 +605,9 @@ def _peer(transport: asyncio.Transport) -> str:
     name = transport.get_extra_info("peername")
     if isinstance(name, tuple):
         connected = transport.get_extra_info("socket")
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # otherwise a dead host would never be noticed
+        # Otherwise a dead host would never be noticed, nor a reset that was lost on the way while reading was paused.
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)
         return f"{name[0]}:{name[1]}"
     return "unix"

@@ -3,6 +3,7 @@ the pool."""
 
 import asyncio
 import os
+import socket
 import stat
 import sys
 
@@ -284,6 +285,72 @@ async def test_a_cancel_overtakes_what_the_peer_has_not_read(pair, monkeypatch):
     assert not request.exchange.connection.stalled
     request.cancel()
     await until(lambda: service.cancelled == 1, why="the handler is cancelled, though its connection is not read")
+
+
+@pytest.mark.parametrize("pair", ["unix", "tcp"], indirect=True)
+async def test_a_caller_that_half_closes_and_reads_nothing_is_gone(pair):
+    """A caller sends its last byte while the handler waits for it to read. The handler is cancelled."""
+    service, serving, pool = pair
+    request = b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ncontent-length: 13\r\n\r\n%b"
+    caller = connected(pool.address)
+    try:
+        caller.sendall(request % (method("Count"), frames(b"900 9999")))
+        await until(lambda: any(one.stalled for one in serving._connections), why="the answer is not read")
+        caller.shutdown(socket.SHUT_WR)
+        await until(lambda: service.cancelled == 1, why="the handler is cancelled")
+    finally:
+        caller.close()
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+async def test_a_server_that_half_closes_and_reads_nothing_is_gone(tmp_path, kind):
+    """A server sends its last byte, and no answer, while the client waits for it to read. The call is lost."""
+    path = str(tmp_path / "socket")
+    listening = socket.create_server(("127.0.0.1", 0)) if kind == "tcp" else socket.socket(socket.AF_UNIX)
+    with listening:
+        if kind == "unix":
+            listening.bind(path)
+            listening.listen()
+        pool = client.Pool(f"unix:{path}" if kind == "unix" else f"127.0.0.1:{listening.getsockname()[1]}")
+        request = pool.open(method("Count"), [])
+        accepted, _ = await asyncio.to_thread(listening.accept)
+        with accepted:
+            writing = asyncio.ensure_future(flooded(request))
+            exchange = request.exchange
+            await until(
+                lambda: exchange.connection is not None and exchange.connection.stalled, why="the request is not read"
+            )
+            accepted.shutdown(socket.SHUT_WR)
+            with pytest.raises(client.Lost):
+                await asyncio.wait_for(writing, 10)
+    pool.abort()
+
+
+@pytest.mark.parametrize("pair", ["tcp", "tls"], indirect=True)
+async def test_a_silent_peer_is_asked_whether_it_still_exists(pair):
+    """The kernel asks within a minute, and not after the two hours that are its default."""
+    _, serving, pool = pair
+    await pool.call(method("Echo"), [], frames(b"a"), timeout=10)
+    (connection,) = serving._connections
+    accepted = connection.transport.get_extra_info("socket")
+    assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
+
+
+def connected(address):
+    """Returns a socket that is connected to a server."""
+    if address.startswith("unix:"):
+        made = socket.socket(socket.AF_UNIX)
+        made.connect(address.removeprefix("unix:"))
+        return made
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)))
+
+
+async def flooded(request):
+    """Writes messages until the call is lost."""
+    while True:
+        await request.write(frames(bytes(100_000)))
 
 
 _FLOOD = """
