@@ -43,9 +43,9 @@ def up(
         typer.Option(
             "--server",
             metavar="NAME[=N]",
-            help="Number of pods with a kind of model server: onnx (instead of --pods), or a server that `mesh up` "
-            "installs if it is missing, such as mlserver or triton (see `mesh servers`). May be repeated. Without =N: "
-            "1 pod.",
+            help="Number of pods with a kind of model server: onnx (instead of --pods), or another one, such as "
+            "mlserver, triton or torchserve (see `mesh servers`). `mesh up` installs the server if it is missing and "
+            "can be installed. May be repeated. Without =N: 1 pod.",
         ),
     ] = None,
     allow_code: Annotated[
@@ -233,7 +233,7 @@ def _up(settings: UpSettings, *, samples: bool, quiet: int, raw: bool) -> None:
     from mesh.telemetry import logs
 
     for name in dict.fromkeys(settings.adapted):
-        if environments.installed(name) is None:
+        if kinds.KINDS[name].installs and environments.installed(name) is None:
             servers.shown(kinds.KINDS[name])
     names = ["mesh", "etcd", *(f"pod-{number}" for number in range(1, settings.all_pods + 1)), "router"]
     printer = Printer(names, stream=sys.stdout, quiet=quiet, raw=raw)

@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mesh.cli import options, output
 from mesh.cli.exits import CommandError, Exit
-from mesh.modelservers import environments, kinds
+from mesh.modelservers import availability, environments, kinds
 from mesh.options.values import format_bytes
 
 Name = Annotated[str, typer.Argument(metavar="SERVER", help="Name of the server.", show_default=False)]
@@ -40,11 +40,16 @@ def ls(context: typer.Context, as_json: options.Json = False) -> None:
         return
     rows = [("SERVER", "VERSION", "INSTALLED", "TYPES", "TYPES THAT RUN CODE"), ("onnx", "", "always", "onnx", "")]
     for one in found:
-        size = format_bytes(one["bytes"]) if one["installed"] else "no"
+        size = (format_bytes(one["bytes"]) if one["bytes"] else "yes") if one["installed"] else "no"
         rows.append((one["name"], one["version"], size, ",".join(one["types"]), ",".join(one["code_types"])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for one in found:
+        if one["missing"] and not kinds.KINDS[one["name"]].installs:
+            output.remarks().print(
+                f"[dim]{output.plain(one['name'])}: {output.plain(one['missing'])}[/]", soft_wrap=True
+            )
     output.remarks().print(f"[dim]environments: {output.plain(str(environments.root()))}[/]", soft_wrap=True)
 
 
@@ -97,20 +102,25 @@ def shown(kind: kinds.ServerKind) -> str:
 
 def _kind(name: str) -> kinds.ServerKind:
     found = kinds.KINDS.get(name)
-    if found is None or not found.installs:
+    if found is not None and not found.installs:
+        lacks = availability.missing(name) or f"{name} is there already: pods use it"
+        options.refuse(CommandError(f"Mesh does not install {name}. {lacks[0].upper()}{lacks[1:]}", code=Exit.USAGE))
+    if found is None:
         known = ", ".join(kind.name for kind in kinds.KINDS.values() if kind.installs)
         options.refuse(CommandError(f"{name!r} is no server that can be installed: use {known}", code=Exit.USAGE))
     return found
 
 
 def _described(kind: kinds.ServerKind) -> dict[str, Any]:
-    folder = environments.installed(kind.name)
+    folder = environments.installed(kind.name) if kind.installs else None
+    lacks = availability.missing(kind.name)
     data = kind.served(allow_code=False, installed=True)
     return {
         "name": kind.name,
         "what": kind.what,
-        "version": environments.version(kind.name),
-        "installed": folder is not None,
+        "version": environments.version(kind.name) if kind.installs else "",
+        "installed": not lacks,
+        "missing": lacks,
         "folder": "" if folder is None else str(folder),
         "bytes": 0 if folder is None else environments.size(folder),
         "types": list(data),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.host import cgroups, memory
-from mesh.modelservers import environments, kinds
+from mesh.modelservers import availability, kinds
 from mesh.options.values import format_address, parse_address
 from mesh.schema import auth
 
@@ -103,8 +103,8 @@ class UpSettings:
         if self.own_pods < 1:
             raise UpError(f"--pods: a mesh needs at least 1 runtime pod, not {self.own_pods}")
         for kind in dict.fromkeys(self.adapted):
-            if environments.installed(kind) is None:
-                raise UpError(f"--server: {kind} is not installed: run `mesh servers install {kind}`")
+            if lacks := availability.missing(kind):
+                raise UpError(f"--server: {lacks}")
             if not kinds.KINDS[kind].served(allow_code=self.allow_code, installed=True):
                 raise UpError(f"--server: {kind} serves only models that run code: add --allow-code")
         if self.allow_code and not self.adapted:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from mesh.modelfiles import mlflow, sniffing
+from mesh.modelfiles import mar, mlflow, sniffing
 
 SETTINGS = "model-settings.json"
 """The file by which MLServer describes a model."""
@@ -109,6 +109,8 @@ def _of_names(names: Iterable[str]) -> Guess | None:
     last = [PurePosixPath(name).name for name in names]
     if mlflow.DESCRIPTION in last:
         return Guess("mlflow", "it holds an MLflow model")
+    if mar.MANIFEST in last:
+        return Guess("pytorch-mar", f"it holds a {mar.MANIFEST}, as TorchServe's archives do")
     guesses = [guess for name in last if (guess := of_name(name)) is not None]
     types = {guess.type for guess in guesses}
     return Guess(types.pop(), f"the name of a file in it {guesses[0].because[9:]}") if len(types) == 1 else None

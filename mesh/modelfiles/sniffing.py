@@ -61,9 +61,11 @@ XGBOOST_PICKLE = Kind("a pickle of an XGBoost model", "xgboost", code=True)
 LIGHTGBM_PICKLE = Kind("a pickle of a LightGBM model", "lightgbm", code=True)
 CATBOOST_PICKLE = Kind("a pickle of a CatBoost model", "catboost", code=True)
 TORCH = Kind(
-    "a PyTorch checkpoint", todo="export the model to ONNX (torch.onnx.export): it may hold weights only", code=True
+    "a PyTorch checkpoint",
+    todo="save the model as TorchScript (torch.jit.script), or export it to ONNX: the file may hold weights only",
+    code=True,
 )
-TORCHSCRIPT = Kind("a TorchScript model", "pytorch")
+TORCHSCRIPT = Kind("a TorchScript model", "pytorch", code=True)  # it can overwrite files
 MAR = Kind("a TorchServe archive", "pytorch-mar", code=True)
 
 XGBOOST_JSON = Kind("an XGBoost model in JSON", "xgboost")
@@ -132,7 +134,8 @@ _JSON = re.compile(rb'\s*(\{\s*(["}])|\[\s*[\[{"\d\]-])')
 _HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html[\s>])", re.IGNORECASE | re.DOTALL)
 _XML = re.compile(rb"\s*<\?xml\s")
 _MLMODEL = re.compile(rb"^(flavors|artifact_path|mlflow_version):", re.MULTILINE)
-_LOCAL_ENTRY, _CENTRAL_ENTRY = b"PK\x03\x04", b"PK\x01\x02"
+_LOCAL_ENTRY, _CENTRAL_ENTRY, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
+_END_64 = b"PK\x06\x07"
 
 # The tags of the fields that may follow a model's first field, ir_version.
 _AFTER_IR_VERSION = frozenset((0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42))
@@ -150,8 +153,8 @@ def sniff(head: bytes, tail: bytes = b"") -> Kind | None:
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
-    if head.startswith((_LOCAL_ENTRY, b"PK\x05\x06")):
-        return _of_zip(set(_entries(head, _LOCAL_ENTRY, 30, 26)) | set(_entries(tail, _CENTRAL_ENTRY, 46, 28)))
+    if head.startswith((_LOCAL_ENTRY, _END)):
+        return _of_zip({*_local_names(head), *_central_names(tail)})
     if head[257:262] == b"ustar":
         return TAR
     if head[4:8] in _FLATBUFFERS:
@@ -213,22 +216,51 @@ def _of_zip(names: set[str]) -> Kind:
     return ZIP
 
 
-def _entries(data: bytes, signature: bytes, fixed: int, length_at: int) -> Iterator[str]:
-    """Yields the names of the archive's entries whose headers are in these bytes. A header has `fixed` bytes and then
-    the name, whose length is at `length_at`."""
-    at = data.find(signature)
-    while at >= 0:
-        length = int.from_bytes(data[at + length_at : at + length_at + 2], "little")
-        name = data[at + fixed : at + fixed + length]
-        if name and len(name) == length:
-            yield name.decode("utf-8", "replace")
-        at = data.find(signature, at + 4)
+def _local_names(head: bytes) -> Iterator[str]:
+    """Yields the names of an archive's first entries. An entry that is an archive itself is skipped, unless its header
+    does not give its length."""
+    at = 0
+    while head.startswith(_LOCAL_ENTRY, at):
+        streamed = head[at + 6 : at + 7] and head[at + 6] & 0x08
+        size, length, extra = (_number(head, at + place, bytes_) for place, bytes_ in ((18, 4), (26, 2), (28, 2)))
+        yield from _name(head, at + 30, length)
+        at += 30 + length + extra + size
+        if streamed and not size:
+            at = head.find(_LOCAL_ENTRY, at)
+            if at < 0:
+                return
+
+
+def _central_names(tail: bytes) -> Iterator[str]:
+    """Yields the names in an archive's list of contents, or in the end of a list that is longer than `tail`."""
+    end = tail.rfind(_END)
+    if end < 0:
+        return
+    length = _number(tail, end + 12, 4)
+    if tail.startswith(_END_64, end - 20):
+        end -= 76  # the end record of large archives, which PyTorch always writes, and its locator
+    at = max(0, end - length)
+    while (at := tail.find(_CENTRAL_ENTRY, at, end)) >= 0:
+        yield from _name(tail, at + 46, _number(tail, at + 28, 2))
+        at += 4
+
+
+def _name(data: bytes, at: int, length: int) -> Iterator[str]:
+    name = data[at : at + length]
+    if name and len(name) == length:
+        yield name.decode("utf-8", "replace")
+
+
+def _number(data: bytes, at: int, length: int) -> int:
+    return int.from_bytes(data[at : at + length], "little")
 
 
 def of_names(names: Collection[str]) -> Kind | None:
     """Returns the kind of a folder from the names in it, or None if they leave doubt."""
     if "MLmodel" in names:
         return MLFLOW
+    if "MAR-INF" in names:
+        return MAR
     if "saved_model.pb" in names:
         return SAVED_MODEL
     if any(name.endswith(".xml") and f"{name[:-4]}.bin" in names for name in names):

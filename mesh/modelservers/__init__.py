@@ -3,6 +3,8 @@
 - `kinds` is the table of the kinds of servers: their model types, and how each is started;
 - `environments` makes an environment of its own for a server, from a lock file with hashes;
 - `machines` knows on which machines a server can run;
+- `torchserve` finds a TorchServe that users have installed, and `availability` says what is missing to start a server;
 - `locks/` has these lock files, and `launchers/` a program for each server, which runs in the server's environment and
-  imports nothing of Mesh.
+  imports nothing of Mesh;
+- `handlers/` has modules that are copied beside models, where a server imports them.
 """

@@ -49,6 +49,11 @@ def launcher_of(kind: str) -> Path:
     return Path(str(resources.files("mesh.modelservers"))) / "launchers" / f"{kind}_app.py"
 
 
+def handlers() -> Path:
+    """Returns the folder of the modules that are copied beside models, for servers that import them."""
+    return Path(str(resources.files("mesh.modelservers"))) / "handlers"
+
+
 def root() -> Path:
     """Returns the folder of all environments."""
     if given := os.environ.get(VARIABLE):

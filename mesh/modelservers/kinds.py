@@ -15,6 +15,7 @@ class ServerKind:
     types: tuple[str, ...]  # of models that are only data
     code_types: tuple[str, ...]  # of models that run code when they are loaded
     installs: bool  # `mesh servers install` can install it
+    found: bool = False  # pods start the one that users have installed on the machine
     installed_only: tuple[str, ...] | None = None  # the types that the installed server takes; None: all of them
 
     def served(self, *, allow_code: bool, installed: bool = False) -> tuple[str, ...]:
@@ -44,12 +45,22 @@ TRITON = ServerKind(
     installed_only=("triton-python",),  # the wheel has no other backend
 )
 
-KINDS = {kind.name: kind for kind in (MLSERVER, TRITON)}
+TORCHSERVE = ServerKind(
+    "torchserve",
+    "TorchServe with TorchScript models and .mar archives",
+    types=(),
+    # TorchScript cannot run Python, but it can read and overwrite files.
+    code_types=("pytorch", "pytorch-mar"),
+    installs=False,
+    found=True,
+)
+
+KINDS = {kind.name: kind for kind in (MLSERVER, TRITON, TORCHSERVE)}
 
 
 def takers(model_type: str) -> list[ServerKind]:
-    """Returns the kinds of servers that take models of a type, and that Mesh can install."""
-    kinds = (kind for kind in KINDS.values() if kind.installs)
+    """Returns the kinds of servers that take models of a type, and that Mesh can start."""
+    kinds = (kind for kind in KINDS.values() if kind.installs or kind.found)
     return [kind for kind in kinds if model_type in kind.served(allow_code=True, installed=True)]
 
 

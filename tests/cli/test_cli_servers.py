@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from mesh.cli.app import build
 from mesh.local import parts
 from mesh.local.settings import UpError, UpSettings, counted
-from mesh.modelservers import environments
+from mesh.modelservers import environments, torchserve
 
 WIDE = {"COLUMNS": "200"}
 
@@ -17,6 +17,7 @@ WIDE = {"COLUMNS": "200"}
 def empty(tmp_path, monkeypatch):
     """Names a folder in which no server is installed."""
     monkeypatch.setenv(environments.VARIABLE, str(tmp_path / "servers"))
+    monkeypatch.setenv(torchserve.VARIABLE, "/nowhere/torchserve")
 
 
 def test_servers_are_listed_with_their_types() -> None:
@@ -33,6 +34,7 @@ def test_servers_are_listed_with_their_types() -> None:
     assert lines["triton"] == [environments.version("triton"), "no", "triton-python"], "it has no other backend"
     found = json.loads(CliRunner().invoke(build(), ["servers", "--json"]).stdout)
     assert not any(one["installed"] for one in found["servers"])
+    assert any(line.startswith("torchserve: /nowhere/torchserve cannot be read") for line in result.output.splitlines())
 
 
 def test_an_unknown_server_is_refused() -> None:
@@ -40,6 +42,9 @@ def test_an_unknown_server_is_refused() -> None:
     result = CliRunner().invoke(build(), ["servers", "install", "tensorflow"], env=WIDE)
     assert result.exit_code == 2
     assert "use mlserver" in result.output
+    result = CliRunner().invoke(build(), ["servers", "install", "torchserve"], env=WIDE)
+    assert result.exit_code == 2
+    assert "Mesh does not install torchserve. /nowhere/torchserve cannot be read" in result.output
     assert "not installed" in CliRunner().invoke(build(), ["servers", "remove", "mlserver"]).output
 
 
@@ -77,6 +82,7 @@ def test_a_server_of_code_alone_is_refused_unless_code_is_allowed(monkeypatch: p
     ("settings", "says"),
     [
         (UpSettings(adapted=("mlserver",)), "run `mesh servers install mlserver`"),
+        (UpSettings(adapted=("torchserve",), allow_code=True), "/nowhere/torchserve cannot be read"),
         (UpSettings(allow_code=True), "--allow-code: it concerns pods of other servers"),
         (UpSettings(pods=0), "at least 1 runtime pod"),
     ],

@@ -1,5 +1,6 @@
 """The types of models, guessed from their files."""
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -9,6 +10,18 @@ import pytest
 from mesh.modelfiles import guessing
 
 BOOSTER = b'{"learner":{}}'
+
+
+def zipped(*names: str) -> bytes:
+    """Returns a zip archive of files with these names."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"1")
+    return made.getvalue()
+
+
+TORCHSCRIPT, CHECKPOINT = zipped("m/constants.pkl", "m/data.pkl"), zipped("m/data.pkl", "m/version")
 
 
 @pytest.mark.parametrize(
@@ -23,6 +36,16 @@ BOOSTER = b'{"learner":{}}'
         ({"d/MLmodel": b"flavors: {python_function: {}, sklearn: {}}"}, "d", "mlflow", "python_function, sklearn"),
         ({"d/MLmodel": b"flavors: {onnx: {}}"}, "d", "onnx", "flavors onnx"),
         ({"d/model-settings.json": b'{"implementation": "mlserver_xgboost.X"}'}, "d", "xgboost", "mlserver_xgboost.X"),
+        ({"net.pt": TORCHSCRIPT}, "net.pt", "pytorch", "TorchScript"),
+        ({"net.pth": CHECKPOINT}, "net.pth", "", ""),
+        ({"net.mar": b""}, "net.mar", "", ""),
+        ({"d/MAR-INF": b"", "d/handler.py": b""}, "d", "pytorch-mar", "TorchServe archive"),
+        (
+            {"ir/m.xml": b"<?xml version='1.0'?><net name='m'><layers>", "ir/m.bin": b""},
+            "ir",
+            "openvino_ir",
+            "OpenVINO",
+        ),
         ({"a.txt": b"hello"}, "a.txt", "", ""),
         ({"data.bst": b"\x89PNG\r\n"}, "data.bst", "", ""),
         ({"d/model-settings.json": b"{"}, "d", "", ""),
@@ -44,7 +67,12 @@ def test_a_type_is_guessed_from_content_and_name(
 
 def test_an_archive_is_judged_by_the_names_in_it(tmp_path: Path) -> None:
     """An archive with files of two libraries is in doubt."""
-    for names, kind in ((["a/MLmodel", "a/x.pkl"], "mlflow"), (["a/m.bst"], "xgboost"), (["m.bst", "m.cbm"], "")):
+    for names, kind in (
+        (["a/MLmodel", "a/x.pkl"], "mlflow"),
+        (["a/m.bst"], "xgboost"),
+        (["m.bst", "m.cbm"], ""),
+        (["a/net.mar"], "pytorch-mar"),
+    ):
         with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
             for name in names:
                 archive.writestr(name, b"1")

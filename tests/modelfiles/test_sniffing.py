@@ -41,6 +41,16 @@ def zipped(*names: str) -> bytes:
     return made.getvalue()
 
 
+def nested(name: str, content: bytes, *names: str) -> bytes:
+    """Returns a zip archive that holds another archive, uncompressed, and then empty files of these names."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr(name, content)
+        for one in names:
+            archive.writestr(one, b"")
+    return made.getvalue()
+
+
 def tarred() -> bytes:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
@@ -83,6 +93,12 @@ FILES: dict[str, tuple[bytes, Kind | None]] = {
     "a TorchServe archive": (zipped("model.pt", "MAR-INF/MANIFEST.json"), sniffing.MAR),
     "a Keras file": (zipped("metadata.json", "config.json", "model.weights.h5"), sniffing.KERAS),
     "a zip archive": (zipped("model.onnx"), sniffing.ZIP),
+    "a zip archive of a TorchServe archive": (nested("x/m.mar", zipped("m.pt", "MAR-INF/MANIFEST.json")), sniffing.ZIP),
+    "a long zip archive of TorchScript": (
+        nested("m.pt", zipped("m/constants.pkl"), *map(str, range(99))),
+        sniffing.ZIP,
+    ),
+    "long TorchScript": (zipped("m/constants.pkl", *(f"m/data/{n}" for n in range(999))), sniffing.TORCHSCRIPT),
     "an empty zip archive": (zipped(), sniffing.ZIP),
     "a gzip file": (gzip.compress(b"x"), sniffing.GZIP),
     "a tar archive": (tarred(), sniffing.TAR),

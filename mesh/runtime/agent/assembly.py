@@ -71,7 +71,7 @@ class Pod:
         self.last_looks = LastLooks(self.run_dir.path, memory.available_bytes, there.bytes if there else 0)
         self.history = History(self.etcd, self.keys, pod=settings.name, secrets=lambda: self.puller.secrets)
 
-        self.foreign, address = _foreign(settings, self.run_dir, on_given_up=cannot_go_on)
+        self.foreign, address, calls = _foreign(settings, self.run_dir, on_given_up=cannot_go_on)
         self.server = ServerProcess(
             board,
             on_death=self._on_death,
@@ -168,6 +168,7 @@ class Pod:
             run_dir=self.run_dir.path,
             foreign=self.foreign,
             address=address,
+            calls=calls,
         )
         self.leaving = Leaving(
             self.etcd, self.keys, self.cache, self.presence, self.fence, board, incarnation=incarnation
@@ -192,25 +193,25 @@ class Pod:
 
 def _foreign(
     settings: RuntimeSettings, run_dir: RunDir, *, on_given_up: Callable[[str], None]
-) -> tuple[ForeignServer | None, str]:
-    """Returns the foreign server that this pod starts, or None, and the address of the foreign server, or "". Raises
-    ValueError and OSError."""
+) -> tuple[ForeignServer | None, str, str]:
+    """Returns the foreign server that this pod starts, or None; the address of the foreign server's management, or "";
+    and its address for inference calls, or "". Raises ValueError and OSError."""
     models = settings.server_models or run_dir.path / adapted.MODELS
     if settings.adapter and not settings.server and not settings.server_command:
         started = adapted.begin(settings.adapter, models, threads=settings.threads, types=settings.types)
         child = ForeignServer(
             started.words, on_given_up=on_given_up, folder=started.folder, variables=started.variables
         )
-        return child, started.address
+        return child, started.address, started.calls
     if not settings.server_command:
-        return None, settings.server
+        return None, settings.server, settings.server_calls or settings.server
     try:
         words, address = words_of(
             settings.server_command, address=settings.server, run_dir=run_dir.path, models=models / adapted.MODELS
         )
     except BadCommand as error:
         raise ValueError(f"--server-command {error}") from error
-    return ForeignServer(words, on_given_up=on_given_up), address
+    return ForeignServer(words, on_given_up=on_given_up), address, settings.server_calls or address
 
 
 def _puller(settings: RuntimeSettings, run_dir: RunDir) -> Puller:

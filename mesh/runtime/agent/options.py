@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from mesh.host import memory
-from mesh.modelservers import environments, kinds
+from mesh.modelservers import availability, kinds
 from mesh.options import checked, servers, tls
 from mesh.options.values import format_bytes
 from mesh.process import find_binary
@@ -282,7 +282,7 @@ class ModelServer:
             envvar="MESH_ADAPTER",
             metavar="|".join(kinds.KINDS),
             help="Kind of a model server that does not speak mmesh.ModelRuntime. Without --server and "
-            "--server-command, this pod starts the server that `mesh servers install` has installed.",
+            "--server-command, this pod starts the server itself, if `mesh servers` lists it as installed.",
         ),
     ] = ""
 
@@ -422,11 +422,8 @@ class ModelServer:
         if self.adapter and self.adapter not in kinds.KINDS:
             known = " or ".join(kinds.KINDS)
             raise typer.BadParameter(f"{self.adapter!r} is no adapter: use {known}", param_hint="--adapter")
-        if self.installed and environments.installed(self.adapter) is None:
-            text = (
-                f"{self.adapter} is not installed: run `mesh servers install {self.adapter}`, or name one with --server"
-            )
-            raise typer.BadParameter(text, param_hint="--adapter")
+        if self.installed and (lacks := availability.missing(self.adapter)):
+            raise typer.BadParameter(f"{lacks}, or name one with --server", param_hint="--adapter")
         if self.adapter and self.server and not self.server_command and self.server_models is None:
             text = "name the folder for models that the server and this pod have in common"
             raise typer.BadParameter(text, param_hint="--server-models")
@@ -436,7 +433,7 @@ class ModelServer:
         if self.server_memory_limit != "auto" and not self.server:
             raise typer.BadParameter("it needs --server", param_hint="--server-memory-limit")
         if self.adapter and not self.types and not self.served(ours=False):
-            text = f"{self.adapter}, as Mesh installs it, serves only models that run code: add it"
+            text = f"{self.adapter} here serves only models that run code: add it if you trust their authors"
             raise typer.BadParameter(text, param_hint="--allow-code")
         if self.server_memory not in ("auto", "none"):
             raise typer.BadParameter(f"{self.server_memory!r} is neither auto nor none", param_hint="--server-memory")

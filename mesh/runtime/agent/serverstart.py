@@ -52,10 +52,11 @@ class ServerStart:
         run_dir: Path,
         foreign: ForeignServer | None,
         address: str,
+        calls: str,
     ) -> None:
         """Makes a start that has not begun. `run_dir` contains the use board, and will contain the server's socket.
-        `address` is the address of a foreign server. `foreign` is the foreign server if this pod starts it, otherwise
-        None."""
+        `address` is the address of a foreign server, `calls` its address for inference calls. `foreign` is the foreign
+        server if this pod starts it, otherwise None."""
         self._settings = settings
         self._server = server
         self._cache = cache
@@ -64,6 +65,7 @@ class ServerStart:
         self._run_dir = run_dir
         self._foreign = foreign
         self._address = address
+        self._calls = calls
         self._listening: socket.socket | None = None  # the relay's data port
 
     async def start(self) -> tuple[str, str]:
@@ -155,7 +157,7 @@ class ServerStart:
             log_format=settings.log_format,
             log_level=settings.log_level,
             server=self._address,
-            calls=settings.server_calls or self._address,
+            calls=self._calls,
             journal=self._run_dir / JOURNAL,
             egress=settings.egress,
             data_socket=listening,

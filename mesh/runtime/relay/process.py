@@ -32,6 +32,7 @@ from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.settings import RelaySettings
 from mesh.runtime.relay.spi import RelaySpi
 from mesh.runtime.relay.table import Table
+from mesh.runtime.relay.translating import TranslatingEgress
 from mesh.runtime.sharedmemory.board import Board
 from mesh.telemetry import logs
 from mesh.wire.budget import Budget
@@ -74,6 +75,8 @@ async def serve(settings: RelaySettings) -> int:
     ending = Ending()
     tasks = Tasks(ending.because)
     egress = await _egress(settings, link, budget, on_lost=ending.because)
+    if (translation := choice.translation(settings.adapter)) is not None:
+        egress = TranslatingEgress(egress, translation, max_message=settings.max_message)
     port = RelayPort(table, board, link, egress, max_message=settings.max_message)
     pieces = Pieces(wanted=port.forwards)
     data = Server(port.handle, max_message=settings.max_message, budget=budget, pieces=pieces)

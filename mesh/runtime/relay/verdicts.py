@@ -1,11 +1,14 @@
 """The interpretation of a foreign server's error: either the model's own error, or the loss of the model.
 
-The three forms of *not found* are those of the predecessor: the code NOT_FOUND, Triton's text and MLServer's.
+Three forms of *not found* are those of the predecessor: the code NOT_FOUND, Triton's text and MLServer's. TorchServe
+answers calls with INTERNAL, and the name of its exception in a second line.
 """
 
 from mesh.statuses import Code
 
 _TRITON_BEGINS, _TRITON_ENDS = "Request for unknown model", (" is not found", " has no available versions")
+_TORCHSERVE_BEGINS = ("Model not found: ", "Model version: ")
+_TORCHSERVE_ENDS = (".ModelNotFoundException", ".ModelVersionNotFoundException")
 _MLSERVER_BEGINS, _MLSERVER_ENDS = "Model ", " not found"
 
 
@@ -15,6 +18,8 @@ def model_is_lost(code: int, text: str) -> bool:
         return text.startswith(_TRITON_BEGINS) and text.endswith(_TRITON_ENDS)
     if code == Code.INVALID_ARGUMENT:
         return text.startswith(_MLSERVER_BEGINS) and text.endswith(_MLSERVER_ENDS)
+    if code == Code.INTERNAL:
+        return text.startswith(_TORCHSERVE_BEGINS) and text.endswith(_TORCHSERVE_ENDS)
     return code == Code.NOT_FOUND
 
 

@@ -1,4 +1,4 @@
-"""The start of a model server that Mesh has installed, as a child of a pod."""
+"""The start of a model server that has an adapter, as a child of a pod."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh import process
-from mesh.modelservers import environments, kinds, machines
+from mesh.modelservers import availability, environments, kinds, torchserve
 from placement import modeltypes
 
 MODELS = "models"
@@ -19,6 +19,7 @@ PRELOAD = "preload"
 """The launcher's own setting: Python packages to import before the server answers."""
 
 _HOST = "127.0.0.1"
+_TWO_PORTS = ("torchserve",)  # kinds whose management has a port of its own
 _IN_SHELL = ("triton",)  # kinds that start a shell with the paths of models
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=@,-]+")
 
@@ -28,18 +29,16 @@ class Started:
     """A model server to start: its command, folder and environment."""
 
     words: tuple[str, ...]
-    address: str  # in gRPC's notation
+    address: str  # of its management, in gRPC's notation
+    calls: str  # for inference calls
     folder: Path  # to run it in
     variables: Mapping[str, str]  # of its environment
 
 
 def begin(kind: str, folder: Path, *, threads: int, types: Collection[str]) -> Started:
     """Writes the settings of a server that reads its models below `folder`, and takes these model types. Raises
-    OSError, and ValueError if the server is not installed."""
-    environment = environments.installed(kind)
-    if environment is None:
-        raise ValueError(f"{kind} is not installed: run `mesh servers install {kind}`")
-    if (why := machines.lacks(kind)) != "":
+    OSError, and ValueError if the server cannot be started here."""
+    if (why := availability.missing(kind)) != "":
         raise ValueError(why)
     if kind in _IN_SHELL and not _PLAIN.fullmatch(str(folder)):
         text = f"{kind} cannot read models below {folder}, because it passes the path to a shell"
@@ -47,12 +46,21 @@ def begin(kind: str, folder: Path, *, threads: int, types: Collection[str]) -> S
     models = folder / MODELS
     models.mkdir(parents=True, exist_ok=True)
     port = process.free_port(_HOST)
+    calls = process.free_port(_HOST) if kind in _TWO_PORTS else port
+    given = _SETTINGS[kind](models, port, types) | ({"calls_port": calls} if calls != port else {})
     settings = folder / "settings.json"
-    settings.write_text(json.dumps(_SETTINGS[kind](models, port, types)))
+    settings.write_text(json.dumps(given))
     # -I: neither this process's PYTHONPATH nor the current folder is on its path.
-    words = (str(environments.python_of(environment)), "-I", str(environments.launcher_of(kind)), str(settings))
+    words = (str(_python(kind)), "-I", str(environments.launcher_of(kind)), str(settings))
     variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    return Started(words, f"{_HOST}:{port}", folder, variables)
+    return Started(words, f"{_HOST}:{port}", f"{_HOST}:{calls}", folder, variables)
+
+
+def _python(kind: str) -> Path:
+    """Returns the interpreter that has a server. Raises ValueError."""
+    if kinds.KINDS[kind].found:
+        return torchserve.find().python
+    return environments.python_of(environments.folder_of(kind))
 
 
 def _mlserver(models: Path, port: int, types: Collection[str]) -> dict[str, object]:
@@ -86,4 +94,9 @@ def _triton(models: Path, port: int, types: Collection[str]) -> dict[str, object
     }
 
 
-_SETTINGS = {"mlserver": _mlserver, "triton": _triton}
+def _torchserve(models: Path, port: int, types: Collection[str]) -> dict[str, object]:
+    java = str(torchserve.find().java)
+    return {"host": _HOST, "management_port": port, "models": str(models), "folder": str(models.parent), "java": java}
+
+
+_SETTINGS = {"mlserver": _mlserver, "triton": _triton, "torchserve": _torchserve}

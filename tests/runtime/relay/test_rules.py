@@ -122,9 +122,13 @@ def test_no_client_reaches_the_servers_management(service: bytes) -> None:
         (Code.INVALID_ARGUMENT, "Model m not found", True),
         (Code.INVALID_ARGUMENT, "Model m has no input x", False),
         (Code.INTERNAL, "Model m not found", False),
+        (Code.INTERNAL, "Model not found: m\norg.pytorch.serve.archive.model.ModelNotFoundException", True),
+        (Code.INTERNAL, "Model version: 1 does not exist for model: m\na.b.ModelVersionNotFoundException", True),
+        (Code.INTERNAL, "Model not found: m", False),
+        (Code.INTERNAL, "Prediction failed\norg.pytorch.serve.archive.model.ModelNotFoundException", False),
     ],
 )
-def test_three_forms_say_that_a_model_is_lost(code: Code, text: str, lost: bool) -> None:
+def test_each_servers_form_of_not_found_says_that_a_model_is_lost(code: Code, text: str, lost: bool) -> None:
     assert verdicts.model_is_lost(code, text) is lost
 
 

@@ -7,8 +7,10 @@ from typing import Protocol
 import grpc
 
 from mesh.runtime.relay.adapters.mlserver import MLServer
+from mesh.runtime.relay.adapters.torchserve import TorchServe, V2OverPredictions
 from mesh.runtime.relay.adapters.triton import Triton
 from mesh.runtime.relay.control import Control, SpiControl
+from mesh.runtime.relay.translating import Translation
 
 Managed = Callable[[grpc.aio.Channel], Control]
 
@@ -22,8 +24,12 @@ class _Maker(Protocol):
 _MAKERS: dict[str, _Maker] = {
     "mlserver": MLServer,
     "triton": Triton,
+    "torchserve": TorchServe,
 }
 """The adapter of each kind of server in `mesh.modelservers.kinds`."""
+
+_TRANSLATIONS: dict[str, Translation] = {"torchserve": V2OverPredictions()}
+"""The translation of V2's calls for servers that need one."""
 
 
 def managed(name: str, root: Path | None, *, load_timeout: float, allow_code: bool) -> Managed:
@@ -34,3 +40,8 @@ def managed(name: str, root: Path | None, *, load_timeout: float, allow_code: bo
     assert root is not None
     make = _MAKERS[name]
     return lambda channel: make(channel, root, load_timeout=load_timeout, allow_code=allow_code)
+
+
+def translation(name: str) -> Translation | None:
+    """Returns the translation of calls for a kind of server, or None if it answers V2 as it is."""
+    return _TRANSLATIONS.get(name)

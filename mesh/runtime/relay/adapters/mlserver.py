@@ -249,7 +249,7 @@ class MLServer:
             return _described(runtime.implementation, place.files / _MODEL, runtime.content_type)
         found = _find(model_type, runtime, pulled)
         implementation = runtime.implementation
-        if found.kind is not None and found.kind.code:  # pickles of all libraries are loaded in the same way
+        if _is_pickle(found.kind):  # those of all libraries are loaded in the same way
             runtime = RUNTIMES["sklearn"]
             implementation = runtime.implementation
         elif found.kind is not None and found.kind.archive and not runtime.code:
@@ -257,7 +257,7 @@ class MLServer:
         elif found.kind is not None and found.kind.type not in ("", model_type):
             raise contents.bad(f"the file is {found.kind.what}: register it with --type {found.kind.type}")
         if runtime.code:
-            self._check_code(found.kind.what if found.kind is not None and found.kind.code else "a pickle")
+            self._check_code(found.kind.what if found.kind is not None and _is_pickle(found.kind) else "a pickle")
         ending = found.path.suffix if found.path.suffix.lower() in runtime.suffixes else ""
         name = place.files / f"{_MODEL}{_ENDINGS.get(found.kind or sniffing.EMPTY, ending)}"
         contents.link(found.path, name)
@@ -281,6 +281,10 @@ class MLServer:
         for folder in (place.read, place.files, pulled, pulled.parent):
             text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
         return MeshError(Reason.LOAD_FAILED, f"MLServer cannot load the model: {text[:_TEXT]}")
+
+
+def _is_pickle(kind: sniffing.Kind | None) -> bool:
+    return kind is not None and kind.code and kind.type in ("", *RUNTIMES)
 
 
 def _described(implementation: str, uri: Path, content_type: str = "") -> dict[str, Any]:

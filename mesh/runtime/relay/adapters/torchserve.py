@@ -1,0 +1,312 @@
+"""The adapter for TorchServe, which loads models from its model store when its management API says so.
+
+TorchServe takes a folder of the model store as well as a `.mar`, and reads it through a link. So a `.mar` is unpacked
+here, within the limits for archives, and nothing is copied: the model's folder has links to the files, a manifest, and
+Mesh's handler (`mesh/modelservers/handlers`).
+
+TorchServe has no V2 gRPC that keeps raw contents: that of its Open Inference Protocol drops them, and has a service
+name of its own. `V2OverPredictions` therefore puts V2's messages into calls of `Predictions`, and Mesh's handler
+answers them.
+
+Models of all types run code when they are loaded or called. A TorchScript model cannot run Python, but it can read and
+overwrite files: torch.from_file and torch.save are among its functions.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from mesh.modelfiles import archives, mar, sniffing
+from mesh.modelservers import environments
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.pb import torchserve_inference_pb2 as predictions
+from mesh.pb import torchserve_management_pb2 as management
+from mesh.pb import torchserve_management_pb2_grpc
+from mesh.runtime.relay.adapters import contents, folders, keys, sizes
+from mesh.runtime.relay.adapters.folders import Folders, ModelFolders
+from mesh.runtime.relay.control import Trailers
+from mesh.statuses import MeshError, Reason
+from mesh.v2 import PREFIX
+from mesh.wire import encoding
+
+TORCHSCRIPT, ARCHIVE = "pytorch", "pytorch-mar"
+"""The model types: a TorchScript file, and a `.mar`."""
+
+_NAMES = {TORCHSCRIPT: ("model.pt", "model.pth"), ARCHIVE: ("model.mar",)}
+_SUFFIXES = {TORCHSCRIPT: (".pt", ".pth", ".ts"), ARCHIVE: (".mar",)}
+
+_HANDLER, _HELPER, _FAILURE = "mesh_handler.py", "mesh_v2.py", "failure.txt"
+_OURS = frozenset((_HANDLER, _HELPER, _FAILURE))
+_MODEL = "model.pt"
+_PLAIN = re.compile(r"(?![0-9a-f]{32}$)[A-Za-z0-9_./@:+=,~-]{1,200}")  # ids that are names; none looks like a digest
+_DEFAULT_BYTES = 250_000_000  # the process of a model: 240 MB with torch 1.13, before the model's own bytes
+_RESPONSE_TIMEOUT = 600  # seconds after which TorchServe ends the process of a call
+_PAGE = 100  # TorchServe's own limit
+_TEXT = 1000  # characters of TorchServe's errors
+
+_PREDICTIONS = "org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+_METHODS = (f"{PREFIX.decode()[1:]}ModelInfer", f"{PREFIX.decode()[1:]}ModelMetadata", _PREDICTIONS)
+
+_TRANSLATED = {PREFIX + b"ModelInfer": "mesh-v2-infer", PREFIX + b"ModelMetadata": "mesh-v2-metadata"}
+"""The names under which Mesh's handler finds V2's messages in the map of a call of `Predictions`."""
+
+_REASONS = {3: Reason.BAD_REQUEST, 12: Reason.UNSUPPORTED}
+"""The meaning of the codes with which Mesh's handler answers; others stand for INTERNAL."""
+
+_DIED = "Worker died."
+_BUSY = "has no worker to serve"
+
+
+class TorchServe:
+    """The control of one TorchServe, by its management API."""
+
+    def __init__(self, channel: grpc.aio.Channel, root: Path, *, load_timeout: float, allow_code: bool) -> None:
+        """Makes the control of a server whose model store is the folder `models` in `root`. `load_timeout` is in
+        seconds."""
+        self.former = False
+        self._stub = torchserve_management_pb2_grpc.ManagementAPIsServiceStub(channel)
+        self._folders = Folders(root)
+        self._load_timeout = load_timeout
+        self._allow_code = allow_code
+
+    def resume(self, *, former: bool) -> None:
+        """Continues with a server that reported to a former relay: all that is needed is in the folders."""
+
+    def name(self, model_id: str) -> str:
+        """Returns the name by which the server knows a model: the id if it is plain, or else a digest. TorchServe takes
+        any name, but writes it into its log as it is."""
+        return model_id if _PLAIN.fullmatch(model_id) else folders.digest(model_id)
+
+    async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
+        """Returns READY once the server answers and has dropped all models."""
+        for name in await self._listed(timeout):
+            await self._drop(name, timeout)
+        for model_id in list(self._folders.ids()):
+            self._folders.remove(model_id)
+        status = pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.READY)
+        status.maxLoadingConcurrency = 1  # so that the growth of its processes is that of one model
+        status.modelLoadingTimeoutMs = int(self._load_timeout * 1000)
+        status.defaultModelSizeInBytes = _DEFAULT_BYTES
+        status.runtimeVersion = "TorchServe"  # its gRPC does not tell the version
+        for name in _METHODS:
+            status.methodInfos[name].idInjectionPath.append(1)
+        return status, ()
+
+    async def load(
+        self, request: pb.LoadModelRequest, *, timeout: float | None
+    ) -> tuple[pb.LoadModelResponse, Trailers]:
+        """Makes the model's folder, and has the server start a process for it. Raises AioRpcError if the server cannot
+        be reached, and MeshError if the model cannot be loaded."""
+        model_id = request.modelId
+        try:
+            async with asyncio.timeout(timeout):
+                place = await self._lay_out(request)
+                await self._stub.RegisterModel(
+                    management.RegisterModelRequest(
+                        model_name=self.name(model_id),
+                        url=place.read.name,
+                        initial_workers=1,
+                        synchronous=True,
+                        batch_size=1,
+                        response_timeout=_RESPONSE_TIMEOUT,
+                        startup_timeout=max(1, int(timeout or self._load_timeout)),
+                    ),
+                    timeout=timeout,
+                )
+        except TimeoutError:
+            await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
+            raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
+        except grpc.aio.AioRpcError as error:
+            meaning = await asyncio.to_thread(self._meaning, error, request)
+            if isinstance(meaning, MeshError):  # otherwise an unload follows
+                # A model whose process did not start may stay registered.
+                await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
+            raise meaning from error
+        return pb.LoadModelResponse(), ()
+
+    async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
+        """Has the server end the model's process, and removes its folder. An unknown model is no error."""
+        await self._drop(self.name(request.modelId), timeout)
+        await asyncio.to_thread(self._folders.remove, request.modelId)
+
+    async def _drop(self, name: str, timeout: float | None) -> None:
+        try:
+            await self._stub.UnregisterModel(management.UnregisterModelRequest(model_name=name), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+
+    async def size(
+        self, request: pb.ModelSizeRequest, *, timeout: float | None
+    ) -> tuple[pb.ModelSizeResponse, Trailers]:
+        """Returns 0, as the agent observes the server's processes. Raises AioRpcError with NOT_FOUND if the server does
+        not have the model."""
+        name = self.name(request.modelId)
+        await self._stub.DescribeModel(management.DescribeModelRequest(model_name=name), timeout=timeout)
+        return pb.ModelSizeResponse(), ()
+
+    async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
+        """Returns the memory of a process and of a model whose files have that size."""
+        own = sizes.predicted(request, default=0).sizeInBytes
+        return pb.PredictModelSizeResponse(sizeInBytes=_DEFAULT_BYTES + own)
+
+    async def _listed(self, timeout: float) -> list[str]:
+        """Returns the names of all models that the server has. Raises AioRpcError."""
+        found: list[str] = []
+        token = 0
+        while True:
+            request = management.ListModelsRequest(limit=_PAGE, next_page_token=token)
+            page = json.loads((await self._stub.ListModels(request, timeout=timeout)).msg)
+            found += [str(one["modelName"]) for one in page["models"]]
+            token = int(page.get("nextPageToken") or 0)
+            if not token or not page["models"]:
+                return found
+
+    # --- the model's folder
+
+    async def _lay_out(self, request: pb.LoadModelRequest) -> ModelFolders:
+        """Makes the model's folders in a thread, whose end a cancelled load waits for."""
+        stop = threading.Event()
+        work = asyncio.ensure_future(asyncio.to_thread(self._make_folders, request, stop))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait({work})
+            raise
+
+    def _make_folders(self, request: pb.LoadModelRequest, stop: threading.Event) -> ModelFolders:
+        try:
+            place = self._folders.begin(request.modelId)
+            try:
+                self._fill(request, place, stop)
+            except BaseException:
+                self._folders.remove(request.modelId)
+                raise
+        except OSError as error:
+            raise MeshError(Reason.LOAD_FAILED, f"the model's folder cannot be made: {error.strerror}") from error
+        return place
+
+    def _fill(self, request: pb.LoadModelRequest, place: ModelFolders, stop: threading.Event) -> None:
+        """Fills the model's folder. Raises MeshError and OSError."""
+        model_type = keys.type_of(request)
+        if model_type not in _NAMES:
+            raise contents.bad(f"TorchServe takes models of the types {', '.join(_NAMES)}, not {model_type}")
+        pulled = contents.opened(Path(request.modelPath), place.files, stop)
+        archive = contents.newest(pulled) if pulled.is_dir() else pulled
+        if not archive.is_dir() or not mar.is_unpacked(archive):
+            found = contents.find(pulled, _NAMES[model_type], _SUFFIXES[model_type])
+            if found.kind is sniffing.TORCHSCRIPT:
+                self._check_code("a TorchScript model can read and overwrite files")
+                contents.link(found.path, place.read / _MODEL)
+                self._describe(place, request.modelId, {"model": {"serializedFile": _MODEL}})
+                return
+            archive = _unpacked(found, place, stop)
+        self._check_code("the handler of a .mar runs code")
+        try:
+            manifest = mar.read(archive)
+        except mar.BadManifest as error:
+            raise contents.bad(str(error)) from error
+        for entry in archive.iterdir():
+            if entry.name in _OURS:
+                raise contents.bad(f"the archive has a file with the name {entry.name}, which Mesh needs: rename it")
+            if entry.is_dir() and entry.name != mar.FOLDER:
+                contents.tree_of_links(entry, place.read / entry.name)  # Python writes beside modules
+            elif entry.name != mar.FOLDER:
+                contents.link(entry, place.read / entry.name)
+        manifest.content["model"]["meshHandler"] = manifest.handler
+        self._describe(place, request.modelId, manifest.content)
+
+    def _describe(self, place: ModelFolders, model_id: str, manifest: dict[str, Any]) -> None:
+        """Writes the manifest by which TorchServe finds Mesh's handler, and the handler itself."""
+        manifest["model"] |= {"modelName": self.name(model_id), "modelVersion": "1.0", "handler": _HANDLER}
+        manifest.setdefault("runtime", "python")
+        folder = place.read / mar.FOLDER
+        folder.mkdir()
+        (folder / mar.MANIFEST).write_text(json.dumps(manifest))
+        for name in (_HANDLER, _HELPER):
+            shutil.copyfile(environments.handlers() / name, place.read / name)
+
+    def _check_code(self, what: str) -> None:
+        """Raises MeshError unless models that run code may be loaded."""
+        if not self._allow_code:
+            text = f"{what}, and this pod does not allow that: start pods with --allow-code if all who may "
+            raise MeshError(Reason.PRECONDITION, f"{text}register models are trusted")
+
+    def _meaning(self, error: grpc.aio.AioRpcError, request: pb.LoadModelRequest) -> Exception:
+        """Returns the error for a failed load: what Mesh's handler has left, or the server's own, without paths of this
+        machine."""
+        if error.code() in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.CANCELLED,
+        ):
+            return error
+        place, pulled = self._folders.of(request.modelId), Path(request.modelPath)
+        text = (error.details() or error.code().name).partition("\n")[0].replace(place.read.name, request.modelId)
+        with contextlib.suppress(OSError):
+            text = (place.read / _FAILURE).read_text(errors="replace")
+        for folder in (place.read, place.files, pulled, pulled.parent):
+            text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
+        return MeshError(Reason.LOAD_FAILED, f"TorchServe cannot load the model: {text[:_TEXT]}")
+
+
+def _unpacked(found: contents.FoundModel, place: ModelFolders, stop: threading.Event) -> Path:
+    """Returns the folder of an unpacked `.mar`. Raises MeshError and OSError."""
+    kind = found.kind
+    if kind is sniffing.TORCH:
+        text = "the file is a PyTorch checkpoint, whose classes TorchServe does not know: save the model as "
+        raise contents.bad(f"{text}TorchScript (torch.jit.script), or make a .mar with torch-model-archiver")
+    try:
+        if kind is not sniffing.MAR and not (kind is not None and kind.archive and archives.is_archive(found.path)):
+            what = f"is {kind.what}" if kind is not None else "is neither TorchScript nor a .mar"
+            raise contents.bad(f"the file {what}")
+        return archives.unpack(found.path, place.files / "mar", stop=stop)
+    except archives.BadArchive as error:
+        raise contents.bad(str(error)) from error
+
+
+class V2OverPredictions:
+    """The translation of V2's calls into calls of `Predictions` that Mesh's handler answers."""
+
+    def method(self, method: bytes) -> bytes | None:
+        """Returns the method of `Predictions` for V2's methods."""
+        return b"/" + _PREDICTIONS.encode() if method in _TRANSLATED else None
+
+    def request(self, method: bytes, message: bytes) -> bytes:
+        """Returns the call with V2's message. The model's name is that of the message, into which the relay has written
+        it."""
+        name = b""
+        try:
+            for tag, start, end in encoding.fields(memoryview(message)):
+                if tag == 0x0A:  # field 1, a text
+                    name = message[start:end]
+            text = name.decode()
+        except ValueError as error:
+            raise MeshError(Reason.BAD_REQUEST, f"the request is not a message of V2: {error}") from None
+        request = predictions.PredictionsRequest(model_name=text, input={_TRANSLATED[method]: message})
+        return request.SerializeToString()
+
+    def reply(self, method: bytes, message: bytes) -> bytes:
+        """Returns the message that the answer of Mesh's handler holds. Raises MeshError if it holds an error."""
+        answer = predictions.PredictionResponse.FromString(message).prediction
+        if not answer or answer[0]:
+            text = answer[1:].decode(errors="replace") or "TorchServe's answer is empty"
+            raise MeshError(_REASONS.get(answer[0] if answer else 0, Reason.INTERNAL), text)
+        return answer[1:]
+
+    def status(self, code: int, text: str) -> MeshError | None:
+        """Returns the error for a call whose process has died, or that TorchServe's queue has no place for."""
+        if text.startswith(_DIED):
+            return MeshError(Reason.LOST, "the model's process in TorchServe ended during the call")
+        if _BUSY in text:
+            why = "the model's queue in TorchServe is full, or its process is being started again"
+            return MeshError(Reason.OVERLOADED, why)
+        return None
