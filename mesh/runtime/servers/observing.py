@@ -70,13 +70,14 @@ class ServerMemory:
             self.why = ""
         return bool(pid)
 
-    def read(self) -> int | None:
-        """Returns the bytes in use, or None if they cannot be observed."""
+    def read(self, *, relook: bool = False) -> int | None:
+        """Returns the bytes in use, or None if they cannot be observed. With `relook`, counts processes that the server
+        has started a moment ago: some servers start one for each model."""
         if not self._there():
             return None
         if self._group is not None and (used := groups.used_bytes(self._group)) is not None:
             return used
-        if time.monotonic() - self._looked > _FAMILY:
+        if relook or time.monotonic() - self._looked > _FAMILY:
             self._look()
         return sum(processes.private_bytes(pid) for pid in self._family)
 

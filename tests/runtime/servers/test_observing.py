@@ -90,3 +90,18 @@ async def test_a_child_counts_with_its_descendants_only_if_it_listens(tmp_path: 
             assert str(pid) in memory.what
     monkeypatch.setattr(observing, "_AGAIN", 0.0)
     assert not await memory.find()
+
+
+async def test_a_process_that_was_started_a_moment_ago_counts_when_it_is_looked_for(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The list of the server's processes is kept for seconds, but a load's growth includes the process of its model."""
+    async with listening(tmp_path / "s") as pid, listening(tmp_path / "model") as model:
+        tree = processes.tree
+        memory = ServerMemory(f"unix:{tmp_path}/s")
+        assert await memory.find()
+        before = memory.read()
+        assert before is not None
+        monkeypatch.setattr(processes, "tree", lambda root: tree(root) | ({model} if root == pid else set()))
+        assert (memory.read() or 0) < before + (20 << 20), "the list is kept"
+        assert (memory.read(relook=True) or 0) >= before + (20 << 20)

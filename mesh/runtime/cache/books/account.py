@@ -45,8 +45,8 @@ class SeenMemory(Protocol):
     async def find(self) -> bool:
         """Looks for the server's processes. Returns True if they can be observed."""
 
-    def read(self) -> int | None:
-        """Returns the bytes in use, or None if they cannot be read."""
+    def read(self, *, relook: bool = False) -> int | None:
+        """Returns the bytes in use, or None if they cannot be read. With `relook`, counts also the newest processes."""
 
 
 class Weighing:
@@ -158,7 +158,7 @@ class Account:
 
     def begin(self) -> Weighing | None:
         """Begins to weigh a load. Returns None if the memory is not observed."""
-        if self._memory is None or (before := self._memory.read()) is None:
+        if self._memory is None or (before := self._memory.read(relook=True)) is None:
             return None
         ledger = self._ledger
         for other in self._weighings:
@@ -180,7 +180,7 @@ class Account:
         if weighing is None or weighing not in self._weighings:
             return None
         self._weighings.discard(weighing)
-        if self._memory is None or (after := self._memory.read()) is None:
+        if self._memory is None or (after := self._memory.read(relook=True)) is None:
             return None
         ledger = self._ledger
         ledger.factor.loaded(after - self._base, ledger.accounted_bytes, capacity=ledger.capacity.host_bytes)

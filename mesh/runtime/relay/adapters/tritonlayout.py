@@ -52,11 +52,12 @@ def lay_out(model_type: str, schema: dict[str, list[Any]], pulled: Path, read: P
         _native(schema, pulled, read, allow_code=allow_code)
         return
     version, source = _version(pulled)
-    form = FORMATS.get(model_type) or _inferred(model_type, source)
+    model_type = model_type if model_type in FORMATS else _inferred(model_type, source)
+    form = FORMATS[model_type]
     if form.code and not allow_code:
         raise refused(f"is for Triton's backend {form.backend}")
     _link(form, model_type, source, read / str(version))
-    if schema or form.backend == FORMATS[PYTHON].backend:
+    if schema or form is FORMATS[PYTHON]:
         config = tritonconfig.with_schema(tritonconfig.generated(form.backend), schema)
         (read / CONFIG).write_text(pbtxt.to_text(config))
 
@@ -103,13 +104,13 @@ def _is_version(entry: Path) -> bool:
     return entry.name.isascii() and entry.name.isdigit() and int(entry.name) > 0 and entry.is_dir()
 
 
-def _inferred(model_type: str, source: Path) -> Format:
-    """Returns the format of a model of type `triton` that has no description, from the names of its files."""
+def _inferred(model_type: str, source: Path) -> str:
+    """Returns the type of a model of type `triton` that has no description, from the names of its files."""
     if model_type == TRITON:
         there = {entry.name for entry in source.iterdir()} if source.is_dir() else {source.name}
-        for form in FORMATS.values():
+        for name, form in FORMATS.items():
             if there & {form.file, form.folder} - {""}:
-                return form
+                return name
         known = sorted({name for form in FORMATS.values() for name in (form.file, form.folder) if name})
         text = f"has no file by whose name Triton knows the model ({', '.join(known)})"
         raise contents.bad(f"the folder has no {CONFIG}, and {text}")
@@ -121,9 +122,9 @@ def _link(form: Format, model_type: str, source: Path, version: Path) -> None:
     """Makes the folder of a version."""
     if source.is_dir():
         entries = [entry for entry in source.iterdir() if not entry.name.startswith(".") and entry.name != _SCHEMA]
-        if len(entries) == 1 and not (entries[0].is_dir() and not form.folder):
+        if len(entries) == 1 and _may_be(entries[0], form):
             source = entries[0]
-    if form.backend == FORMATS[PYTHON].backend and source.is_dir():
+    if form is FORMATS[PYTHON] and source.is_dir():
         if not (source / form.file).is_file():
             raise contents.missing(f"the file {form.file}", source)
         contents.tree_of_links(source, version)
@@ -142,6 +143,14 @@ def _link(form: Format, model_type: str, source: Path, version: Path) -> None:
     else:
         contents.tree_of_links(source, version)
         _rename(form, source, version)
+
+
+def _may_be(entry: Path, form: Format) -> bool:
+    """Returns whether the only entry of a folder is the model, whatever its name. A program says by its name that it is
+    one."""
+    if entry.is_dir():
+        return bool(form.folder)
+    return form is not FORMATS[PYTHON] or entry.name.endswith(form.suffixes)
 
 
 def _rename(form: Format, source: Path, version: Path) -> None:
