@@ -85,7 +85,7 @@ async def test_an_expired_certificate_is_not_taken(mesh: Installed, pairs: list[
         for name in mesh.names("router"):
             assert "new edge certificate is not used, the former one is kept" in mesh.kube.logs(name)
             assert mesh.metric(name, "mesh_edge_certificate_expires_seconds") > 0
-        visits = Visits(mesh, "--only", "kubernetes")
+        visits = Visits(mesh, "--only", "secrets")
         await visits.until_said([("fail", "secrets", "expiry", "tls.crt of the Secret edge", "has expired")])
         mesh.kube.apply({**edge(expired), "data": before["data"]})
         await mesh.kube.until(
