@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from deploy.cluster import layout
+from mesh.cli.exits import Exit
 from tests.support.cluster import Kube
 from tests.support.installed import Installed, Traffic
 from tests.support.waiting import until
@@ -104,5 +105,15 @@ async def test_what_was_lost_comes_back_from_a_snapshot(mesh: Installed) -> None
 
 
 async def _listed(mesh: Installed) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(await mesh.mesh("ls", "--json"))["models"]
-    return found
+    """Returns the registered models, as soon as the router that is asked reads from etcd. Until the cluster's DNS has
+    forgotten the former addresses of etcd's members, a router may try these."""
+    found: dict[str, Any] = {}
+
+    async def answered() -> bool:
+        nonlocal found
+        found = json.loads(await mesh.mesh("ls", "--json", codes=(Exit.OK, Exit.TRY_AGAIN)))
+        return "models" in found
+
+    await until(answered, timeout=60.0, why=lambda: f"the router reads from etcd: {found}")
+    models: list[dict[str, Any]] = found["models"]
+    return models

@@ -314,4 +314,4 @@ class Traffic:
     async def some(self, calls: int = 0) -> None:
         """Waits until that many more calls are answered, by default as many as there are models."""
         end = self.calls + (calls or len(self._models))
-        await until(lambda: self.calls >= end, timeout=60.0, why=lambda: f"calls are answered: {self.errors[-3:]}")
+        await until(lambda: self.calls >= end, timeout=120.0, why=lambda: f"calls are answered: {self.errors[-3:]}")
