@@ -31,7 +31,8 @@ RENDERED: dict[str, tuple[str, ...]] = {
         'pools=[{"name":"cpu","autoscaling":{"enabled":true},"claims":["one","two"]},'
         '{"name":"gpu","gpu":{"count":2},"runtimeClassName":"nvidia","zone":"z","disk":{"kind":"ephemeral"}},'
         '{"name":"other","server":{"image":"example.com/other:1","types":["other"],"spi":"unix:/run/other/spi.sock"}},'
-        '{"name":"ml","preset":"mlserver","allowCode":true}]',
+        '{"name":"ml","preset":"mlserver","allowCode":true},'
+        '{"name":"triton","preset":"triton","gpu":{"count":1}}]',
         'proxy={"http":"http://proxy:3128","https":"http://proxy:3128","noProxy":"example.com"}',
         'caBundle={"configMap":"ca"}',
         'imagePullSecrets=[{"name":"registry"}]',

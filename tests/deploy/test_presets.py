@@ -54,6 +54,7 @@ def test_a_preset_is_all_that_a_pool_needs(preset: str):
     assert env["MESH_ADAPTER"] == preset
     assert env["MESH_SERVER"] == wanted["spi"]
     assert env["MESH_SERVER"].startswith("127.0.0.1:"), "no other pod can reach the server"
+    assert env.get("MESH_SERVER_CALLS") == wanted.get("calls")
     assert env["MESH_SERVER_MEMORY_LIMIT"] == {
         "resourceFieldRef": {"containerName": server["name"], "resource": "limits.memory"}
     }
@@ -112,6 +113,7 @@ def test_a_pool_overrides_each_value_of_a_preset(preset: str):
         "ports": [{"name": "more", "containerPort": 9001}],
         "probes": {"startup": None, "liveness": {"exec": {"command": ["true"]}}},
         "volumeMounts": [{"name": "more", "mountPath": "/more"}],
+        "writable": [{"mountPath": "/cache", "sizeLimit": "1Gi"}],
         "readOnlyRootFilesystem": False,
     }
     _, server, agent = pod_of(preset=preset, server=own, extraVolumes=[{"name": "more", "emptyDir": {}}])
@@ -127,8 +129,40 @@ def test_a_pool_overrides_each_value_of_a_preset(preset: str):
     assert server["securityContext"]["readOnlyRootFilesystem"] is False
     assert server["securityContext"]["runAsUser"] == 4711
     assert {"name": "more", "mountPath": "/more"} in server["volumeMounts"]
+    folders = {one["mountPath"] for one in PRESETS[preset].get("writable", ())} | {"/cache", "/more"}
+    assert folders <= {mount["mountPath"] for mount in server["volumeMounts"]}
     env = installs.env(agent)
     assert (env["MESH_SERVER"], env["MESH_SERVER_CALLS"], env["MESH_TYPES"]) == (own["spi"], own["calls"], "sklearn")
+
+
+@ALL
+def test_further_folders_are_writable_without_a_writable_file_system(preset: str):
+    """Each folder in `writable` is a volume of its own, with a limit, beside those that the preset names."""
+    own = [{"mountPath": "/cache", "sizeLimit": "2Gi"}, {"mountPath": "/fast", "sizeLimit": "1Gi", "medium": "Memory"}]
+    spec, server, agent = pod_of(preset=preset, server={"writable": own})
+    volumes = {volume["name"]: volume.get("emptyDir") for volume in spec["volumes"]}
+    mounted = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
+    for one in [*PRESETS[preset].get("writable", ()), *own]:
+        mount = mounted[one["mountPath"]]
+        assert "readOnly" not in mount
+        assert volumes[mount["name"]] == {key: one[key] for key in ("sizeLimit", "medium") if key in one}
+        assert mount["name"] not in {mount["name"] for mount in agent["volumeMounts"]}
+
+
+def test_triton_has_the_gpus_of_a_pool_and_tells_their_memory():
+    """The server's container has the GPUs of a pool, and the agent reads their memory in Triton's metrics. Without
+    GPUs it reads none."""
+    _, server, agent = pod_of(preset="triton", gpu={"count": 1})
+    assert server["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "nvidia.com/gpu" not in agent["resources"]["limits"]
+    env = installs.env(agent)
+    assert env["MESH_SERVER_METRICS"] == PRESETS["triton"]["metrics"]
+    port = env["MESH_SERVER_METRICS"].rpartition(":")[2]
+    assert f"--metrics-port={port}" in server["args"]
+    assert env["MESH_LABELS"] == "gpu"
+    assert "gpu" not in agent["image"]
+    _, _, agent = pod_of(preset="triton")
+    assert "MESH_SERVER_METRICS" not in installs.env(agent)
 
 
 def test_a_preset_for_all_pools():

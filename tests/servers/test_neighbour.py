@@ -150,6 +150,7 @@ async def beside(trained, environment, etcd_server, tmp_path_factory) -> AsyncIt
         pod = mesh.pods[0]
         await until(lambda: pod.log.exists() and "relay ready" in pod.tail(1000), timeout=90, why="the relay runs")
         assert not entered.done()
+        assert (shared / "models").is_dir(), "servers such as Triton do not start without their folder"
         server.start()
         await entered
         yield Beside(mesh, server, address, trained)

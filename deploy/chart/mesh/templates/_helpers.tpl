@@ -116,7 +116,7 @@ their own, not a tag: kustomize and mirrors set one tag, or one digest, for one 
 
 {{- /* Lays values of a server over others. Lists whose items have names are merged by the names. */ -}}
 {{- define "mesh.serverOverlay" -}}
-{{- range $key, $name := dict "env" "name" "ports" "name" "volumeMounts" "mountPath" -}}
+{{- range $key, $name := dict "env" "name" "ports" "name" "volumeMounts" "mountPath" "writable" "mountPath" -}}
 {{- with get $.from $key -}}
 {{- $own := list -}}
 {{- range . -}}{{- $own = append $own (get . $name) -}}{{- end -}}
