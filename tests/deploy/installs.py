@@ -32,7 +32,8 @@ RENDERED: dict[str, tuple[str, ...]] = {
         '{"name":"gpu","gpu":{"count":2},"runtimeClassName":"nvidia","zone":"z","disk":{"kind":"ephemeral"}},'
         '{"name":"other","server":{"image":"example.com/other:1","types":["other"],"spi":"unix:/run/other/spi.sock"}},'
         '{"name":"ml","preset":"mlserver","allowCode":true},'
-        '{"name":"triton","preset":"triton","gpu":{"count":1}}]',
+        '{"name":"triton","preset":"triton","gpu":{"count":1}},'
+        '{"name":"torch","preset":"torchserve","allowCode":true}]',
         'proxy={"http":"http://proxy:3128","https":"http://proxy:3128","noProxy":"example.com"}',
         'caBundle={"configMap":"ca"}',
         'imagePullSecrets=[{"name":"registry"}]',

@@ -1,6 +1,7 @@
 """Pools with a preset: the chart fills in the values of the model server, and a pool's own values override them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ pytestmark = installs.needs_helm
 
 def pod_of(*sets: str, **pool: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Returns the pod of a pool with these values, its server, and its agent."""
+    if pool.get("preset") in kinds.KINDS and not kinds.KINDS[pool["preset"]].types:
+        pool.setdefault("allowCode", True)
     found = installs.rendered(f"pools={json.dumps([{'name': 'p', **pool}])}", *sets)
     spec = installs.one(found, "Deployment", "mesh-runtime-p")["spec"]["template"]["spec"]
     return spec, spec["initContainers"][-1], spec["containers"][0]
@@ -58,7 +61,8 @@ def test_a_preset_is_all_that_a_pool_needs(preset: str):
     assert env["MESH_SERVER_MEMORY_LIMIT"] == {
         "resourceFieldRef": {"containerName": server["name"], "resource": "limits.memory"}
     }
-    assert not {"MESH_TYPES", "MESH_ALLOW_CODE"} & set(env), "the agent knows which types its kind of server takes"
+    assert "MESH_TYPES" not in env, "the agent knows which types its kind of server takes"
+    assert ("MESH_ALLOW_CODE" in env) == (not kinds.KINDS[preset].types)
 
 
 @ALL
@@ -183,6 +187,7 @@ def test_code_runs_only_where_a_pool_allows_it():
     _, _, agent = pod_of(preset="mlserver", allowCode=True)
     assert installs.env(agent)["MESH_ALLOW_CODE"] == "true"
     assert "allowCode has no effect" in refusal(allowCode=True)
+    assert "all models of TorchServe run code" in refusal(preset="torchserve", allowCode=False)
     text = refusal(allowCode=True, server={"image": "a", "types": ["t"], "spi": "127.0.0.1:1"})
     assert "Set a preset, or remove allowCode" in text
 
@@ -200,6 +205,16 @@ def test_refusals_say_what_to_do():
         assert f"server.{missing} is missing" in text
         assert "or set the pool's preset" in text
     assert "listens on port 8085" in refusal(preset="mlserver", server={"calls": "127.0.0.1:8085"})
+
+
+@ALL
+def test_the_docs_have_the_presets_images_and_types(preset: str):
+    """The table in docs/kubernetes.md has the image of each preset, and the types that its kind of server takes."""
+    page = (manifests.ROOT.parent / "docs" / "kubernetes.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{preset}` | `")]
+    image, types, code = (set(re.findall(r"`([^`]+)`", cell)) for cell in row.split("|")[2:5])
+    kind = kinds.KINDS[preset]
+    assert (image, types, code) == ({PRESETS[preset]["image"]}, set(kind.types), set(kind.code_types))
 
 
 @ALL
