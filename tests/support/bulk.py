@@ -8,7 +8,7 @@
 | `soak` | client stream | reads nothing until `release`, then everything, and answers like `measure` |
 | `echo` | bidirectional | answers each message with the same bytes, and ends with a trailer |
 | `release` | unary | lets the calls of `soak` read |
-| `count` | unary | answers with the number of messages that `flood` has written and `soak` has read |
+| `count` | unary | answers how many messages `flood` has written and `soak` has read, and how many `soak` are open |
 
 A message of a stream begins with its number, so that a lost, repeated or moved one is noticed.
 """
@@ -48,7 +48,7 @@ class Bulk:
 
     def __init__(self) -> None:
         self._released = asyncio.Event()
-        self._written = self._read = 0
+        self._written = self._read = self._soaking = 0
 
     async def _measure(self, request: bytes, context: Any) -> bytes:
         return measured(request)
@@ -66,12 +66,16 @@ class Bulk:
     async def _soak(self, requests: Any, context: Any) -> bytes:
         self._released.clear()
         self._read = total = 0
-        await self._released.wait()
-        async for request in requests:
-            if number_of(request) != self._read:
-                await context.abort(grpc.StatusCode.DATA_LOSS, f"{request[:8]!r} came in place of {self._read}")
-            self._read += 1
-            total += len(request)
+        self._soaking += 1
+        try:
+            await self._released.wait()
+            async for request in requests:
+                if number_of(request) != self._read:
+                    await context.abort(grpc.StatusCode.DATA_LOSS, f"{request[:8]!r} came in place of {self._read}")
+                self._read += 1
+                total += len(request)
+        finally:
+            self._soaking -= 1
         return b"%d %d" % (self._read, total)
 
     async def _echo(self, requests: Any, context: Any) -> AsyncIterator[bytes]:
@@ -84,7 +88,7 @@ class Bulk:
         return b""
 
     async def _count(self, request: bytes, context: Any) -> bytes:
-        return b"%d %d" % (self._written, self._read)
+        return b"%d %d %d" % (self._written, self._read, self._soaking)
 
     def handlers(self) -> dict[str, Any]:
         """Returns the handlers by method."""

@@ -22,7 +22,7 @@ from tests.support.foreign import ForeignMesh, child_of
 from tests.support.localmesh import children, command
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600), pytest.mark.foreign]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 GROWTH = 32 << 20
 """Bytes by which a process may grow at most, however much passes through it."""
@@ -57,6 +57,19 @@ class Streams:
         text = (await self.foreign.mesh.get(f"{self.foreign.mesh.probe_url()}/metrics")).body.decode()
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("mesh_body_bytes"))
 
+    async def counted(self):
+        """Returns how many messages the server has written and read, and how many calls of `soak` it has."""
+        return tuple(map(int, (await self.ask("count")).split()))
+
+    async def forgotten(self):
+        """Waits until the router holds nothing of the calls that were given up, and the server has none of them."""
+
+        async def empty():
+            return await self.held() == 0 and (await self.counted())[2] == 0
+
+        await until(empty, timeout=60, why="router and server have forgotten the calls that were given up")
+        assert await self.ask("measure", b"hello") == bulk.measured(b"hello")
+
 
 class Growth:
     """The growth of a mesh's processes within a block, at their peak."""
@@ -90,12 +103,11 @@ def amount(request):
 
 
 def pytest_generate_tests(metafunc):
-    """Runs each test with Envoy at both ends of the mesh. With many streams, as in `make test-streams`, runs it with
-    each pair of Envoy and grpc.aio."""
+    """Runs each test with Envoy at both ends of the mesh, and in `make test-streams` with each pair of Envoy and
+    grpc.aio."""
     if "ends" in metafunc.fixturenames:
-        ends = [("envoy", "envoy")]
-        if metafunc.config.getoption("--streams") >= 1000:
-            ends += [("grpc", "grpc"), ("envoy", "grpc"), ("grpc", "envoy")]
+        more = [("grpc", "grpc"), ("envoy", "grpc"), ("grpc", "envoy")]
+        ends = [("envoy", "envoy"), *(pytest.param(pair, marks=pytest.mark.foreign) for pair in more)]
         metafunc.parametrize("ends", ends, ids=" to ".join, scope="module")
 
 
@@ -222,7 +234,7 @@ async def test_a_client_that_reads_slowly_slows_the_server_down(it, amount):
         assert bulk.number_of(await call.read()) == 0
 
         async def written():
-            return int((await it.ask("count")).split()[0])
+            return (await it.counted())[0]
 
         assert await settled(written) < count, "the server is not slowed down"
         for number in range(1, count):
@@ -279,18 +291,35 @@ async def test_a_flood_that_ends_early_leaves_nothing_behind(it, how):
     ended = await asyncio.gather(call, flooding, return_exceptions=True)
     if how == "deadline":  # INTERNAL: this client loses a status that arrives while it writes
         assert ended[0].code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL)
+    await it.forgotten()
 
-    async def empty():
-        return await it.held() == 0
 
-    await until(empty, timeout=60, why="the router holds nothing of the stream")
-    assert await it.ask("measure", b"hello") == bulk.measured(b"hello")
+async def test_calls_are_given_up_however_full_the_buffers_on_the_way_are(it):
+    """Clients cancel calls whose server does not read, after one message, after two, and so on, up to more than all
+    buffers on the way hold. The server learns of each cancel at once, not when it reads on."""
+    for count in range(1, 120, 7):
+        call = it.method("soak", "stream_unary")(metadata=M, timeout=600)
+
+        async def flood(call, count):
+            for number in range(count):
+                await call.write(bulk.numbered(number, MESSAGE))
+
+        flooding = asyncio.ensure_future(flood(call, count))
+
+        async def arrived():
+            return (await it.counted())[2] == 1
+
+        await until(arrived, timeout=60, why="the server has the call")
+        await asyncio.wait({flooding}, timeout=0.1)  # as far as the buffers allow
+        call.cancel()
+        await asyncio.gather(call, flooding, return_exceptions=True)
+        await it.forgotten()
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 async def test_a_large_message_that_is_given_up_in_its_middle_leaves_nothing_behind(it, ends, how):
-    """A client cancels a call in the middle of a message, or its deadline passes. The router gives back all that it
-    held, and the server still answers."""
+    """A client cancels a call in the middle of a message, or its deadline passes. The server learns of it, the router
+    gives back all that it held, and the next call is answered."""
     size = 64 << 20 if ends == ("envoy", "envoy") else 15 << 20
     call = it.method("soak", "stream_unary")(metadata=M, timeout=600 if how == "cancel" else 3)
     writing = asyncio.ensure_future(call.write(bulk.content(size)))
@@ -304,12 +333,7 @@ async def test_a_large_message_that_is_given_up_in_its_middle_leaves_nothing_beh
     ended = await asyncio.gather(call, writing, return_exceptions=True)
     if how == "deadline":  # INTERNAL: this client loses a status that arrives while it writes
         assert ended[0].code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL)
-
-    async def empty():
-        return await it.held() == 0
-
-    await until(empty, timeout=60, why="the router holds nothing of the message")
-    assert await it.ask("measure", b"hello") == bulk.measured(b"hello")
+    await it.forgotten()
 
 
 async def test_large_messages_pass_within_the_limit_whichever_way_they_are_carried(it):
