@@ -1,8 +1,8 @@
 """Long streams and large messages through a whole mesh, over both edges: client, edge, router, relay, egress, foreign
 server.
 
-The sizes are small in `make test`; `make test-streams` takes a thousand streams and a message of 1 GiB, and prints what
-they cost.
+`make test` uses Envoy at both ends, and small sizes. `make test-streams` uses each pair of ends, a thousand streams and
+a message of 1 GiB, and prints what they cost.
 """
 
 import asyncio
@@ -125,6 +125,7 @@ async def it(ends, tmp_path_factory, etcd_server):
         egress=egress,
         log_level="info",
         router_options=["--max-connections-per-pod", "4096"],
+        runtime_options=["--drain-timeout", "2"],
     )
     async with mesh as foreign:
         await foreign.register("m", now=True)
@@ -348,3 +349,22 @@ async def test_large_messages_pass_within_the_limit_whichever_way_they_are_carri
         assert await stream.read() == noise * 2 + noise[:size]
     await stream.done_writing()
     assert await stream.read() is grpc.aio.EOF
+
+
+# Last, because the mesh has no pod afterwards.
+async def test_a_pod_ends_although_its_server_does_not_read_a_call(it):
+    """A pod that is stopped waits for its calls until the drain time-out. Then it ends the calls whose server does not
+    read, and itself."""
+    call = it.method("soak", "stream_unary")(metadata=M, timeout=600)
+    for number in range(16):
+        await call.write(bulk.numbered(number, MESSAGE))
+
+    async def arrived():
+        return (await it.counted())[2] == 1
+
+    await until(arrived, timeout=60, why="the server has the call")
+    assert await it.foreign.mesh.pods[0].stop(timeout=60) == 0
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE, error.value
+    print(error.value.details())
