@@ -131,8 +131,8 @@ SERVERS = mlserver
 
 lock: $(VENV)/.made  ## updates the lock files, keeping versions that still fit (ARGS=--upgrade: the newest)
 	@test -x $(VENV)/bin/uv || $(PIP) install --quiet uv
-	$(COMPILE) --extra cpu --extra local --extra demo --extra pictures --extra dev --output-file requirements/dev.txt $(ARGS)
-	$(COMPILE) --extra cpu --extra local --extra demo --constraints requirements/dev.txt --output-file requirements/up.txt $(ARGS)
+	$(COMPILE) --extra cpu --extra local --extra demo --extra convert --extra pictures --extra dev --output-file requirements/dev.txt $(ARGS)
+	$(COMPILE) --extra cpu --extra local --extra demo --extra convert --constraints requirements/dev.txt --output-file requirements/up.txt $(ARGS)
 	$(COMPILE) --extra cpu --extra edge --constraints requirements/dev.txt --output-file requirements/image.txt $(ARGS)
 	$(COMPILE) --extra gpu --extra cuda --extra local --extra demo --extra dev --constraints requirements/dev.txt \
 		--output-file requirements/gpu.txt $(ARGS)

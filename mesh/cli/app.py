@@ -12,6 +12,7 @@ from mesh.cli import (
     bulk,
     certificates,
     context,
+    convert,
     doctor,
     grants,
     infer,
@@ -43,7 +44,22 @@ Thousands of models behind one endpoint.
 
 
 _MODULES = (
-    *(processes, servers, certificates, registry, removal, bulk, versions, aliases, serving, limits, infer, pods, top),
+    *(
+        processes,
+        servers,
+        certificates,
+        registry,
+        convert,
+        removal,
+        bulk,
+        versions,
+        aliases,
+        serving,
+        limits,
+        infer,
+        pods,
+        top,
+    ),
     *(simulate, replay, keys, grants, backup, snapshot, prefix, doctor, context),
 )
 """The modules of commands, in the order of the help's panels."""

@@ -1,0 +1,12 @@
+"""Conversion of models of Python libraries to ONNX, for `mesh convert`.
+
+A conversion counts only if it is exact: the converted model must give the library's own answers, within a tolerance.
+
+- `loading` reads a model's file, which runs its code if it is a pickle;
+- `layout` finds out what the model's rows look like: their columns, and the types of these;
+- `making` makes the ONNX model;
+- `samples` makes rows up from what the model knows, and `given` reads rows from a file;
+- `comparing` compares the answers of both models.
+
+The libraries belong to the extra `convert`. Modules import them when they are needed, so that `mesh` starts without.
+"""

@@ -1,0 +1,93 @@
+"""Rows that the user gives in a file, as CSV or as NumPy writes them."""
+
+import csv
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mesh.conversion.errors import CannotConvert
+from mesh.conversion.layout import Column, ColumnType, RowLayout, Rows
+from mesh.conversion.samples import Group
+
+MOST = 100_000
+"""Rows that are read."""
+
+
+def read(path: Path, layout: RowLayout) -> Group:
+    """Reads the rows of a file. Raises CannotConvert."""
+    try:
+        rows = _numpy(path, layout) if path.suffix.lower() == ".npy" else _csv(path, layout)
+    except OSError as error:
+        raise CannotConvert(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise CannotConvert(f"{path} cannot be read: give a CSV file in UTF-8, or an array in a .npy file") from error
+    if not len(rows[0]):
+        raise CannotConvert(f"{path} has no rows")
+    return Group("given rows", rows, given=True)
+
+
+def _numpy(path: Path, layout: RowLayout) -> Rows:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise CannotConvert(f"{path} is no array of numbers or text: {error}") from error
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != len(layout.columns):
+        shape = "x".join(map(str, getattr(array, "shape", ())))
+        text = f"{path} holds an array of shape {shape}"
+        raise CannotConvert(f"{text}, but the model takes rows of {len(layout.columns)} columns")
+    array = array[:MOST]
+    return [_typed(path, column, array[:, index].tolist()) for index, column in enumerate(layout.columns)]
+
+
+def _csv(path: Path, layout: RowLayout) -> Rows:
+    names = [column.name for column in layout.columns]
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            lines = [line for line in itertools.islice(csv.reader(file), MOST + 1) if line]
+        except csv.Error as error:
+            raise CannotConvert(f"{path} is no CSV file: {error}") from error
+    if not lines:
+        raise CannotConvert(f"{path} has no rows")
+    order = list(range(len(names)))
+    head = [cell.strip() for cell in lines[0]]
+    if set(names) <= set(head):  # other columns, such as the target, are left out
+        order = [head.index(name) for name in names]
+        lines = lines[1:]
+    else:
+        numbers = [index for index, column in enumerate(layout.columns) if column.type is not ColumnType.TEXT]
+        if any(not _is_number(head[index]) for index in numbers if index < len(head)):
+            lines = lines[1:]  # a header with names that the model does not know
+        if len(head) != len(names):
+            raise CannotConvert(f"{path} has {len(head)} columns, but the model takes {len(names)}: {', '.join(names)}")
+    for number, line in enumerate(lines, 2):
+        if len(line) <= max(order):
+            raise CannotConvert(f"row {number} of {path} has {len(line)} columns, but the first row has {len(head)}")
+    return [
+        _typed(path, column, [line[index] for line in lines])
+        for column, index in zip(layout.columns, order, strict=True)
+    ]
+
+
+def _typed(path: Path, column: Column, cells: list[Any]) -> Any:
+    """Returns a column's values in its type."""
+    if column.type is ColumnType.TEXT:
+        return np.asarray([str(cell) for cell in cells] + [None], dtype=object)[:-1]
+    try:
+        numbers = np.asarray([np.nan if str(cell).strip() == "" else float(cell) for cell in cells], dtype=np.float64)
+        if column.type is ColumnType.NUMBER:
+            return numbers
+        if not np.all(numbers == np.round(numbers)) or np.any(np.abs(numbers) > 2**53):
+            raise ValueError(f"column {column.name} takes integers")
+        return numbers.astype(np.int64)
+    except (ValueError, TypeError) as error:
+        raise CannotConvert(f"{path}: column {column.name} holds other things than numbers: {error}") from error
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell or "nan")
+    except ValueError:
+        return False
+    return True
