@@ -73,7 +73,7 @@ class Inbox:
         self._budget = budget
         self._most = most
         self._counted = 0  # bytes of the budget
-        self._taken = 0  # bytes of the frame taken last, which its reader holds until it takes the next
+        self._taken = 0  # bytes of the frame taken last, which its reader holds until it asks for the next
         self._need = framing.PREFIX  # bytes that the buffer must have before the next step
         self._ended = False
         self._error: Exception | None = None
@@ -164,6 +164,9 @@ class Inbox:
                 return None
             if self._waiter is not None:
                 raise RuntimeError("two tasks read the messages of one call: only one may")
+            if self._taken:  # the reader is done with it, and the next one may take long
+                self._taken = 0
+                self._count()
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter

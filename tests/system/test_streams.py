@@ -198,8 +198,11 @@ async def test_idle_streams_cost_little_and_are_all_alive_afterwards(it, request
     number = request.config.getoption("--streams")
     echo = it.method("echo", "stream_stream")
 
+    streams = []
+
     async def opened(at):
         stream = echo(metadata=M, timeout=600)
+        streams.append(stream)
         await stream.write(b"first of %d" % at)
         assert await stream.read() == b"first of %d" % at
         return stream
@@ -212,18 +215,29 @@ async def test_idle_streams_cost_little_and_are_all_alive_afterwards(it, request
         assert await stream.code() is grpc.StatusCode.OK
         assert dict(await stream.trailing_metadata())["example-trailer"] == "of the server"
 
-    for stream in [await opened(at) for at in range(5)]:
-        stream.cancel()
-    with Growth(it, f"{number} idle streams") as growth:
-        streams = [await opened(at) for at in range(number)]
-    meter = processes.Meter.begin({name: [pid] for name, pid in it.pids.items()})
-    await asyncio.sleep(2)
-    busy = {name: processes.cpu_seconds(pid) - meter.start[name] for name, pid in it.pids.items()}
-    print(f"in 2 s without a message: CPU seconds {busy}")
-    growth.held_less_than(number * PER_STREAM + (8 << 20))
-    print({name: f"{size / number / 1024:.0f} KiB for each" for name, size in growth.bytes.items()})
-    assert all(seconds < 1 for seconds in busy.values())
-    await asyncio.gather(*(ended(at, stream) for at, stream in enumerate(streams)))
+    for at in range(5):
+        await opened(at)
+        streams.pop().cancel()
+    try:
+        with Growth(it, f"{number} idle streams") as growth:
+            for at in range(number):
+                await opened(at)
+
+        async def passed_on():
+            return await it.held() == 0
+
+        await until(passed_on, timeout=60, why="no stream counts the messages that it has passed on")
+        meter = processes.Meter.begin({name: [pid] for name, pid in it.pids.items()})
+        await asyncio.sleep(2)
+        busy = {name: processes.cpu_seconds(pid) - meter.start[name] for name, pid in it.pids.items()}
+        print(f"in 2 s without a message: CPU seconds {busy}")
+        growth.held_less_than(number * PER_STREAM + (8 << 20))
+        print({name: f"{size / number / 1024:.0f} KiB for each" for name, size in growth.bytes.items()})
+        assert all(seconds < 1 for seconds in busy.values())
+        await asyncio.gather(*(ended(at, stream) for at, stream in enumerate(streams)))
+    finally:
+        for stream in streams:
+            stream.cancel()
 
 
 async def test_a_client_that_reads_slowly_slows_the_server_down(it, amount):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mesh.statuses import Reason
 from mesh.wire import framing, inbox
+from mesh.wire.budget import Budget
 from tests.support.wire import cut, frames
 
 LIMIT = 1 << 20
@@ -52,6 +53,23 @@ def test_reading_stops_while_much_is_held_and_goes_on_once_it_was_taken():
     assert said == [True], "the end is reported once"
     box.take()
     assert said == [True, False]
+
+
+async def test_a_message_counts_until_its_reader_waits_for_the_next():
+    budget = Budget(LIMIT)
+    box = inbox.Inbox(LIMIT, lambda holding: None, budget)
+    box.feed(frames(bytes(1000)))
+    await box.read()
+    assert budget.held >= 1000
+    waiting = asyncio.ensure_future(box.read())
+    await asyncio.sleep(0)
+    assert budget.held == 0
+    box.feed(frames(bytes(2000)))
+    await waiting
+    assert budget.held >= 2000
+    box.end()
+    assert await box.read() is None
+    assert budget.held == 0
 
 
 def test_many_empty_messages_count_too():

@@ -19,6 +19,7 @@ from mesh.wire.streams import ReplyStream, RequestStream
 
 _MAX_CONNECTIONS = 60_000  # one for each call in flight
 _AGAIN = 0.02  # seconds until Envoy's end has been noticed
+_CONNECTING = 10.0  # seconds; the kernel accepts at once, so what passes is the time that a busy machine lets us wait
 
 
 class EnvoyEgress:
@@ -33,6 +34,7 @@ class EnvoyEgress:
         self._pool = Pool(
             f"unix:{socket}",
             max_connections=_MAX_CONNECTIONS,
+            connect_timeout=_CONNECTING,
             max_message=max_message,
             budget=budget,
             idle_timeout=300,
