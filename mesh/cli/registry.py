@@ -5,17 +5,18 @@ import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
-from mesh.cli import aliasview, options, output, versions
+from mesh.cli import aliasview, options, output, servers, versions
 from mesh.cli.client import PAGE, Client, model_path
 from mesh.cli.exits import CommandError, Exit
 from mesh.cli.moves import Patience
 from mesh.cli.serving import LOAD_SECONDS, show_status
 from mesh.local.lines import one_line
 from mesh.modelfiles import guessing, sniffing
-from mesh.modelservers import kinds
+from mesh.modelservers import environments, kinds
 from mesh.schema.modelstatus import ModelStatus
 from placement import modeltypes
 
@@ -90,7 +91,8 @@ def register(
     if keep is not None and not version:
         raise typer.BadParameter("it counts versions: give --version too", param_hint="--keep")
 
-    async def command(client: Client) -> None:
+    async def command(client: Client) -> kinds.ServerKind | None:
+        """Returns a server that is not installed, and without which no pod here can take the model."""
         named = _key(key)
         inside = isinstance(named, dict) and not {"storage_key", "storage_params", "bucket"}.isdisjoint(named)
         described = {"path": path if inside else located(path), "key": named}
@@ -102,18 +104,24 @@ def register(
         if version:
             patience = Patience(wait is not False, timeout, as_json)
             await versions.register(client, model, version, described, keep, patience)
-            return
+            return None
         body = described | {"load": load or bool(wait), "sync": bool(wait)}
         answer = await client.request("PUT", model_path(model), body=body, timeout=timeout)
         show_status(answer, as_json=as_json)
-        if answer.get("notes") and (hint := _hint(str(described["type"]))):
+        taker = _taker(str(described["type"])) if answer.get("notes") else None
+        installs = taker is not None and taker.installs and environments.installed(taker.name) is None
+        if taker is not None:
+            hint = _hint(taker, str(described["type"]), install=installs)
             output.remarks().print(f"[yellow]{output.plain(hint)}[/]", soft_wrap=True)
         if wait and answer.get("status") != ModelStatus.LOADED:
             raise CommandError(
                 f"{model} is registered but not loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True
             )
+        here = urlsplit(client.endpoint).hostname in ("127.0.0.1", "::1", "localhost")
+        return taker if installs and here and not as_json else None
 
-    options.run(context, command, endpoint=endpoint, as_json=as_json)
+    if (taker := options.run(context, command, endpoint=endpoint, as_json=as_json)) is not None:
+        options.guarded(lambda: servers.offer(taker))
 
 
 def ls(
@@ -229,13 +237,17 @@ def _guessed(path: str) -> str:
     return guess.type
 
 
-def _hint(model_type: str) -> str:
-    """Returns advice on how to run a pod for a model type, or "" if Mesh has no server for the type."""
-    for kind in kinds.takers(modeltypes.name_of(model_type)):
-        code = " --allow-code" if kinds.runs_code(model_type) else ""
-        why = "; such models run code when they are loaded" if code else ""
-        return f"{kind.what} takes models of type {model_type}: mesh up --server {kind.name}=1{code}{why}"
-    return ""
+def _taker(model_type: str) -> kinds.ServerKind | None:
+    """Returns the kind of server that pods can start for a model type, or None if Mesh has none."""
+    return next(iter(kinds.takers(modeltypes.name_of(model_type))), None)
+
+
+def _hint(taker: kinds.ServerKind, model_type: str, *, install: bool) -> str:
+    """Returns the commands that start a pod for a model type: `install` adds that of the installation."""
+    code = " --allow-code" if kinds.runs_code(model_type) else ""
+    why = "; such models run code when they are loaded" if code else ""
+    first = f"mesh servers install {taker.name}, then " if install else ""
+    return f"{taker.what} takes models of type {model_type}: {first}mesh up --server {taker.name}=1{code}{why}"
 
 
 def _mistaken(path: str, kind: str) -> str:

@@ -1,5 +1,6 @@
 """`mesh servers`: lists the model servers that Mesh can install, installs and removes them."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,8 @@ def add(app: typer.Typer) -> None:
     group = typer.Typer(help="Lists and installs model servers besides the ONNX server.", invoke_without_command=True)
     group.callback()(ls)
     group.command("install")(install)
-    group.command("remove")(remove)
+    group.command("rm")(remove)
+    group.command("remove", hidden=True)(remove)  # the name of this command before
     app.add_typer(group, name="servers", rich_help_panel=options.PROCESSES)
 
 
@@ -71,7 +73,7 @@ def install(name: Name) -> None:
 def remove(name: Name) -> None:
     """Removes the environments of a model server. Pods that run it are not stopped, but cannot start it again.
 
-    Example: `mesh servers remove mlserver`
+    Example: `mesh servers rm mlserver`
     """
     kind = _kind(name)
     typer.echo(f"removed {kind.name}" if environments.remove(kind.name) else f"{kind.name} is not installed")
@@ -98,6 +100,19 @@ def shown(kind: kinds.ServerKind) -> str:
             return str(environments.install(kind.name, on_progress))
         except environments.CannotInstall as error:
             raise CommandError(str(error), reason="NOT_INSTALLED") from error
+
+
+def offer(kind: kinds.ServerKind) -> None:
+    """Asks the user on a terminal whether to install a server now, and does so. Raises CommandError."""
+    if _interactive():
+        question = f"Install {kind.name} {environments.version(kind.name)} now, in {environments.root()}?"
+        if typer.confirm(question, default=False, err=True):
+            shown(kind)
+            output.remarks().print(f"installed {kind.name}")
+
+
+def _interactive() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _kind(name: str) -> kinds.ServerKind:

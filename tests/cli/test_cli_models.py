@@ -7,6 +7,8 @@ import pickle
 import pytest
 from aiohttp import web
 
+from mesh.cli import servers
+from mesh.modelservers import environments
 from tests.cli.conftest import failure
 from tests.support import models
 
@@ -73,6 +75,37 @@ def test_register_guesses_the_type_and_says_so(mesh, run, tmp_path):
     assert "its name ends in .ubj" in result.stderr
     run("register", "net", "s3://models/net")
     assert mesh.requests[-1][2]["type"] == "onnx"
+
+
+@pytest.fixture
+def no_pod(mesh, monkeypatch, tmp_path):
+    """Makes a mesh without a pod for scikit-learn's models, on a machine without MLServer."""
+    monkeypatch.setenv(environments.VARIABLE, str(tmp_path / "servers"))
+    register(mesh, "churn")
+    note = {"notes": ["no pod takes models of type sklearn: the pods of this mesh take onnx"]}
+    mesh.answer("/mesh/v1/models/churn", mesh._status("churn", {}) | note)
+
+
+def test_register_names_the_commands_for_a_server_that_is_missing(mesh, run, no_pod, monkeypatch):
+    """Without a terminal, the remark names the commands. Nothing is asked or installed."""
+    monkeypatch.setattr(servers, "shown", lambda kind: pytest.fail("installed without a question"))
+    result = run("register", "churn", "/models/churn.joblib")
+    assert result.exit_code == 0, result.stderr
+    assert "mesh servers install mlserver, then mesh up --server mlserver=1 --allow-code" in result.stderr
+
+
+@pytest.mark.parametrize(("answer", "installs"), [("y", True), ("n", False), ("", False)])
+def test_register_offers_to_install_a_server(mesh, run, no_pod, monkeypatch, answer, installs):
+    """On a terminal, the user is asked, and the server is installed only if the answer is yes. A mesh on another
+    machine cannot use what is installed here, and JSON is for programs, so nothing is asked then."""
+    installed = []
+    monkeypatch.setattr(servers, "_interactive", lambda: True)
+    monkeypatch.setattr(servers, "shown", lambda kind: installed.append(kind.name))
+    result = run("register", "churn", "/models/churn.joblib", stdin=answer + "\n")
+    assert result.exit_code == 0, result.stderr
+    assert "Install mlserver" in result.stderr
+    assert installed == (["mlserver"] if installs else [])
+    assert "Install mlserver" not in run("register", "churn", "/models/churn.joblib", "--json", stdin="y\n").stderr
 
 
 @pytest.mark.parametrize("key", ['{"not": json', "@/no/such/file"], ids=["json", "file"])

@@ -45,7 +45,7 @@ def test_an_unknown_server_is_refused() -> None:
     result = CliRunner().invoke(build(), ["servers", "install", "torchserve"], env=WIDE)
     assert result.exit_code == 2
     assert "Mesh does not install torchserve. /nowhere/torchserve cannot be read" in result.output
-    assert "not installed" in CliRunner().invoke(build(), ["servers", "remove", "mlserver"]).output
+    assert "not installed" in CliRunner().invoke(build(), ["servers", "rm", "mlserver"]).output
 
 
 def test_pods_are_counted_by_server() -> None:
