@@ -81,7 +81,7 @@ print(json.dumps([os.getuid(), found]))
 ENDS = """
 import os, signal
 for name in os.listdir("/proc"):
-    if name.isdecimal() and b"bin/mlserver" in open(f"/proc/{name}/cmdline", "rb").read() and int(name) != os.getpid():
+    if name.isdecimal() and b"mlserver_app" in open(f"/proc/{name}/cmdline", "rb").read() and int(name) != os.getpid():
         os.kill(int(name), signal.SIGKILL)
 """
 
@@ -105,18 +105,11 @@ def mlserver(image: str, environment: Path) -> str:
         unused = {path.name for pattern in UNUSED for path in packages.glob(pattern)}
         skip = lambda folder, names: unused if Path(folder) == packages else ()  # noqa: E731
         shutil.copytree(packages, into, symlinks=True, ignore=skip)
-        program = root / "usr" / "local" / "bin" / "mlserver"
-        # The image's own Python is of the same version as the environment's.
+        # An environment of the image's own Python, which has the same version.
         (python,) = root.glob(f"usr/bin/{into.parent.name}")
-        lines = (
-            f"#!/{python.relative_to(root)}",
-            "import sys",
-            f"sys.path[:0] = ['/{into.relative_to(root)}']",
-            "from mlserver.cli import main",
-            "main()",
-        )
-        program.write_text("\n".join(lines) + "\n")
-        program.chmod(0o755)
+        (root / "opt" / "mlserver" / "pyvenv.cfg").write_text("home = /usr/bin\n")
+        (root / "opt" / "mlserver" / "bin").mkdir()
+        (root / "opt" / "mlserver" / "bin" / "python").symlink_to(f"/{python.relative_to(root)}")
 
     return lifecycle.image_changed(image, f"{images.MESH}-mlserver", add)
 
@@ -177,7 +170,11 @@ async def mesh(
             "replicas": 2,
             "preset": "mlserver",
             "allowCode": True,
-            "server": {"image": mlserver, "pullPolicy": "Never"},
+            "server": {
+                "image": mlserver,
+                "pullPolicy": "Never",
+                "env": [{"name": "PATH", "value": "/opt/mlserver/bin:/usr/bin:/bin"}],
+            },
             "resources": resources(LIMIT >> 20),
             "agentResources": resources(512),
         },

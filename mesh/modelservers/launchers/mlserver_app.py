@@ -1,7 +1,8 @@
 """Starts MLServer from its settings: `python mlserver_app.py SETTINGS.json`, in MLServer's own environment.
 
 MLServer's own command reads the current folder and the variables MLSERVER_*, and puts the repository on Python's path,
-where the folder of a model could hide a package of the same name. None of that happens here.
+where the folder of a model could hide a package of the same name. None of that happens here, except that the variables
+count if the settings say so (`variables`), as they do for a server in a container of its own.
 
 The packages of the runtimes are imported first: `preload` in the settings lists them. Two of them are completed, as
 MLServer 1.7 loads every CatBoost model as a classifier, and no ranker of XGBoost.
@@ -81,13 +82,14 @@ async def serve(given: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs the server."""
-    for name in list(os.environ):
-        if name.startswith("MLSERVER_"):
-            del os.environ[name]
+    given = json.loads(Path(sys.argv[1]).read_text())
+    if not given.pop("variables", False):
+        for name in list(os.environ):
+            if name.startswith("MLSERVER_"):
+                del os.environ[name]
     from mlserver.utils import install_uvloop_event_loop
 
     install_uvloop_event_loop()
-    given = json.loads(Path(sys.argv[1]).read_text())
     preload(given.pop("preload"))
     asyncio.run(serve(given))
 

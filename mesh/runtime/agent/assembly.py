@@ -204,8 +204,8 @@ def _foreign(
         )
         return child, started.address, started.calls
     if not settings.server_command:
-        if settings.adapter:  # the server may wait for the folder
-            (models / adapted.MODELS).mkdir(parents=True, exist_ok=True)
+        if settings.adapter:
+            adapted.share(settings.adapter, models, types=settings.types)
         return None, settings.server, settings.server_calls or settings.server
     try:
         words, address = words_of(

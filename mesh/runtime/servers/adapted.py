@@ -1,8 +1,9 @@
-"""The start of a model server that has an adapter, as a child of a pod."""
+"""The start of a model server that has an adapter: as a child of a pod, or by others who share a folder with it."""
 
 import json
 import os
 import re
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,22 @@ def begin(kind: str, folder: Path, *, threads: int, types: Collection[str]) -> S
     return Started(words, f"{_HOST}:{port}", f"{_HOST}:{calls}", folder, variables)
 
 
+def share(kind: str, folder: Path, *, types: Collection[str]) -> None:
+    """Prepares the folder of a server that others start, and that may wait for this. Makes the subfolder for models,
+    without which Triton does not start. For MLServer, adds the launcher and its settings. Raises OSError."""
+    models = folder / MODELS
+    models.mkdir(parents=True, exist_ok=True)
+    if kind != kinds.MLSERVER.name:
+        return
+    # The server's environment has the other settings: ports, for example.
+    given = {PRELOAD: _packages(types), "variables": True, "model_repository_root": str(models)}
+    (folder / "settings.json").write_text(json.dumps(given | {"load_models_at_startup": False}))
+    launcher = environments.launcher_of(kind)
+    copy = folder / f".{launcher.name}"
+    shutil.copyfile(launcher, copy)
+    copy.replace(folder / launcher.name)  # whole at once, because the server waits for the name
+
+
 def _python(kind: str) -> Path:
     """Returns the interpreter that has a server. Raises ValueError."""
     if kinds.KINDS[kind].found:
@@ -63,12 +80,17 @@ def _python(kind: str) -> Path:
     return environments.python_of(environments.folder_of(kind))
 
 
-def _mlserver(models: Path, port: int, types: Collection[str]) -> dict[str, object]:
+def _packages(types: Collection[str]) -> list[str]:
+    """Returns the packages of MLServer's runtimes for some model types. Unless they are imported first, the first model
+    of each type pays for its library, in time and, on the pod's books, in memory."""
     known = kinds.MLSERVER.served(allow_code=True)
     wanted = {modeltypes.name_of(one) for one in types} or known
+    return [f"mlserver_{name}" for name in known if name in wanted]
+
+
+def _mlserver(models: Path, port: int, types: Collection[str]) -> dict[str, object]:
     return {
-        # Otherwise the first model of each type would pay for its library, in time and, on the pod's books, in memory.
-        PRELOAD: [f"mlserver_{name}" for name in known if name in wanted],
+        PRELOAD: _packages(types),
         "debug": False,  # or it logs every call
         "host": _HOST,
         "grpc_port": port,

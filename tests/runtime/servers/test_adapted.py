@@ -28,3 +28,16 @@ def test_the_packages_of_the_pods_types_are_imported_first(
     started = adapted.begin("mlserver", tmp_path / "folder", threads=1, types=types)
     settings = json.loads(Path(started.words[-1]).read_text())
     assert settings[adapted.PRELOAD] == packages
+
+
+def test_a_server_that_others_start_finds_its_launcher_in_the_common_folder(tmp_path: Path) -> None:
+    """The pod leaves MLServer's launcher beside the folder of models, with the packages of the pod's types. A pod that
+    starts again replaces both."""
+    for types, package in ((("sklearn",), "mlserver_sklearn"), (("xgboost",), "mlserver_xgboost")):
+        adapted.share("mlserver", tmp_path / "folder", types=types)
+        there = {path.name: path for path in (tmp_path / "folder").iterdir()}
+        assert set(there) == {"models", "settings.json", "mlserver_app.py"}
+        assert there["mlserver_app.py"].read_bytes() == environments.launcher_of("mlserver").read_bytes()
+        assert json.loads(there["settings.json"].read_text())[adapted.PRELOAD] == [package]
+    adapted.share("triton", tmp_path / "other", types=())
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["models"]
