@@ -301,7 +301,7 @@ def _expelled(model: ScaledModel, pods: Sequence[Candidate], constraints: Constr
     for copy in model.copies:
         pod = by_name.get(copy.pod)
         if copy.loaded and pod is not None and not _allowed(pod, model.model_type, constraints):
-            why = "its type may not use that pod, and elsewhere there is room only for what was used more recently"
+            why = "its type may not use that pod, and other pods have room only for models used more recently"
             yield Action(ActionKind.UNLOAD, model.model_id, copy.pod, why)
 
 

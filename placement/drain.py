@@ -66,7 +66,7 @@ def plan(
         elif copy.loading_in:
             continue
         elif copy.idle_ms > RECENT_MS:
-            why = f"the pod leaves, and nobody has used it for {words.span(copy.idle_ms)}"
+            why = f"the pod leaves, and it has not been used for {words.span(copy.idle_ms)}"
             stale.append(Action(ActionKind.UNLOAD, copy.model_id, leaving, why))
         elif under_way + len(loads) >= width:
             put_off += 1

@@ -113,8 +113,12 @@ def pause_ms(kind: FailureKind, failing_ms: int, asked_ms: int = 0) -> int:
 def hint(model_id: str, kind: FailureKind, retry_ms: int) -> str:
     """Returns the way out, shown in brackets after the model's own error."""
     when = words.span(max(retry_ms, 1))
-    what = "looked at again if called" if kind in (FailureKind.CONTENT, FailureKind.MEMORY) else "tried again if called"
-    return f"{what} in {when}, or at once after `mesh release {model_id[:200]}`"
+    what = (
+        "the files are checked again if it is called"
+        if kind in (FailureKind.CONTENT, FailureKind.MEMORY)
+        else "the load is tried again if it is called"
+    )
+    return f"{what} in {when}, or immediately after `mesh release {model_id[:200]}`"
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def untaken(model_type: str, pods: Iterable[frozenset[str]]) -> str:
     if not served or any(takes(one, model_type) for one in served):
         return ""
     every = ", ".join(sorted(frozenset[str]().union(*served)))
-    return f"no pod takes models of type {model_type}: the pods of this mesh take {every}"
+    return f"no pod accepts models of type {model_type}: the pods of this mesh accept {every}"
 
 
 def _plain(model_type: str) -> str:

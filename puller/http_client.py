@@ -313,13 +313,13 @@ def status_error(response: aiohttp.ClientResponse, shown: str) -> PullError:
                 ("access is forbidden; check the permissions, or whether a signed URL has expired"),
             )
         case HTTPStatus.REQUEST_TIMEOUT | HTTPStatus.GATEWAY_TIMEOUT:
-            kind, hint = PullErrorKind.TIMEOUT, "the server gave up waiting; try again"
+            kind, hint = PullErrorKind.TIMEOUT, "the server stopped waiting for the request; try again"
         case HTTPStatus.TOO_MANY_REQUESTS:
             kind, hint = PullErrorKind.BUSY, "it has too many requests now; try again later"
         case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             kind, hint = PullErrorKind.UNREACHABLE, "the server failed; check it, and try again"
         case _:
-            kind, hint = PullErrorKind.BAD_REQUEST, "only status 200 brings a model; check the URL"
+            kind, hint = PullErrorKind.BAD_REQUEST, "only status 200 is accepted; check the URL"
     after = retry_after(response.headers) if kind.nature is Nature.PASSING else None
     return PullError(kind, f"{shown} answered with HTTP status {status}: {hint}", retry_after=after)
 

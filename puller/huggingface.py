@@ -59,7 +59,7 @@ class HuggingFaceProvider:
                     return Listing((file,), is_file=True, store=_store(location))
             files = await self._tree(location, repository, commit, path)
         if not files:
-            text = f"{location.shown} holds no files; check repository, revision and path"
+            text = f"{location.shown} contains no files; check repository, revision and path"
             raise PullError(PullErrorKind.EMPTY, text)
         return Listing(tuple(files), is_file=False, store=_store(location))
 

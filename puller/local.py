@@ -169,11 +169,11 @@ class LocalProvider:
             tree = _Tree(shown)
             self._list_folder(real, "", [(found.st_dev, found.st_ino)], tree, stop)
             if not tree.files and tree.skipped:
-                text = f"the folder {shown} holds no files that can be read: {told(tree.skipped)}"
+                text = f"the folder {shown} contains no files that can be read: {told(tree.skipped)}"
                 kind = PullErrorKind.FORBIDDEN if tree.forbidden else PullErrorKind.EMPTY
                 raise PullError(kind, text)
             if not tree.files:
-                text = f"the folder {shown} holds no files; name the folder that the model is in"
+                text = f"the folder {shown} contains no files; name the folder that contains the model"
                 raise PullError(PullErrorKind.EMPTY, text)
             return Listing(tuple(tree.files), is_file=False, folders=tuple(tree.folders), skipped=tuple(tree.skipped))
         except OSError as error:

@@ -98,7 +98,9 @@ class ObjectProvider:
         if not found and refused is not None:
             raise objects_errors.translated(refused, location.shown, target) from None
         if not found:
-            raise PullError(PullErrorKind.EMPTY, f"{location.shown} holds nothing; check the path of the registration")
+            raise PullError(
+                PullErrorKind.EMPTY, f"{location.shown} contains no objects; check the path of the registration"
+            )
         return await self._tree(location, target, key, found)
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
@@ -249,7 +251,7 @@ class ObjectProvider:
                 folders.append(path[start:])
         if not files:
             more = f": {tree.told(skipped)}" if skipped else ""
-            raise PullError(PullErrorKind.EMPTY, f"{location.shown} holds folders and no files{more}")
+            raise PullError(PullErrorKind.EMPTY, f"{location.shown} contains folders but no files{more}")
         return Listing(
             tuple(files),
             is_file=False,

@@ -1,2 +1,2 @@
-"""The router: it takes calls from clients, picks a pod for each call, forwards it, requests loads, and keeps the
-registry."""
+"""The router: it accepts calls from clients, picks a pod for each call, forwards the call, requests loads, and keeps
+the registry."""

@@ -1,7 +1,7 @@
-"""The router's settings: one frozen object from the command line and the environment, handed to the workers as a file.
+"""The router's settings: one frozen object from the command line and the environment, passed to the workers as a file.
 
-Nothing below `__main__` reads the environment. The file is in the run directory, which only this user can enter,
-because it holds the password for etcd; command lines are visible to all users of the machine.
+Only `__main__` reads the environment. The file is in the run directory, to which only this user has access, because it
+contains the password for etcd. (Command lines are visible to all users of the machine.)
 """
 
 import base64
@@ -20,7 +20,7 @@ _SECRETS = ("ca", "certificate", "private_key")  # bytes in EtcdSettings: JSON h
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """The settings of one router pod. Times in seconds, sizes in bytes."""
+    """The settings of one router pod. Times are in seconds, sizes in bytes."""
 
     name: str
     base: str = "mm/mesh"  # prefix of all keys, no trailing slash
@@ -83,12 +83,12 @@ class RouterSettings:
 
     @property
     def dataplane_published(self) -> Path:
-        """The file by which the pod hands the data-plane configuration to its workers."""
+        """The file by which the pod passes the data-plane configuration to its workers."""
         return Path(self.run_dir) / "dataplane.json"
 
     @property
     def grants_published(self) -> Path:
-        """The file by which the pod hands the grants of the followed file to its workers."""
+        """The file by which the pod passes the grants of the followed file to its workers."""
         return Path(self.run_dir) / "grants.json"
 
     def write(self, path: Path) -> None:

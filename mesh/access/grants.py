@@ -59,7 +59,7 @@ def grant(role: object, models: Iterable[object], to: Iterable[object]) -> Grant
     try:
         chosen = Role(str(role))
     except ValueError as error:
-        raise ValueError(f"{role!r:.100} is not a role: there are {', '.join(Role)}") from error
+        raise ValueError(f"{role!r:.100} is not a role: use one of {', '.join(Role)}") from error
     named = tuple(dict.fromkeys(_pattern(one) for one in models))
     given = tuple(dict.fromkeys(check_subject(_text(one, "a subject")) for one in to))
     for what, count in (("patterns", len(named)), ("subjects", len(given))):

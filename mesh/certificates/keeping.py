@@ -45,6 +45,6 @@ async def keep(store: Store, wanted: Wanted, clock: Callable[[], datetime.dateti
     finally:
         store.close()
     raise StoreError(
-        f"another process changed the certificates during each of {ATTEMPTS} attempts to write them: stop it, or "
-        "try again"
+        f"other processes changed the certificates during each of {ATTEMPTS} attempts to write them: stop "
+        "these processes, or try again"
     )

@@ -62,7 +62,7 @@ def renew(content: Mapping[str, bytes], wanted: Wanted, now: datetime.datetime) 
         why.append("an authority was made")
     elif authorities[0].certificate.not_valid_after_utc - now < wanted.life + wanted.renew_before:
         authorities.insert(0, issuing.authority(now))
-        why.append("a new authority was added: the former one will expire")
+        why.append("a new authority was added: the old one will expire")
     leaf = _leaf(content)
     signer = _signer(authorities, wanted, now)
     reason = _due(leaf, signer, authorities, wanted, now)
@@ -99,14 +99,14 @@ def _due(leaf: Pair | None, signer: Pair, authorities: list[Pair], wanted: Wante
         return "there was none"
     certificate = leaf.certificate
     if not any(_signed(certificate, pair.certificate) for pair in authorities):
-        return "no trusted authority has signed the former one"
+        return "no trusted authority has signed the old one"
     if not _signed(certificate, signer.certificate):
-        return "it is the new authority's turn to sign"
+        return "the new authority signs from now on"
     if missing := set(wanted.names) - _names(certificate):
-        return f"the former one did not have {', '.join(sorted(missing))}"
+        return f"the old one did not have the names {', '.join(sorted(missing))}"
     left = certificate.not_valid_after_utc - now
     if left < wanted.renew_before and signer.certificate.not_valid_after_utc > certificate.not_valid_after_utc:
-        return "the former one had expired" if left <= 0 * DAY else "the former one will expire"
+        return "the old one had expired" if left <= 0 * DAY else "the old one will expire"
     return ""
 
 
@@ -135,7 +135,7 @@ def _authorities(content: Mapping[str, bytes]) -> list[Pair]:
     others = sorted(name for name in content if name not in ENTRIES)
     if not filled:
         if others:
-            raise Foreign(f"it already holds something else ({', '.join(others)})")
+            raise Foreign(f"it already contains other entries ({', '.join(others)})")
         return []
     for name in (AUTHORITIES, AUTHORITY_KEYS):
         if name not in filled:

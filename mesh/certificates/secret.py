@@ -92,7 +92,7 @@ class Secret:
             return {key: base64.b64decode(value or "", validate=True) for key, value in data.items()}, found
         except (AttributeError, TypeError, binascii.Error) as error:
             raise StoreError(
-                f"{self._cluster.url} did not answer with the Secret {self.name}: check --kube-api"
+                f"{self._cluster.url} gave an answer that is not the Secret {self.name}: check --kube-api"
             ) from error
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
@@ -138,7 +138,7 @@ class Secret:
                         pause = min(pause * 2, _PAUSES[1])
             except TimeoutError as error:
                 raise StoreError(
-                    f"the Kubernetes API at {self._cluster.url} has not answered properly for {self._timeout:g} "
+                    f"the Kubernetes API at {self._cluster.url} has given no usable answer for {self._timeout:g} "
                     f"s: {why}"
                 ) from error
 

@@ -28,8 +28,10 @@ def admin(
         typer.Option(
             "--secret",
             metavar="NAME",
-            help=f"Existing Secret for the key, as its entry {ENTRY}. It is written with the rights of this pod's "
-            "ServiceAccount.",
+            help=(
+                f"Existing Secret for the key, as its entry {ENTRY}. The command writes it with the rights of "
+                "this pod's ServiceAccount."
+            ),
             show_default=False,
         ),
     ],

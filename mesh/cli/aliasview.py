@@ -81,10 +81,10 @@ def sentences(alias: Mapping[str, Any]) -> list[str]:
     name, target = alias.get("id"), _named(alias, "target")
     lines = [f"{name} is an alias: its calls go to {calls(alias)}."]
     if alias.get("status") == VModelStatus.TRANSITIONING:
-        lines.append(f"It moves to {target} once as many copies of that are loaded as of {alias.get('active')}.")
+        lines.append(f"It moves to {target} when that model has as many loaded copies as {alias.get('active')}.")
     elif alias.get("status") == VModelStatus.TRANSITION_FAILED:
-        lines.append(f"It has not moved to {target}, because that could not be loaded: {why(alias)}.")
-        lines.append(f"The mesh tries again; `mesh alias set {name} {alias.get('active')}` gives the move up.")
+        lines.append(f"It has not moved to {target}, because that model could not be loaded: {why(alias)}.")
+        lines.append(f"The mesh tries again; `mesh alias set {name} {alias.get('active')}` cancels the move.")
     if mirror := alias.get("mirror"):
         lines.append(f"A copy of {mirror.get('share'):g} % of its calls goes to {mirror.get('target')}, as a shadow.")
     if versions := alias.get("versions"):

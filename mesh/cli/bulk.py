@@ -167,7 +167,8 @@ async def _send_all(client: Client, source: Iterator[Chunk], totals: Totals, rep
 
 async def _send(client: Client, chunk: Chunk, totals: Totals, report: Any) -> None:
     trouble: CommandError | None = CommandError(
-        "the mesh ended its answer in the middle of the import: run it again, models already registered stay unchanged"
+        "the mesh ended its answer in the middle of the import: run the same command again; models already "
+        "registered stay unchanged"
     )
     async for line in client.lines(IMPORT_PATH, chunk.data):
         error = line.get("error")

@@ -209,6 +209,6 @@ class Client:
 
     def _no_mesh(self, response: "aiohttp.ClientResponse") -> MeshUnreachable:
         return MeshUnreachable(
-            f"what answers at {self.endpoint} is not the REST interface of a mesh "
+            f"the server at {self.endpoint} is not the REST interface of a mesh "
             f"(HTTP {response.status} for {response.method} {response.url.raw_path}): check --endpoint"
         )

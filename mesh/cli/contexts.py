@@ -100,7 +100,7 @@ def _context(file: Path, name: str, given: Any) -> Context:
     if not isinstance(given, dict) or any(not isinstance(value, str) for value in given.values()):
         raise _bad(file, f"the context {name!r} must be a table of strings: {', '.join(FIELDS)}")
     if unknown := sorted(given.keys() - set(FIELDS)):
-        raise _bad(file, f"{unknown[0]!r} in the context {name!r} is unknown; there are {', '.join(FIELDS)}")
+        raise _bad(file, f"{unknown[0]!r} in the context {name!r} is unknown; the known ones are {', '.join(FIELDS)}")
     try:
         normalize(given.get("endpoint", ""))
     except ValueError as error:

@@ -47,6 +47,6 @@ def translated(error: "EtcdError") -> CommandError:
         advice = "check the user and password (--etcd-user, --etcd-config) and the permissions of that user"
         return CommandError(f"etcd denied access ({error.detail}): {advice}", reason="DENIED")
     if isinstance(error, EtcdUnavailable):
-        text = f"etcd does not answer ({error.detail}): check --etcd or --etcd-config; `mesh doctor` finds out more"
+        text = f"etcd does not answer ({error.detail}): check --etcd or --etcd-config; `mesh doctor` shows details"
         return CommandError(text, code=Exit.UNREACHABLE, reason="UNREACHABLE")
     return CommandError(error.detail, reason=error.reason.name)

@@ -41,7 +41,7 @@ def ls(context: typer.Context, endpoint: options.Endpoint = "", as_json: options
         filed = answer.get("file") or {}
         found = {**answer["grants"], **{f"{name} (file)": one for name, one in (filed.get("grants") or {}).items()}}
         if error := filed.get("error"):
-            text = f"the file {filed.get('source')} cannot be used, so its former content applies"
+            text = f"the file {filed.get('source')} cannot be used, so its previous content applies"
             text += f" ({filed.get('age'):.0f} s old): {error}"
             output.remarks().print(output.plain(text), soft_wrap=True)
         if not found:

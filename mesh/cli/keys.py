@@ -153,7 +153,7 @@ def rotate(
         typer.Option(
             "--overlap",
             metavar="SPAN",
-            help="Time for which the former key stays valid, such as 24h; 0 ends it immediately.",
+            help="Time for which the old key stays valid, such as 24h; 0 ends it immediately.",
         ),
     ] = "24h",
     expires: Expires = "",
@@ -172,7 +172,7 @@ def rotate(
         answer = await client.request("POST", path_of(name, "/rotate"), body=body)
         _show(answer, as_json=as_json)
         if not as_json and answer.get("former_until"):
-            output.remarks().print(f"the former key is valid until {_when(answer['former_until'])}")
+            output.remarks().print(f"the old key is valid until {_when(answer['former_until'])}")
 
     options.run(context, command, endpoint=endpoint, as_json=as_json)
 
@@ -267,7 +267,7 @@ def _show(answer: dict[str, Any], *, as_json: bool) -> None:
         output.print_json(answer)
         return
     ends = f", valid until {_when(answer['expires'])}" if answer.get("expires") else ""
-    output.remarks().print(output.plain(f"the key {answer.get('name')}{ends}; it is shown only now:"), soft_wrap=True)
+    output.remarks().print(output.plain(f"the key {answer.get('name')}{ends}; it is shown only once:"), soft_wrap=True)
     typer.echo(str(answer.get("key", "")))
 
 

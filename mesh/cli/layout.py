@@ -48,8 +48,8 @@ def placed(file: Path) -> tuple[Path, str]:
     if file.name == "model.onnx" or not others:
         return file.parent, ""
     return file.parent, (
-        f"it has external data, so its folder would be registered, but that also holds {', '.join(others[:3])}: "
-        "put the model and its data into a folder of their own"
+        "it has external data, so its folder would be registered, but the folder also contains "
+        f"{', '.join(others[:3])}: put the model and its data into a folder of their own"
     )
 
 

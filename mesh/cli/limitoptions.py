@@ -62,7 +62,7 @@ class LimitOptions:
     min_body_rate: Annotated[
         str, _size("--min-body-rate", "Lowest rate at which a body may arrive, in bytes a second; default 32KiB.")
     ] = ""
-    edge_memory: Annotated[str, _size("--edge-memory", "Bytes that Envoy may hold; default 384MiB.")] = ""
+    edge_memory: Annotated[str, _size("--edge-memory", "Memory that Envoy may use, in bytes; default 384MiB.")] = ""
     max_connections_per_pod: Annotated[
         int | None,
         _option("--max-connections-per-pod", "N", "Number of connections of a router worker to one pod; default 1024."),

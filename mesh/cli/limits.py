@@ -23,7 +23,10 @@ def set_limits(
     minimum: Annotated[str, typer.Option("--min", metavar="N|none", help="Minimum number of copies.")] = "",
     maximum: Annotated[str, typer.Option("--max", metavar="N|none", help="Maximum number of copies.")] = "",
     pinned: Annotated[
-        str, typer.Option("--pinned", metavar="yes|no|none", help="Keep a copy loaded at all times, and evict none.")
+        str,
+        typer.Option(
+            "--pinned", metavar="yes|no|none", help="Protect copies from eviction, and keep at least one loaded."
+        ),
     ] = "",
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,

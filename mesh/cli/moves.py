@@ -140,7 +140,7 @@ def _failure(
         return CommandError(text, reason=Reason.CONFLICT.name, answered=True)
     if status == VModelStatus.TRANSITION_FAILED:
         text = f"calls of {alias} still go to {active}, because {target} could not be loaded: {aliasview.why(answer)}. "
-        text += f"The mesh tries again; `mesh alias set {alias} {active}` gives the move up"
+        text += f"The mesh tries again; `mesh alias set {alias} {active}` cancels the move"
         return CommandError(text, code=Exit.LOAD_FAILED, reason=Reason.LOAD_FAILED.name, answered=True)
     if not patience.wait:
         return None

@@ -40,7 +40,7 @@ Wait = Annotated[
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Shows, hands over or removes a mesh's prefix in a shared etcd.")
+    group = typer.Typer(no_args_is_help=True, help="Shows, transfers or removes a mesh's prefix in a shared etcd.")
     group.command("show")(groups.expanded(show))
     group.command("transfer")(groups.expanded(transfer))
     group.command("remove")(groups.expanded(remove))
@@ -145,7 +145,7 @@ def transfer(
         if not content.keys:
             raise _nothing(base)
         who = f"the mesh {to!r}" if to else "the first mesh that uses it"
-        _ask(f"Hand over {base} ({content.registered}), owned by {_owner(content)}, to {who}?", yes=yes or dry_run)
+        _ask(f"Transfer {base} ({content.registered}), owned by {_owner(content)}, to {who}?", yes=yes or dry_run)
         if not dry_run:
             compare = absent(keys.owner) if content.raw is None else value_is(keys.owner, content.raw)
             change = put_op(keys.owner, owner.record(to, content.schema)) if to else delete_op(keys.owner)

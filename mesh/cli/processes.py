@@ -61,9 +61,11 @@ def up(
         typer.Option(
             "--server-command",
             metavar="TYPE,...=COMMAND",
-            help="Run one more pod, for models of these types, with this command of a model server that speaks "
-            "mmesh.ModelRuntime. {socket} and {port} in it become the path of a unix socket and a free port to listen "
-            "on. May be repeated.",
+            help=(
+                "Run one more pod with this command of a model server that speaks mmesh.ModelRuntime, for "
+                "models of these types. In the command, {socket} stands for the path of a unix socket and "
+                "{port} for a free port to listen on. May be repeated."
+            ),
         ),
     ] = None,
     capacity: Annotated[
@@ -122,15 +124,17 @@ def up(
     ] = None,
     eviction: Annotated[
         str,
-        typer.Option("--eviction", metavar="|".join(policies.NAMES), help="Policy that chooses the copies to evict."),
+        typer.Option("--eviction", metavar="|".join(policies.NAMES), help="Policy by which copies are evicted."),
     ] = _DEFAULT.eviction,
     disk_budget: Annotated[
         str,
         typer.Option(
             "--disk-budget",
             metavar="SIZE",
-            help="Disk space for the pulled files of each pod. Default: all but a tenth of the disk, or all but 10 GiB "
-            "if that is more.",
+            help=(
+                "Disk space for the pulled files of each pod. By default, a tenth of the disk is left free, "
+                "but at most 10 GiB."
+            ),
         ),
     ] = "",
     auth: Annotated[

@@ -89,7 +89,7 @@ def register(
     - `mesh register fraud ./new.onnx --version 8`
     """
     if keep is not None and not version:
-        raise typer.BadParameter("it counts versions: give --version too", param_hint="--keep")
+        raise typer.BadParameter("--keep is a number of versions: give --version too", param_hint="--keep")
 
     async def command(client: Client) -> kinds.ServerKind | None:
         """Returns a server that is not installed, and without which no pod here can take the model."""

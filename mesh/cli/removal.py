@@ -140,7 +140,7 @@ async def _many(client: Client, ids: list[str]) -> Removals:
 
 async def _send(client: Client, chunk: list[str], totals: Removals) -> None:
     trouble: CommandError | None = CommandError(
-        "the mesh ended its answer in the middle of the removal: run the command again"
+        "the mesh ended its answer in the middle of the removal: run the same command again"
     )
     data = "".join(json.dumps({"id": model}) + "\n" for model in chunk).encode()
     async for line in client.lines(REMOVAL_PATH, data):

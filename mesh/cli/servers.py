@@ -122,7 +122,7 @@ def _kind(name: str) -> kinds.ServerKind:
         options.refuse(CommandError(f"Mesh does not install {name}. {lacks[0].upper()}{lacks[1:]}", code=Exit.USAGE))
     if found is None:
         known = ", ".join(kind.name for kind in kinds.KINDS.values() if kind.installs)
-        options.refuse(CommandError(f"{name!r} is no server that can be installed: use {known}", code=Exit.USAGE))
+        options.refuse(CommandError(f"{name!r} is not a server that can be installed: use {known}", code=Exit.USAGE))
     return found
 
 

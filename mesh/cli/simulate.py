@@ -51,7 +51,7 @@ def simulate(
         typer.Option(
             "--room",
             metavar="PERCENT",
-            help="Memory of all pods, as a percentage of what all models take; may be repeated. Default: 10.",
+            help="Memory of all pods, as a percentage of the memory of all models; may be repeated. Default: 10.",
         ),
     ] = None,
     capacity: Annotated[

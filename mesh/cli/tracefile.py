@@ -35,7 +35,7 @@ def requests(path: Path) -> list[tuple[int, str]]:
         if seconds < last:
             raise _wrong(path, number, f"goes back in time, from {last:g} to {seconds:g} s: sort the trace")
         if (seconds - first) * 1000 > MAX_MS:
-            raise _wrong(path, number, "is too far from the first request: times must be in seconds")
+            raise _wrong(path, number, "is too far from the first request: give times in seconds")
         last = seconds
         found.append((int((seconds - first) * 1000), model_id))
     if not found:

@@ -73,7 +73,9 @@ def read(tls: config.Tls) -> Files:
             context.load_verify_locations(cadata=client_ca.decode("ascii"))
             ended = credentials.expired(client_ca, None)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{tls.client_ca} holds no certificate authority for clients: {_reason(error)}") from error
+            raise ValueError(
+                f"{tls.client_ca} contains no certificate authority for clients: {_reason(error)}"
+            ) from error
         if ended:
             raise ValueError(
                 f"the certificate authority {tls.client_ca} {ended}, so no client's certificate could be verified: "
@@ -131,7 +133,7 @@ class Certificates:
         except ValueError as error:
             # The two files of a pair may change one after the other, so an invalid pair is read again at each look.
             if str(error) != self.refusal:
-                log.warning("new edge certificate is not used, the former one is kept", why=str(error))
+                log.warning("the new edge certificate cannot be used, the old one stays in use", why=str(error))
             self.refusal = str(error)
             return False
         if self._look() != stamp:  # they changed while they were read: the next look sees it
@@ -155,12 +157,12 @@ class Certificates:
         """Adds the metrics of the certificates."""
         registry.gauge(
             "mesh_edge_certificate_expires_seconds",
-            "Seconds until the certificate that clients are shown expires.",
+            "Seconds until the certificate presented to clients expires.",
             merge="min",
         ).follow(lambda: round(self.expires_in))
         registry.gauge(
             "mesh_edge_certificate_refused",
-            "1 if newer files for the edge's certificate do not work and the former ones are kept.",
+            "1 if newer files for the edge's certificate cannot be used and the old ones stay in use.",
             merge="max",
         ).follow(lambda: int(bool(self.refusal)))
 

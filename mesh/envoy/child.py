@@ -140,4 +140,4 @@ def _raise_open_files(pid: int) -> None:
         hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
     except OSError as error:  # Envoy has died, or a sandbox forbids the change: its limit stays as it was
-        log.debug("envoy's limit on open files cannot be raised", error=str(error))
+        log.debug("Envoy's limit on open files cannot be raised", error=str(error))

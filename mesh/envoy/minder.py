@@ -47,7 +47,7 @@ _STATS = (
         f"cluster.{config.GRPC_CLUSTER}.upstream_rq_retry",
         "mesh_edge_retries_total",
         "counter",
-        "gRPC calls sent to another worker because the first took no connection.",
+        "gRPC calls sent to another worker because the first accepted no connection.",
     ),
     (
         f"cluster.{config.GRPC_CLUSTER}.upstream_rq_pending_overflow",
@@ -187,7 +187,7 @@ class Minder:
                     while (await self._child.stats((_ACTIVE,))).get(_ACTIVE, 0):  # noqa: ASYNC110  it can only be polled
                         await asyncio.sleep(0.05)
             except TimeoutError:
-                log.warning("calls in flight were cut", grace=grace)
+                log.warning("calls in flight were ended", grace=grace)
             except EnvoyError as error:
                 log.warning("draining failed", error=str(error))
         await self._end()

@@ -69,7 +69,7 @@ class Copies:
             self._refusal = ""
         except IdentityError as error:
             if str(error) != self._refusal:
-                log.warning("the certificates are kept: the new files do not work", why=str(error))
+                log.warning("the old certificates stay in use: the new files cannot be used", why=str(error))
             self._refusal = str(error)
         if self._handover is None:
             return
@@ -85,8 +85,11 @@ class Copies:
             self._handover = handover.Handover(new)
         elif self._handover.take(self.source, new, now):
             log.warning(
-                "another authority: it did not sign the certificates that etcd's clients show. Both are trusted for "
-                "now, and the new certificate is shown when the files have reached all processes",
+                (
+                    "another authority, which did not sign the certificates that etcd's clients present: Both "
+                    "are trusted for now, and the new certificate is shown when the files have reached all "
+                    "processes"
+                ),
                 folder=str(self.source),
                 shown_in_seconds=handover.SETTLE,
             )

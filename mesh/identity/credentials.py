@@ -76,7 +76,7 @@ def _content(path: Path) -> bytes:
 def _unreadable(path: Path, error: OSError) -> IdentityError:
     return IdentityError(
         f"{path} cannot be read: {error.strerror}. --internal-tls needs a folder with {', '.join(FILES)}; "
-        "`mesh certificates` makes them"
+        "`mesh certificates` creates them"
     )
 
 
@@ -90,7 +90,7 @@ def context(folder: Path, side: int, ca: bytes, certificate: bytes, private_key:
     try:
         made.load_verify_locations(cadata=ca.decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
-        raise IdentityError(f"{folder}/ca.crt holds no certificate authority in PEM: {reason(error)}") from error
+        raise IdentityError(f"{folder}/ca.crt contains no certificate authority in PEM: {reason(error)}") from error
     try:
         load_chain(made, certificate + b"\n" + private_key)
     except (ssl.SSLError, ValueError) as error:
@@ -116,7 +116,7 @@ def made(folder: Path, ca: bytes, certificate: bytes, private_key: bytes) -> Cre
             ) from error
         raise IdentityError(
             f"{folder}/tls.crt does not work for the mesh: {reason(error)}. It has to be signed by an authority "
-            f"in ca.crt, for the name {NAME}, for servers and clients, and valid now; `mesh certificates` makes one"
+            f"in ca.crt, for the name {NAME}, for servers and clients, and valid now; `mesh certificates` creates one"
         ) from error
     return Credentials(
         ca, certificate, private_key, accepting, connecting, expires=ssl.cert_time_to_seconds(str(shown["notAfter"]))

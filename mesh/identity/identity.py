@@ -93,7 +93,8 @@ class Identity:
         except IdentityError as error:
             if found != self._refused or str(error) != self._refusal:
                 log.warning(
-                    "the certificate for TLS inside the mesh is kept: the new files are invalid", why=str(error)
+                    "the old certificate for TLS inside the mesh stays in use: the new files are invalid",
+                    why=str(error),
                 )
             self._refused, self._refusal = found, str(error)
             return self._step()
@@ -117,8 +118,8 @@ class Identity:
         if not self._handover.step(self.folder, self._elapsed()):
             return False
         self.changes += 1
-        trusted = "the former one too" if self._handover.under_way else "that alone"
-        log.info("the certificate of the new authority is shown", trusted=trusted)
+        trusted = "the old one too" if self._handover.under_way else "that alone"
+        log.info("the certificate of the new authority is presented", trusted=trusted)
         return True
 
     async def run(self) -> None:

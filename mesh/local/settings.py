@@ -46,7 +46,7 @@ def counted(texts: Sequence[str]) -> dict[str, int]:
         name, separator, number = text.partition("=")
         if name != kinds.ONNX and name not in kinds.KINDS:
             known = ", ".join((kinds.ONNX, *kinds.KINDS))
-            raise ValueError(f"{name!r} is no kind of server: use {known}")
+            raise ValueError(f"{name!r} is not a kind of server: use {known}")
         if separator and not (number.isascii() and number.isdigit() and int(number) <= MOST_PODS):
             raise ValueError(f"{text!r}: the number of pods must be from 0 to {MOST_PODS}")
         counts[name] = counts.get(name, 0) + (int(number) if separator else 1)
@@ -99,7 +99,7 @@ class UpSettings:
             except ValueError as error:
                 raise UpError(f"{option}: {error}") from error
             if port == 0 and option != "--rest-listen":
-                raise UpError(f"{option}: port 0 does not work here, as clients must know the port: name one")
+                raise UpError(f"{option}: port 0 cannot be used here, because clients must know the port: name one")
         if self.own_pods < 1:
             raise UpError(f"--pods: a mesh needs at least 1 runtime pod, not {self.own_pods}")
         for kind in dict.fromkeys(self.adapted):
@@ -108,7 +108,7 @@ class UpSettings:
             if not kinds.KINDS[kind].served(allow_code=self.allow_code, installed=True):
                 raise UpError(f"--server: {kind} serves only models that run code: add --allow-code")
         if self.allow_code and not self.adapted:
-            raise UpError("--allow-code: it concerns pods of other servers, such as --server mlserver: add one")
+            raise UpError("--allow-code applies only to pods of other servers: add one, such as --server mlserver")
         for option, folder in (("--storage-config", self.storage_config), ("--pvc-root", self.pvc_root)):
             if folder is not None and not folder.is_dir():
                 raise UpError(f"{option}: {folder} is not a folder: name an existing one")

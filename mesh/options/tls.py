@@ -14,7 +14,7 @@ Internal = Annotated[
         envvar="MESH_INTERNAL_TLS",
         metavar="DIR",
         help="Folder with ca.crt, tls.crt and tls.key for mutual TLS between routers and runtime pods, read again when "
-        "they change (`mesh certificates` makes them). Set it for all processes of a mesh or for none.",
+        "they change (`mesh certificates` creates them). Set it for all processes of a mesh or for none.",
     ),
 ]
 

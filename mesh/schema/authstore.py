@@ -68,10 +68,10 @@ class AuthStore:
         if not (await self._etcd.txn(compares, ops)).succeeded:
             if await self._etcd.get(at) is None:
                 text = (
-                    f"there is a grant {name} already: remove it (mesh grants rm {name}), or give the key another name"
+                    f"the grant {name} already exists: remove it (mesh grants rm {name}), or give the key another name"
                 )
             else:
-                text = f"there is a key {name} already: rotate it (mesh keys rotate {name}), or give another name"
+                text = f"the key {name} already exists: rotate it (mesh keys rotate {name}), or give another name"
             raise MeshError(Reason.CONFLICT, text)
         return Made(name, key, expires)
 
@@ -90,8 +90,8 @@ class AuthStore:
             living = [one for one in record.secrets if not one.expired(now)]
             if len(living) > 1 and overlap:
                 text = (
-                    f"the key {name} is being rotated already, and its former secret is still valid: "
-                    "end that now and rotate again (--overlap 0)"
+                    f"the key {name} is already being rotated, and its old secret is still valid: "
+                    "end the old one now, and rotate again (--overlap 0)"
                 )
                 raise MeshError(Reason.PRECONDITION, text)
             kept = [replace(one, expires=min(one.expires or now + overlap, now + overlap)) for one in living[-1:]]
@@ -154,7 +154,9 @@ class AuthStore:
                 for name, put in part
             ]
             if not (await self._etcd.txn(compares, ops)).succeeded:
-                raise MeshError(Reason.CONFLICT, "another command has changed the grants at the same time: apply again")
+                raise MeshError(
+                    Reason.CONFLICT, "another client changed the grants at the same time: run the command again"
+                )
         return written, removed
 
     async def _grants(self) -> dict[str, tuple[Grant | None, int]]:

@@ -61,7 +61,7 @@ def parse(raw: bytes, algorithms: Iterable[str] = ALGORITHMS) -> KeySet:
         raise ValueError("it is not JSON") from error
     found = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(found, list):
-        raise ValueError('it is no JWKS: it has no list "keys"')
+        raise ValueError('it is not a JWKS: it has no list "keys"')
     if len(found) > MAX_KEYS:
         raise ValueError(f"it has more than {MAX_KEYS} keys")
     allowed = frozenset(algorithms)

@@ -109,7 +109,8 @@ class Remote:
         document = discovery(url, (await get(http, url, wall=self._wall))[0])
         if document["issuer"] != self._issuer:
             raise LocationError(
-                f"{url} is about another issuer, {document['issuer']!r:.200}: write the issuer exactly as it does"
+                f"{url} is about another issuer, {document['issuer']!r:.200}: write the issuer exactly as in "
+                "this document"
             )
         keys = str(document["jwks_uri"])
         try:
@@ -134,7 +135,7 @@ def discovery(url: str, raw: bytes) -> Mapping[str, Any]:
     except ValueError as error:
         raise LocationError(f"{url} does not answer with JSON") from error
     if not isinstance(document, dict) or not all(isinstance(document.get(one), str) for one in ("issuer", "jwks_uri")):
-        raise LocationError(f"{url} is no discovery document: it has no issuer and jwks_uri")
+        raise LocationError(f"{url} is not a discovery document: it lacks issuer or jwks_uri")
     return document
 
 

@@ -160,7 +160,7 @@ class Pool:
         self._idle.clear()
         waiting, self._waiting = self._waiting, deque()
         for owner in waiting:
-            self._lose(owner, "the pool was closed by us")
+            self._lose(owner, "this client closed the pool")
 
     def abort(self) -> None:
         """Closes all connections; calls in flight are lost."""
@@ -223,7 +223,7 @@ class Pool:
                 connection.begin(owner)
                 return owner
         if self._closed:
-            self._lose(owner, "the pool was closed by us")
+            self._lose(owner, "this client closed the pool")
         elif len(self._waiting) < len(self._connecting):
             self._waiting.append(owner)
         elif len(self._connections) + len(self._connecting) >= self._max_connections:
@@ -262,7 +262,7 @@ class Pool:
             assert task is not None
             self._connecting.discard(task)
         if connection is not None and not connection.usable:
-            connection, why = None, f"{self.address} closed the connection at once"
+            connection, why = None, f"{self.address} closed the connection immediately"
         if connection is None:
             while len(self._waiting) > len(self._connecting):
                 self._waiting.popleft().lost(Lost(LostKind.UNSENT, why))

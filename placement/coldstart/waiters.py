@@ -47,7 +47,7 @@ class Place:
         if self.deadline_ms is not None and self.deadline_ms <= now_ms:
             text = f"{self.model_id} was not loaded by the call's deadline"
             return Problem(ProblemReason.DEADLINE, f"{text}: {held_up}" if held_up else text)
-        rest = f": {held_up}" if held_up else "; its load goes on"
+        rest = f": {held_up}" if held_up else "; its load continues"
         text = f"{self.model_id} was not loaded within {rules.load_wait_ms / 1000:g} s{rest}"
         return Problem(ProblemReason.NOT_IN_TIME, text, 5000)
 
@@ -69,7 +69,8 @@ class Waiters:
             return PASSED
         if self.count >= rules.max_waiters:
             return soon(
-                ProblemReason.OVERLOADED, f"{self.count} calls wait for models to load, the most that may: try again"
+                ProblemReason.OVERLOADED,
+                f"{self.count} calls wait for models to load, the largest number that is allowed: try again",
             )
         if self.bytes + event.size > rules.max_waiting_bytes:
             return soon(
@@ -79,7 +80,10 @@ class Waiters:
         if waiting >= rules.max_waiters_per_model:
             return soon(
                 ProblemReason.OVERLOADED,
-                f"{waiting} calls wait for model {event.model_id} to load, the most that may: try again",
+                (
+                    f"{waiting} calls wait for model {event.model_id} to load, the largest number that is "
+                    "allowed: try again"
+                ),
             )
         return None
 

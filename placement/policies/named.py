@@ -11,7 +11,7 @@ NAMES = ("lru", "gdsf", "lru+probation", "gdsf+probation")
 def check(name: str) -> str:
     """Returns the name. Raises ValueError, with the existing names, if no policy has it."""
     if name not in NAMES:
-        raise ValueError(f"no eviction policy is called {name!r}; there are {', '.join(NAMES)}")
+        raise ValueError(f"{name!r} is not an eviction policy; use one of {', '.join(NAMES)}")
     return name
 
 

@@ -55,7 +55,7 @@ class AdminKeys:
         except (OSError, ValueError) as error:
             if str(error) != self._refused:
                 self._refused = str(error)
-                log.error("the file with the admin key cannot be used; the last keys stay in force", why=str(error))
+                log.error("the file with the admin key cannot be used; the last keys stay in use", why=str(error))
             return False
         self._seen, self._refused = seen, ""
         changed, self.digests = digests != self.digests, digests

@@ -50,7 +50,7 @@ class ClientCertificates:
             raise MeshError(Reason.UNAUTHENTICATED, text)
         names = list(dict.fromkeys(_names(certificate)))[:MAX_NAMES]
         if not names:
-            text = "the client certificate names nobody: it needs a URI or a DNS name as subject alternative name"
+            text = "the client certificate has no name: it needs a URI or a DNS name as subject alternative name"
             raise MeshError(Reason.UNAUTHENTICATED, text)
         return Identified(Principal(names[0], names[1:]), ends)
 

@@ -125,7 +125,7 @@ class Guard:
             self._rulings[principal, verb, name] = ruling
         if not ruling.allowed:
             self.denied += 1
-            raise MeshError(Reason.FORBIDDEN, f"{ruling.why}. An admin can give it: mesh grants add")
+            raise MeshError(Reason.FORBIDDEN, f"{ruling.why}. An admin can give one: mesh grants add")
 
     def allow_some(self, principal: Principal, verb: Verb) -> None:
         """Checks that the principal may perform operations of this verb on at least some names. Otherwise raises
@@ -174,7 +174,7 @@ class Guard:
         if isinstance(key, Credentials):
             credentials = key
         elif len(key) > _MAX_HEADER or key[: len(_SCHEME)].lower() != _SCHEME:
-            raise self._unknown("the authorization header must be `Bearer` and a key")
+            raise self._unknown("the authorization header must have the form `Bearer KEY`")
         else:
             credentials = Credentials(key[len(_SCHEME) :].strip())
         try:

@@ -32,7 +32,9 @@ class ApiKeys:
             raise unread()
         found = self._authority.by_digest.get(auth.digest_of(given.token))
         if found is None or (found.until and found.until <= self._wall()):
-            raise MeshError(Reason.UNAUTHENTICATED, "the key is not known: it is wrong, was revoked or has expired")
+            raise MeshError(
+                Reason.UNAUTHENTICATED, "the key is unknown: it is wrong, was revoked or has expired; use a valid key"
+            )
         return Identified(found.principal, found.until)
 
     def look(self) -> None:

@@ -108,7 +108,7 @@ class ReviewedTokens:
         if self._audiences and "aud" in unverified.claims:
             verification.check_audience(unverified.claims, self._audiences)
         if digest not in self._asked and (len(self._asked) >= MAX_WAITING or not self.failures.allow()):
-            text = "this router asks Kubernetes about no more tokens for a moment"
+            text = "this router asks Kubernetes about no further tokens for a moment: try again"
             raise MeshError(Reason.OVERLOADED, text, retry_after=1.0)
         return lambda: self._later(digest, token, unverified)
 
@@ -174,7 +174,7 @@ class ReviewedTokens:
 
     def _works(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:
-            log.error("Kubernetes does not answer about tokens; the last verdicts stay in force", why=trouble)
+            log.error("Kubernetes does not answer about tokens; the last answers stay valid", why=trouble)
         self._trouble = trouble
 
 

@@ -180,7 +180,7 @@ class IssuedTokens:
     def _verified(self, token: bytes, unverified: Unverified) -> Identified:
         keys = self.following.keys
         if keys is None:
-            raise UnknownKeyError("the keys of the token's issuer are not known yet")
+            raise UnknownKeyError("this router has not read the keys of the token's issuer yet: try again")
         claims = verification.verify(token, unverified, keys, self._algorithms)
         until = verification.check(claims, self._rules(), now=self._wall(), ahead=self.following.ahead)
         return Identified(self._principal(claims), until)
@@ -189,7 +189,7 @@ class IssuedTokens:
         try:
             await self.following.newer()
         except Busy:
-            text = "too many calls wait for keys of the token's issuer"
+            text = "too many calls are waiting for keys of the token's issuer: try again"
             raise MeshError(Reason.OVERLOADED, text, retry_after=1.0) from None
         except LocationError:
             text = "this router cannot read the keys of the token's issuer now; its log says why"

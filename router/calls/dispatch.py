@@ -114,7 +114,10 @@ class Dispatcher:
         except MeshError as error:
             self._refuse(call, method, frame, error)
         except TimeoutError:
-            text = f"etcd did not say within the call's deadline what {asked[0][:200]} is: call with a later deadline"
+            text = (
+                f"etcd did not answer within the call's deadline, so {asked[0][:200]} was not looked up: "
+                "call with a later deadline"
+            )
             self._refuse(call, method, frame, MeshError(Reason.DEADLINE, text))
         else:
             if not call.cancelled:

@@ -62,7 +62,9 @@ def of_method(label: str) -> str:
     name after the last slash."""
     found = _METHODS.get(label)
     if found is None:
-        return f"the V2 service here has no method {label}; to call a model's own server, name the model in mm-model-id"
+        return (
+            f"the mesh's V2 service has no method {label}; to call a model's own server, name the model in mm-model-id"
+        )
     what, instead = found
     return f"{what} is not supported: {instead}; to call a model's own server, name the model in mm-model-id"
 

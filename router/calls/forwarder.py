@@ -123,7 +123,7 @@ class Forwarder:
         if requestdigest.digest(frame).hex() not in refused:
             return None
         text = f"a model server died in this very request to {model_id[:200]} less than 10 minutes ago"
-        return MeshError(Reason.QUARANTINED, f"{text}: it is not sent again, but other requests are")
+        return MeshError(Reason.QUARANTINED, f"{text}: this request is refused until then, other requests are not")
 
     def known(self, copy: Copy) -> Said:
         """Returns what a call to the copy may state about the model's record without reading the record, or NOTHING if

@@ -123,7 +123,7 @@ class Closing:
             return
         record = self._view.published(life.pod)
         if record is not None and record.incarnation != life.incarnation and age >= REPLACED:
-            await self._close(life, "another incarnation is in its place")
+            await self._close(life, "another incarnation has replaced it")
             return
         if self._after is not None and age >= self._after:
             if await self._close(life, f"it was open for {age} s"):
@@ -151,7 +151,7 @@ class Closing:
     async def _close(self, life: Open, why: str) -> bool:
         done = await self._tombstones.close(life)
         if done:
-            log.info("a pod's life is over", pod=life.pod, incarnation=life.incarnation, why=why)
+            log.info("a pod's life has ended", pod=life.pod, incarnation=life.incarnation, why=why)
         return done
 
     async def _note(self, life: Open, noted: Life) -> None:

@@ -165,7 +165,7 @@ class Tombstones:
         forgotten = []
         for life in await self.open_lives():
             if life.pod == pod and await self.close(life):
-                log.warning("a pod's life is forgotten by hand", pod=pod, incarnation=life.incarnation)
+                log.warning("a pod's life was forgotten by an admin", pod=pod, incarnation=life.incarnation)
                 forgotten.append(life.incarnation)
         return forgotten
 
@@ -299,11 +299,11 @@ def waits(model_id: str, holders: list[Holder], reregister_after: float | None) 
     for holder in holders[:3]:
         seconds = holder.left(reregister_after)
         if holder.open is None:
-            told.append(f"{holder.pod} has not withdrawn its copy yet")
+            told.append(f"{holder.pod} has not unloaded its copy yet")
         elif seconds is None:
-            told.append(f"{holder.pod} is cut off from etcd and may still hold it")
+            told.append(f"{holder.pod} is cut off from etcd and may still answer for it")
         else:
-            told.append(f"{holder.pod} is cut off from etcd and may still hold it ({seconds:.0f} s left)")
+            told.append(f"{holder.pod} is cut off from etcd and may still answer for it ({seconds:.0f} s left)")
             left.append(seconds)
     if len(holders) > 3:
         told.append(f"and {len(holders) - 3} more")

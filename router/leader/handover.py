@@ -81,7 +81,7 @@ class Handover:
                 self._seen.clear()
 
     async def _empty(self, pod: Pod) -> None:
-        log.info("a pod leaves: its copies are loaded elsewhere", pod=pod.name, copies=len(pod.copies))
+        log.info("a pod leaves: its copies are loaded in other pods", pod=pod.name, copies=len(pod.copies))
         unmet: dict[str, str] = {}
         while self._view.pods.get(pod.name) is pod and pod.leaving and pod.copies:
             async for idle in self._observer.idle(pod):
@@ -103,10 +103,10 @@ class Handover:
                 break
             await asyncio.sleep(LOOK)
         for model_id, why in unmet.items():
-            log.info("a copy of a pod that leaves finds no room", model=model_id, pod=pod.name, why=why)
+            log.info("no other pod has room for a copy of a pod that leaves", model=model_id, pod=pod.name, why=why)
         # The pod need not wait for copies that will not move.
         left = [
-            Action(ActionKind.UNLOAD, copy.model, pod.name, "the pod leaves, and there is no room elsewhere")
+            Action(ActionKind.UNLOAD, copy.model, pod.name, "the pod leaves, and no other pod has room")
             for copy in list(pod.copies.values())
         ]
         await asyncio.gather(*self._carrying.begin(left), return_exceptions=True)

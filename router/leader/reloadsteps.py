@@ -134,8 +134,8 @@ class Steps:
         return None
 
     def _idle_ms(self, model_id: str) -> int:
-        """Returns the milliseconds since the model's last use, so that its new content takes no room from models used
-        more recently. Agents only report models that are called; all others have been idle for a while."""
+        """Returns the milliseconds since the model's last use, so that its new content does not evict models used more
+        recently. Agents report only models that are called; all others have been idle for a while."""
         told = self._told_idle_ms(model_id)
         if told is not None:
             return told
@@ -144,7 +144,8 @@ class Steps:
     async def _ask(
         self, registration: Registration, pod: Pod, move: Move, idle_ms: int, *, expected: int, reason: str
     ) -> agent_pb2.LoadReply | None:
-        """Asks an agent for a load. Returns its answer. If the agent does not answer, notes this and returns None."""
+        """Asks an agent for a load, and returns the answer. If the agent does not answer, notes this and returns
+        None."""
         try:
             reply = await self._orders.load(
                 registration,
@@ -164,7 +165,7 @@ class Steps:
         pod = self._view.pods.get(name)
         if pod is None:
             return
-        reason = f"its content was reloaded: {why}, and there is no room here for both"
+        reason = f"its content was reloaded: {why}, and this pod has no room for both"
         try:
             await self._orders.unload(pod, registration.model_id, reason=reason, create_revision=registration.created)
         except Unreachable as error:

@@ -1,7 +1,8 @@
-"""The leader's rounds: every few seconds it observes the mesh, has `placement` make a plan, and begins to carry it out.
+"""The leader's rounds. In each round, every few seconds, the leader observes the mesh, has `placement` make a plan, and
+begins to carry out the plan.
 
-If nothing is more urgent, the most recently used models are loaded into free space (`warming`). Meanwhile, draining
-pods are emptied (`handover`). Another leader can take over at any moment.
+If no other load is more urgent, the most recently used models are loaded into free memory (`warming`). Meanwhile,
+draining pods are emptied (`handover`). Another leader can take over at any moment.
 """
 
 import asyncio
@@ -48,7 +49,7 @@ SOON = 0.3
 """Seconds between two rounds while plans are being carried out, so that routers can learn of new copies in between."""
 
 REMEMBER = 60.0
-"""Seconds between two writes of the list of models used last."""
+"""Seconds between two writes of the list of the most recently used models."""
 
 _LAST_WORDS = 1.0  # seconds for recording the last uses before leadership ends
 _AGAIN = 5.0  # seconds before a retry when etcd did not answer
@@ -238,11 +239,11 @@ class Rounds:
         )
 
     def _maximum(self, record: ModelRecord) -> int | None:
-        """Returns the most copies that a model may have, or None for no limit."""
+        """Returns the largest number of copies that a model may have, or None for no limit."""
         return self._settings().limits.of(record.type, record.limits).maximum
 
     def _remember(self, seen: Observation) -> None:
-        """Remembers which models were lost with a pod."""
+        """Remembers the models that were lost with a pod."""
         now = self._loop.time()
         holders = {model: {copy.pod.name for copy in self._view.known(model)} for model in self._view.models()}
         for model, before in self._holders.items():
@@ -342,12 +343,12 @@ class Rounds:
 
 
 def _type_of(known: Iterable[Copy]) -> str:
-    """Returns the type of a model by its copies, or "" if none tells it."""
+    """Returns the type of a model from the records of its copies, or "" if no record has it."""
     return next((copy.record.type for copy in known if copy.record.type), "")
 
 
 def _footprint(known: Iterable[Copy], record: ModelRecord | None) -> Footprint:
-    """Returns the footprint that was measured on any copy or in an earlier load."""
+    """Returns the footprint that was measured for one of the copies, or in an earlier load."""
     for copy in known:
         if copy.record.host_bytes:
             return Footprint(copy.record.host_bytes, copy.record.device_bytes)

@@ -5,8 +5,8 @@ A vmodel moves while its record names a target other than its active model. The 
 the view contain everything that a move needs, so if a leader dies, the next one continues.
 
 If the target cannot be loaded, the active model keeps serving, and the record says why. The load is retried after a
-back-off. It is retried sooner if the target gets a copy, or if its registration changes, because that may have repaired
-it.
+back-off. It is retried sooner if the target gets a copy, or if the target's registration changes, because this may have
+removed the cause.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ _AGAIN = 1.0  # least seconds before a retry
 
 
 class Records(Protocol):
-    """The vmodels as the feed reports them."""
+    """The records of vmodels that the feed reports."""
 
     @property
     def get(self) -> Callable[[str], VModelRecord | None]:

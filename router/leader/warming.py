@@ -1,8 +1,8 @@
-"""Preloading of the most recently used models into free space, after a restart and into new pods.
+"""The preloading of the most recently used models into free memory, after a restart and in new pods.
 
-A mesh that was stopped completely comes back with empty pods and a registry of thousands of models. So that calls need
-not wait for a load, the leader has the most recently used models loaded, a few at a time. Loads that a call waits for
-always come first (see `placement.preload`).
+A mesh that was stopped completely starts again with empty pods and a registry of thousands of models. The leader has
+the most recently used models loaded, a few at a time, so that calls do not have to wait for a load. Loads that a call
+waits for always come first (see `placement.preload`).
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from router.state.dynamic import Current
 from router.state.view import View
 
 CANDIDATES = 128
-"""Models considered in one round."""
+"""Largest number of models that are considered in one round."""
 
 REST = 60.0
-"""Seconds for which a model that found no room, or may not be loaded, is not considered again."""
+"""Seconds for which a model is not considered again if no pod has room for it, or if it may not be loaded."""
 
 
 class Warming:
@@ -32,8 +32,8 @@ class Warming:
     def __init__(
         self, *, view: View, observer: Observer, recency: Recency, carrying: Carrying, failure_expiry: float
     ) -> None:
-        """Makes a planner of preloads. `failure_expiry` is the time in seconds after a failure during which a model is
-        not preloaded again."""
+        """Makes the preloads of a leader. `failure_expiry` is the time after a failed load in which a model is not
+        preloaded, in seconds."""
         self._view = view
         self._failure_expiry_ms = int(failure_expiry * 1000)
         self._observer = observer

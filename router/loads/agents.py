@@ -1,4 +1,5 @@
-"""Requests to agents. The channel to an agent is opened when first needed and closed when its pod disappears.
+"""Requests to agents. The channel to an agent is opened when it is first needed, and closed when the agent's pod
+disappears.
 
 Control traffic is rare, so plain `grpc.aio` is fast enough. Every request has a timeout. If an agent cannot be reached
 or does not answer, `Unreachable` is raised. This says nothing about the requested model.
@@ -61,7 +62,7 @@ def load_request(
 
 
 class Unreachable(Exception):
-    """An agent that did not answer. If `refused`, it certainly did not get the request.
+    """The error that an agent did not answer. If `refused` is True, the agent certainly did not get the request.
 
     `text` is for callers. The string form is for the log, and includes gRPC's text."""
 
@@ -72,11 +73,11 @@ class Unreachable(Exception):
 
 
 class Timeout(Unreachable):
-    """An agent that did not answer in time; it may well be alive."""
+    """The error that an agent did not answer in time. The agent may be alive."""
 
 
 class Agent(Protocol):
-    """A protocol for requests to agents, which tests can implement. All methods raise `Unreachable`. Timeouts are in
+    """The requests to agents, as a protocol that tests can implement. All methods raise `Unreachable`. Timeouts are in
     seconds."""
 
     async def load(self, pod: Pod, request: agent_pb2.LoadRequest, *, timeout: float) -> agent_pb2.LoadReply:
@@ -89,7 +90,7 @@ class Agent(Protocol):
         """Returns the pod's description; with an id, only that model's copy and the decisions about it."""
 
     async def active(self, pod: Pod, models: Iterable[str], *, timeout: float) -> agent_pb2.DescribeReply:
-        """Returns the state of the copies that plans need, and of those of these models."""
+        """Returns the state of the copies that plans need, and of the copies of `models`."""
 
     async def questions(self, pod: Pod, *, timeout: float) -> agent_pb2.DescribeReply:
         """Returns the latest requests for room, and their answers."""
@@ -126,8 +127,8 @@ class Agents:
         return stub
 
     def _retire(self, name: str) -> None:
-        """Retires a channel, because a channel keeps the certificate that it was opened with. Requests under way
-        continue on it; the next request opens a new channel."""
+        """Retires the channel to a pod, because a channel keeps the certificate that it was opened with. Requests under
+        way continue on the channel. The next request opens a new one."""
         channel = self._channels.pop(name)[1]
         task = asyncio.get_running_loop().create_task(channel.close(_RETIRED), name=f"retire channel to {name}")
         self._retiring.add(task)
@@ -146,7 +147,7 @@ class Agents:
         return await self._ask(pod, self._stub(pod).Describe, agent_pb2.DescribeRequest(model_id=model_id), timeout)
 
     async def active(self, pod: Pod, models: Iterable[str], *, timeout: float) -> agent_pb2.DescribeReply:
-        """Returns the state of the copies that plans need, and of those of these models."""
+        """Returns the state of the copies that plans need, and of the copies of `models`."""
         request = agent_pb2.DescribeRequest(active=True, models=models)
         return await self._ask(pod, self._stub(pod).Describe, request, timeout)
 

@@ -47,7 +47,7 @@ async def load(
     timeout: float,
 ) -> agent_pb2.LoadReply:
     """Asks an agent for a load and returns its answer. `footprint` is the estimate until the load is measured, and
-    `timeout` is in seconds. Raises the errors of `agents`. The debit is settled in any case."""
+    `timeout` is in seconds. Raises the errors of `agents`. The debit ends in any case."""
     debit = (request.model_id, pod.name, request.create_revision)
     taken = footprint.on(device=pod.record is not None and pod.record.device_capacity_bytes > 0)
     debits.sent(pod.name, taken.host_bytes, now_ms(), debit, device_bytes=taken.device_bytes)

@@ -1,6 +1,6 @@
 """The choice of a pod for a load. `placement` decides, based on the view and this worker's latest loads.
 
-Cold starts, status and `explain` use it.
+Cold starts, status and `explain` use this module.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ class Choosing:
         return round(self.now() * 1000)
 
     def candidates(self, model_id: str) -> list[Candidate]:
-        """Returns the candidates for a load. The memory of loads that were just sent to a pod counts as used."""
+        """Returns the candidates for a load. Memory for loads that were just sent to a pod counts as used."""
         return self.debits.apply(self._view.candidates(self.now(), model_id), self.now_ms())
 
     def choose(
@@ -43,10 +43,10 @@ class Choosing:
     ) -> choice.Choice:
         """Chooses a pod for a load of the model. `excluded` maps pods that must not be used to the reason.
 
-        A load that was just sent to a pod may count twice for a while, once as sent and once as published. That may
-        make another pod preferable, but must not cause a refusal. In that case the choice ignores loads just sent, and
-        the agents, which know their memory, decide. Likewise, a model is refused for good only if no pod that has just
-        gone could hold it."""
+        A load that was just sent to a pod may count twice for a while, once as sent and once as published. This may
+        make another pod preferable, but must not cause a refusal. If it would, the choice ignores loads just sent, and
+        the agents, which know their memory, decide. Likewise, a model is refused permanently only if none of the pods
+        that have just gone could load it."""
         published = self._view.candidates(self.now(), model_id)
         asked = self._current().constraints
         preferences = asked.preferences(record.type, {pod.labels for pod in published}) if asked is not NONE else None
@@ -82,15 +82,16 @@ class Choosing:
         return footprint.guess([pod.record for pod in self._view.pods.values() if pod.record is not None])
 
     def nowhere(self, model_id: str, record: records.ModelRecord) -> str:
-        """Returns why no pod can ever hold the model, given its measured footprint. Returns "" if a pod can, or if the
-        model was never measured."""
+        """Returns the reason why no pod can ever load the model, given its measured footprint. Returns "" if a pod can,
+        or if the model was never measured."""
         if not record.host_bytes and not record.device_bytes:
             return ""
         chosen = self.choose(model_id, record, excluded={})
         return chosen.why if chosen.verdict is choice.ChoiceVerdict.NOWHERE else ""
 
     def untaken(self, model_type: str) -> str:
-        """Returns why no pod takes models of that type, or "" if a pod does or there is no pod."""
+        """Returns the reason why no pod accepts models of that type, or "" if a pod does, or if the mesh has no
+        pods."""
         served = [frozenset(pod.record.types) for pod in self._view.pods.values() if pod.record is not None]
         why = modeltypes.untaken(model_type, served)
         return f"{why}; {_CODE}" if why and kinds.runs_code(modeltypes.name_of(model_type)) else why

@@ -1,11 +1,11 @@
 """Cold starts: one load for all calls that wait for a copy of the same model.
 
 `placement.coldstart` decides, as a state machine without I/O. This module carries out its instructions. Waiters join
-and get their answers, `finder` answers requests with events, and changes of the view and the passing of time become
+and get their answers. `finder` answers requests with events. Changes of the view, and the passing of time, become
 events too.
 
-The agents' transactions in etcd decide which pod claims a model, so two routers with different views never load it
-twice. The agent that lost names the winner, and the flight continues with that agent.
+The agents' transactions in etcd decide which pod gets the claim, so two routers with different views never load a model
+twice. The agent that lost names the winner, and the flight continues with the winner.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ _COLD = 10  # milliseconds above which a wait counts as a cache miss, as in the 
 
 
 class Waiter(Protocol):
-    """A call or management request that waits for a copy. Exactly one of the two methods is called, once."""
+    """A call or management request that waits for a copy. Exactly one of the methods is called, once."""
 
     def on_copy(self) -> None:
         """Continues, because the view has a copy that may be called."""
@@ -108,9 +108,9 @@ class ColdStart:
         idle_ms: int = 0,
         until_asked: bool = False,
     ) -> None:
-        """Adds a waiter for a copy and has the model loaded. `size` is the bytes that the waiter holds meanwhile.
-        `deadline` is on the loop's clock. With `until_asked`, `on_copy` is called as soon as an agent was asked to load
-        the model. Raises MeshError: OVERLOADED, NOT_IN_TIME, DEADLINE, UNAVAILABLE.
+        """Adds a waiter for a copy, and starts a load if none is under way. `size` is the number of bytes that the
+        waiter keeps in memory meanwhile. `deadline` is on the loop's clock. With `until_asked`, `on_copy` is called as
+        soon as an agent was asked to load the model. Raises MeshError: OVERLOADED, NOT_IN_TIME, DEADLINE, UNAVAILABLE.
 
         The waiter's methods are called later, never from within this call.
         """
@@ -132,12 +132,12 @@ class ColdStart:
         self._feed(Left(self.choosing.now_ms(), model_id, waiter))
 
     async def load(self, model_id: str, *, idle_ms: int = 0, deadline: float | None = None) -> None:
-        """Waits until there is a copy. Raises MeshError if the load or the wait failed."""
+        """Waits until a copy is available. Raises MeshError if the load or the wait failed."""
         await self._wait(model_id, idle_ms=idle_ms, deadline=deadline)
 
     async def begin(self, model_id: str, *, idle_ms: int = 0) -> None:
-        """Waits until an agent was asked to load the model or there is a copy. Raises MeshError if no agent could be
-        asked."""
+        """Waits until an agent was asked to load the model, or a copy is available. Raises MeshError if no agent could
+        be asked."""
         await self._wait(model_id, idle_ms=idle_ms, until_asked=True)
 
     async def _wait(self, model_id: str, *, deadline: float | None = None, **more: Any) -> None:
@@ -149,7 +149,7 @@ class ColdStart:
             self.leave(model_id, waiter)
 
     def loading(self, model_id: str) -> bool:
-        """Returns whether a flight of this model is under way here."""
+        """Returns whether a flight of this model is under way in this worker."""
         return self._machine.loading(model_id)
 
     def statistics(self) -> MachineStatistics:
@@ -166,13 +166,13 @@ class ColdStart:
     # --- events ---
 
     def _feed(self, event: Event) -> None:
-        """Feeds an event to the machine. Requests that take time are answered in the background."""
+        """Passes an event to the state machine. Requests that take time are answered in the background."""
         for request in self._follow(event):
             self._begin(request)
 
     def _follow(self, event: Event) -> Sequence[Request]:
-        """Feeds an event to the machine and carries out the resulting instructions. Returns the requests that take
-        time."""
+        """Passes an event to the state machine, and carries out the resulting instructions. Returns the requests that
+        take time."""
         try:
             given = self._machine.handle(event)
         except Exception as error:
@@ -282,7 +282,7 @@ class _Future:
 
 
 def _in_short(error: Exception) -> str:
-    """Returns a short text about an internal error for callers. The log has the details."""
+    """Returns a short text about an internal error, for callers. The log has the details."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 

@@ -1,4 +1,4 @@
-"""Conversion of cold starts' problems into errors for callers, and back.
+"""The conversion of cold starts' problems to errors for callers, and back.
 
 Each reason in `placement.coldstart` has a counterpart of the same name among the mesh's error reasons."""
 

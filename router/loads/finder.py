@@ -1,8 +1,8 @@
 """Answers to the requests of cold starts, with the record from the registry, the copies from the view, and replies from
 agents.
 
-Each request of `placement.coldstart` gets one answer. The finder also updates the copies in the view, the debits for
-the choice, and which agents do not answer.
+Each request of `placement.coldstart` gets one answer. The finder also updates the copies in the view, and the debits
+and unreachable agents for the choice.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ class Finder:
         self._registrations.pop(model_id, None)
 
     async def find_out(self, request: Request) -> Answer:
-        """Answers a request that takes time: to read the record, or to ask an agent."""
+        """Answers a request that takes time, by reading the record or asking an agent."""
         match request:
             case Ask():
                 return await self.ask(request)
@@ -187,7 +187,7 @@ class Finder:
         return events.Garbled(*head)
 
     def _loaded(self, pod: Pod, registration: Registration, answer: agent_pb2.LoadReply.Loaded) -> bool:
-        """Puts the copy into the view. Returns False if the view cannot take it."""
+        """Adds the copy to the view. Returns False if the view does not accept the copy."""
         if answer.load_ms:
             self._counts.loads.inc()
         copy = self._view.loaded(registration.model_id, pod, asking.copy_of(registration, answer))
@@ -200,5 +200,5 @@ class Finder:
 
 
 def _silent_ms(pod: Pod) -> int | None:
-    """Returns when the pod's agent failed to answer, in ms, or None if it answered the latest request."""
+    """Returns the time at which the pod's agent failed to answer, in ms, or None if it answered the latest request."""
     return round(pod.agent_failed_at * 1000) if pod.agent_failed_at else None

@@ -1,7 +1,7 @@
-"""Writes of registrations to etcd, alone or in batches, but never while copies of an id's former registration exist.
+"""Writes of registrations to etcd, one by one or in batches, but never while copies of an id's old registration exist.
 
-It is idempotent to register a model. If etcd did not confirm a write, a read shows whether it was made. If copies of a
-former registration are left, their agents are told to unload them, and the registration waits for that, up to a limit.
+Registering a model is idempotent. If etcd did not confirm a write, a read shows whether it was made. If copies of an
+old registration are left, their agents are asked to unload them, and the registration waits for this, up to a limit.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from router.state.registry import Registration, Registry, decode
 log = logs.get(__name__)
 
 BATCH = 60
-"""Registrations in one transaction: each takes two compares, and etcd allows 128."""
+"""Largest number of registrations in one transaction: each needs two compares, and etcd allows 128."""
 
 BATCHES = 16
-"""Transactions in flight."""
+"""Largest number of concurrent transactions."""
 
 EXISTING = "existing"
 """The outcome of an item that is already registered with the same attributes."""
 
 Fate = str | MeshError | None
-"""The outcome of one item of many: None (created), EXISTING, or why it was not registered."""
+"""The outcome for one item of many: None (created), EXISTING, or the error."""
 
 Way = tuple[list[etcds.Compare], list[etcds.Op]]
 """The comparisons and writes with which a transaction creates a record, provided that no copies of a former
@@ -118,8 +118,8 @@ class Creation:
                 await asyncio.sleep(_PAUSE)
 
     async def _done(self, model_id: str, record: ModelRecord, error: etcds.EtcdUnavailable) -> Registration:
-        """Returns the registration if etcd holds it although the write was not confirmed. This suffices, because
-        registering is idempotent. Otherwise raises the error."""
+        """Returns the registration if it is in etcd although the write was not confirmed. Otherwise raises the error.
+        (Reading is sufficient, because registering is idempotent.)"""
         if error.ambiguous:
             found = await self._registry.read(model_id, fresh=True)
             if found is not None and found.record.same_registration(record):

@@ -1,4 +1,4 @@
-"""Pods as shown to people: what they have published, and what their agents report."""
+"""Pods in the form for people: the data that they have published, and the reports of their agents."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from router.state.view import View
 
 @dataclass(frozen=True, slots=True)
 class PodInfo:
-    """A published pod, as this router sees it. Sizes are in bytes."""
+    """A published pod in this router's view. Sizes are in bytes."""
 
     pod: str
     state: str
@@ -61,7 +61,7 @@ class PullProgress:
 
 @dataclass(frozen=True, slots=True)
 class CopyDescription:
-    """A copy as its agent describes it."""
+    """An agent's description of a copy."""
 
     model_id: str
     create_revision: int

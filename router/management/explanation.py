@@ -1,4 +1,4 @@
-"""Explanations, in sentences, of where a model is and why."""
+"""Explanations, in sentences: which pods have a model, and why."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,19 +49,19 @@ def explained(
     size: int,
     decisions: dict[str, list[str]],
 ) -> Explanation:
-    """Returns, in sentences, why a model is where it is, and which pod a load would choose now. `chosen` makes that
-    choice, excluding the given pods."""
+    """Returns sentences that explain the places of a model's copies, and the pod that a load would choose now. `chosen`
+    makes this choice, excluding the given pods."""
     record = registration.record
     lines = []
     holders = {info.pod for info in status.copies if info.status in (ModelStatus.LOADED, ModelStatus.LOADING)}
     for info in status.copies:
         if info.status is ModelStatus.LOADED:
             older = f", of the content before the reload ({info.digest})" if info.generation < record.generation else ""
-            lines.append(f"It is loaded in {info.pod} and takes {format_bytes(info.bytes)} there{older}.")
+            lines.append(f"It is loaded in {info.pod} and uses {format_bytes(info.bytes)} there{older}.")
         elif info.status is ModelStatus.LOADING:
             lines.append(f"It is being loaded in {info.pod}.")
         else:
-            lines.append(f"A load in {info.pod} has failed recently; that pod is skipped until this expires.")
+            lines.append(f"A load in {info.pod} has failed recently; this pod is skipped until the failure expires.")
     if record.digest:
         lines.append(f"Its content has the digest {record.digest}, by its first load.")
     if status.reload is not None:
@@ -78,14 +78,14 @@ def explained(
     lines += [f"Error: {text}" for text in status.errors]
     if record.quarantined:
         lines.append("It is quarantined: it is not loaded until it is released or registered again.")
-    known = "measured by an earlier load" if record.host_bytes else "a guess: it was never loaded"
+    known = "measured by an earlier load" if record.host_bytes else "an estimate: it was never loaded"
     lines.append(f"A load is estimated at {format_bytes(size)} ({known}).")
     if record.load_ms:
         lines.append(f"Its last load took {record.load_ms} ms.")
     if made.pod is not None:
         lines.append(f"The next load: {made.why}.")
     elif holders or not nowhere:
-        lines.append(f"Another copy would go nowhere: {made.why}.")
+        lines.append(f"Another copy cannot be loaded: {made.why}.")
     ranking = [Ranked(ranked.pod, ranked.why) for ranked in made.ranking]
     ranking += [Ranked(refused.pod, refused.why) for refused in made.refused]
     return Explanation(
@@ -99,7 +99,8 @@ def explained(
 
 
 def _history(model_id: str, decisions: dict[str, list[str]], holders: set[str]) -> list[str]:
-    """Returns why each copy is where it is, and why the most recently removed copy was removed, as agents remember."""
+    """Returns, from the agents' decisions, why each copy was loaded, and why the most recently removed copy was
+    removed."""
     lines: list[str] = []
     gone: list[tuple[int, str]] = []
     for pod, texts in sorted(decisions.items()):

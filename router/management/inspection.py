@@ -1,5 +1,5 @@
-"""Inspection of a model: where it is and why, according to etcd, this router and the agents, and the progress of its
-loads."""
+"""The inspection of a model: its copies and the reasons for their places, according to etcd, this router and the
+agents, and the progress of its loads."""
 
 import asyncio
 import json
@@ -40,8 +40,8 @@ class Inspector:
         self._status = status
 
     async def explain(self, model_id: str, readable: Callable[[str], bool] = lambda _: True) -> Explanation:
-        """Returns where a model is, or would go, and why. Hides the ids of other models that are not `readable`. Raises
-        BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY."""
+        """Returns the pods that have a model, or that would load it, with the reasons. Hides the ids of other models
+        that are not `readable`. Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY."""
         check_id(model_id)
         seen = await self._status.look(model_id)
         if seen.registration is None:

@@ -1,4 +1,4 @@
-"""Loads that are requested through management, rather than by a call. `router.loads` carries them out."""
+"""Loads that are requested by management, not by a call. `router.loads` carries them out."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +37,7 @@ class Loading:
         self._wall = wall
 
     async def ensure(self, request: Load) -> StatusInfo:
-        """Loads a model that has no copy. A failed load is returned as a status, not raised as an error.
+        """Loads a model that has no copy. If the load fails, returns a status and raises no error.
 
         Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY, OVERLOADED.
         """

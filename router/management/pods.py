@@ -20,7 +20,8 @@ _DESCRIBE = 5.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class OpenLife:
-    """A pod that is cut off, since when, and how long registrations may still wait for it. None means no limit."""
+    """A pod that is cut off, the time since when, and the time for which registrations may still wait for it (None: no
+    limit)."""
 
     pod: str
     incarnation: str
@@ -42,8 +43,8 @@ class RouterInfo:
 
 
 class Pods:
-    """The pods as one worker shows them. `reregister_after` is how long registrations wait for a pod that is cut off,
-    in seconds. None means no limit."""
+    """The pods in one worker's view. `reregister_after` is the time for which registrations wait for a pod that is cut
+    off, in seconds (None: no limit)."""
 
     def __init__(
         self,
@@ -63,11 +64,11 @@ class Pods:
         self._reregister_after = reregister_after
 
     def published(self) -> list[PodInfo]:
-        """Returns the pods as this router sees them."""
+        """Returns the pods in this router's view."""
         return list(descriptions.published(self._view))
 
     def open_lives(self) -> list[OpenLife]:
-        """Returns the lives of pods that are cut off from etcd, as this router sees them."""
+        """Returns the lives of pods that are cut off from etcd, in this router's view."""
         found = []
         for pod, incarnation in sorted(self._view.open_lives()):
             try:
@@ -81,8 +82,8 @@ class Pods:
         return found
 
     async def forget(self, name: str) -> list[str]:
-        """Closes the open lives of a pod, so registrations no longer wait for it. Returns the incarnations. Raises
-        PRECONDITION if the pod is published, UNKNOWN_MODEL if it is unknown, REGISTRY_AWAY."""
+        """Closes the open lives of a pod, so that registrations no longer wait for the pod. Returns the incarnations.
+        Raises PRECONDITION if the pod is published, UNKNOWN_MODEL if it is unknown, REGISTRY_AWAY."""
         forgotten = await self._tombstones.forget(name)
         if not forgotten:
             if self._view.published(name) is not None:
@@ -104,7 +105,8 @@ class Pods:
         return found
 
     async def describe(self, name: str) -> PodDescription:
-        """Returns a pod as its agent describes it now. Raises UNKNOWN_MODEL if there is no such pod, UNAVAILABLE."""
+        """Returns an agent's present description of its pod. Raises UNKNOWN_MODEL if the pod does not exist,
+        UNAVAILABLE."""
         pod = self._view.pods.get(name)
         if pod is None:
             raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}; `mesh pods` lists them")

@@ -1,6 +1,6 @@
 """Registration, change and unregistration of models.
 
-Semantics and texts match the predecessor's wherever clients can observe them.
+Behaviour and texts are the predecessor's wherever clients can observe them.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,11 +51,11 @@ class Registrar:
         self._wall = wall
 
     async def register(self, request: Register) -> StatusInfo:
-        """Registers a model. Registering it again with equal attributes has no effect. Succeeds even if the requested
-        load fails.
+        """Registers a model. Has no effect if the model is already registered with the same attributes. Succeeds even
+        if the requested load fails.
 
         Raises BAD_REQUEST, REGISTRY_AWAY, CONFLICT if the id is registered with other attributes, and UNAVAILABLE if
-        copies of its former registration are not withdrawn in time.
+        copies of its old registration are not unloaded in time.
         """
         model_id, load_now = request.item.model_id, request.load_now
         record = record_of(request.item, now_ms=self._wall(), load_now=load_now, last_used_ms=request.last_used_ms)
@@ -119,7 +119,7 @@ class Registrar:
         """Asks the leader to replace all copies of a model with copies of the content now at its path
         (`leader.reloading`).
 
-        Returns at once. Old and new copies answer until all are replaced. Raises UNKNOWN_MODEL, REGISTRY_AWAY, and
+        Returns immediately. Old and new copies answer until all are replaced. Raises UNKNOWN_MODEL, REGISTRY_AWAY, and
         PRECONDITION if the registration itself names a digest.
         """
         check_id(model_id)
@@ -144,7 +144,7 @@ class Registrar:
             )
             if result.succeeded:
                 self._registry.forget(model_id)
-                log.info("a model is to be reloaded", model=model_id, generation=record.generation)
+                log.info("a reload of a model was requested", model=model_id, generation=record.generation)
                 return await self._status.of(model_id)
         raise changed_all_the_time(model_id)
 

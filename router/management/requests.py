@@ -12,8 +12,8 @@ from placement.vmodels.changes import SetVModel
 
 HOUR_MS = 3_600_000
 RECENCY_LOAD_NOW_MS = HOUR_MS
-"""Idle time, in ms, with which a model that is loaded when it is registered begins: an hour, so that it does not
-displace models in real use."""
+"""Assumed idle time, in ms, of a model that is loaded when it is registered: an hour, so that it does not evict models
+in use."""
 RECENCY_MS = 6 * HOUR_MS
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -51,7 +51,7 @@ class Load:
 
 
 SYNC_WAIT = 240.0
-"""Seconds that a request with `sync` waits for the end of a move; the predecessor's figure."""
+"""Seconds for which a request with `sync` waits for the end of a move: the predecessor's value."""
 
 _VERSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}")
@@ -81,7 +81,7 @@ def named(request: MoveVModel) -> list[str]:
 
 
 def check_move(request: MoveVModel) -> None:
-    """Checks a request to change a vmodel, but not whether its models exist. Raises BAD_REQUEST."""
+    """Checks a request to change a vmodel, except for the existence of its models. Raises BAD_REQUEST."""
     check_vmodel_id(request.vmodel_id)
     change = request.change
     mirror, sticky, version, weights = change.mirror, change.sticky, change.version, change.weights or {}

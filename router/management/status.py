@@ -87,8 +87,7 @@ class Reporter:
         self._wall = wall
 
     async def of(self, model_id: str) -> StatusInfo:
-        """Returns a model's status. This does not load the model or count as a use. Raises BAD_REQUEST,
-        REGISTRY_AWAY."""
+        """Returns a model's status. Neither loads the model nor counts as a use. Raises BAD_REQUEST, REGISTRY_AWAY."""
         check_id(model_id)
         seen = await self.look(model_id)
         return StatusInfo(ModelStatus.NOT_FOUND) if seen.registration is None else self.info(seen.registration, seen)
@@ -163,7 +162,7 @@ class Reporter:
         return StatusInfo(status, errors, tuple(infos), record, reload=seen.reload)
 
     def notes(self, record: ModelRecord) -> tuple[str, ...]:
-        """Returns what prevents a load of the model now, although none has failed."""
+        """Returns the reasons that prevent a load of the model now, although no load has failed."""
         untaken = self.untaken(record.type)
         return (untaken,) if untaken else ()
 
@@ -172,8 +171,8 @@ class Reporter:
         return self._coldstart.choosing.untaken(model_type)
 
     def errors(self, record: ModelRecord) -> tuple[str, ...]:
-        """Returns why a model is not loaded, or not loaded in some pod: the failures in its record that have not
-        expired."""
+        """Returns the reasons why a model is not loaded, or not loaded in some pod: the failures in its record that
+        have not expired."""
         failures = record.recent_failures(self._wall(), self._failure_expiry_ms)
         errors = tuple(failure.text for failure in failures if failure.text)
         if self._changed(record):

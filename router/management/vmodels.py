@@ -34,7 +34,8 @@ _LOOK = 1.0  # seconds between two reads of a vmodel that a request waits for, i
 _WAIT_FOR_WAY = 10.0  # seconds for copies of a former registration of the target's id to be withdrawn
 
 Listen = Callable[[Callable[[str], None]], None]
-"""Registers a function, which is called with the id of each vmodel that is created, changed or deleted."""
+"""A function that registers a listener, which is called with the id of each vmodel that is created, changed or
+deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class VModelInfo:
 
     @property
     def status(self) -> VModelStatus:
-        """The status as the API names it."""
+        """The status in the API's terms."""
         if self.record is None:
             return VModelStatus.NOT_FOUND
         if not self.record.moving:
@@ -94,9 +95,9 @@ class VModels:
         listen(self._on_change)
 
     async def set(self, request: MoveVModel, permit: Callable[[str], None] = lambda _: None) -> VModelInfo:
-        """Creates or changes a vmodel. If the target cannot be loaded, this is returned as a status, not raised as an
-        error. `permit` gets a new target before the change is written, and raises MeshError if the caller may not
-        choose it.
+        """Creates or changes a vmodel. If the target cannot be loaded, returns a status and raises no error. `permit`
+        is called with a new target before the change is written, and raises MeshError if the caller may not choose this
+        target.
 
         Raises BAD_REQUEST; UNKNOWN_MODEL for a target, a version or, with `update_only`, a vmodel that does not exist;
         CONFLICT for another owner, or a target that is registered with other attributes; PRECONDITION for an
@@ -104,7 +105,10 @@ class VModels:
         """
         check_move(request)
         if request.sync and sum(map(len, self._waiting.values())) >= MAX_WAITS:
-            text = f"{MAX_WAITS} requests wait for moves of vmodels in this worker: ask without sync, or later"
+            text = (
+                f"{MAX_WAITS} requests are already waiting for moves in this worker: send the request without "
+                "sync, or later"
+            )
             raise MeshError(Reason.OVERLOADED, text, retry_after=5.0)
         change, models = await self._change(request, permit)
         after = change.after
@@ -188,7 +192,7 @@ class VModels:
             return change, models
 
     async def _load(self, request: MoveVModel, change: Change, models: Models) -> None:
-        """Begins the loads that the leader does not make: those of a target that is active already, and of the models
+        """Begins the loads that the leader does not begin: those of a target that is active already, and of the models
         of a split."""
         after, before = change.after, change.before
         assert after is not None

@@ -13,8 +13,8 @@ class DataplaneFile(FollowedFile):
     """The configuration of a router pod, from an option or from a file that is watched."""
 
     def __init__(self, text: str, path: str, published: Path) -> None:
-        """Makes a configuration from `text`, or from the file at `path`; there is none if both are empty. `published`
-        is the file for the workers."""
+        """Makes a configuration from `text`, or from the file at `path`. If both are empty, there is no configuration.
+        `published` is the file for the workers."""
         super().__init__(
             "the data-plane configuration",
             path,
@@ -27,7 +27,7 @@ class DataplaneFile(FollowedFile):
 
     def follow(self, registry: metrics.Registry) -> None:
         """Adds the metric by which an alert can notice an unusable file."""
-        text = "1 if the file of the data-plane configuration cannot be used, so that its former content applies."
+        text = "1 if the file of the data-plane configuration cannot be used and its previous content applies."
         registry.gauge("mesh_dataplane_config_refused", text, merge="max").follow(lambda: int(bool(self.state.error)))
 
 
@@ -40,7 +40,7 @@ class DataplaneFollower:
         self._follower = Follower(published, self._adopt)
 
     def look(self) -> None:
-        """Applies what the pod has published since the last look."""
+        """Applies a content that the pod has published since the last call."""
         self._follower.look()
 
     def document(self) -> dict[str, object] | None:

@@ -1,4 +1,4 @@
-"""The long-lived tasks of a router pod and its workers, and what would go wrong without each.
+"""The long-lived tasks of a router pod and its workers, and the consequence if one of them ends.
 
 Nearly all of them are essential, because a restarted router recovers its state within seconds.
 """

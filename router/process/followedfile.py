@@ -1,11 +1,11 @@
 """Files that a router follows while it runs, and their way to the workers.
 
-The pod's main process (`FollowedFile`) reads a file and looks for changes each second. It hands the last usable content
-to the workers as a file in the run directory, together with the reason why a newer content cannot be used. The workers
-(`Follower`) look at that file, so a worker that starts later has the same content.
+The pod's main process (`FollowedFile`) reads a file, and looks for changes every second. It publishes the last usable
+content for the workers as a file in the run directory, together with the reason why a newer content cannot be used. The
+workers (`Follower`) read that file, so that a worker which starts later has the same content.
 
-A file counts as changed if its inode, time of change or size differ, after links have been followed. This also covers
-Kubernetes, which replaces a mounted ConfigMap by moving a link above the file.
+A file counts as changed if its inode, time of change or size differ, after links have been followed. This includes
+changes by Kubernetes, which replaces the content of a mounted ConfigMap by moving a link above the file.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _Stamp = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """The content in force, and the trouble with a newer one."""
+    """The content in use, and the reason why a newer content is not used."""
 
     text: str  # empty: there is none
     source: str  # the file's path, or the name of an option that has the content
@@ -52,7 +52,7 @@ class FollowedFile:
         option: str = "",
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Follows the file at `path`, or uses `text`; there is no content if both are empty. `what` names the kind of
+        """Follows the file at `path`, or uses `text`. If both are empty, there is no content. `what` names the kind of
         file in messages. `published` is the file for the workers. `check` raises ValueError for a content that cannot
         be used. `limit` is the largest content in bytes; one more byte is read, so that `check` can refuse more."""
         self._what = what
@@ -91,7 +91,7 @@ class FollowedFile:
 
     def look(self) -> None:
         """Publishes the content of a changed file. If that content cannot be used, publishes the reason instead, and
-        the former content stays in force."""
+        the old content stays in use."""
         path = self._path
         assert path is not None
         try:
@@ -102,7 +102,7 @@ class FollowedFile:
         except ValueError as error:
             if str(error) != self.state.error:
                 log.error(
-                    f"{self._what} cannot be used; the former content stays in force",
+                    f"{self._what} cannot be used; the previous content stays in use",
                     path=str(path),
                     why=str(error),
                     age_s=round(self._wall() - self.state.read),
@@ -135,14 +135,14 @@ class Follower:
     """One worker's view of a followed file."""
 
     def __init__(self, published: Path, adopt: Callable[[str], None]) -> None:
-        """Makes a follower. `adopt` gets each content, which is usable."""
+        """Makes a follower. `adopt` is called with each usable content."""
         self._published = published
         self._adopt = adopt
         self._stamp: _Stamp | None = None
         self.state = FileState("", "")
 
     def look(self) -> None:
-        """Adopts what the pod has published since the last look."""
+        """Adopts a content that the pod has published since the last call."""
         try:
             stamp = _stamp(self._published)
             if stamp == self._stamp:

@@ -19,7 +19,7 @@ _BODY_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """The addresses, TLS and program that clients connect to."""
+    """The options for the addresses, TLS and program of the edge."""
 
     listen: Annotated[str, typer.Option(envvar="MESH_LISTEN", help="Address that clients call, HOST:PORT.")] = (
         "127.0.0.1:8033"
@@ -38,8 +38,10 @@ class Edge:
         str,
         typer.Option(
             envvar="MESH_MANAGEMENT_LISTEN",
-            help="Address of its own for management, HOST:PORT, which also serves inference. --listen then serves no "
-            "management.",
+            help=(
+                "Separate address for management, HOST:PORT, which also serves inference. --listen then serves "
+                "no management."
+            ),
         ),
     ] = ""
     tls_cert: Annotated[
@@ -106,7 +108,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class AccessControl:
-    """The control of access (docs/security.md)."""
+    """The options for access control (docs/security.md)."""
 
     auth: Annotated[
         str,
@@ -170,7 +172,8 @@ class AccessControl:
             raise typer.BadParameter(text, param_hint="--grants-file")
 
     def warning(self, *addresses: str) -> str:
-        """Returns a warning if requests without a key are answered on an address beyond this machine, or else ""."""
+        """Returns a warning if requests without a key are answered on an address that other machines can reach, or else
+        ""."""
         open_to = [one for one in addresses if not _is_loopback(one)]
         if self.auth != "off" or not open_to:
             return ""
@@ -190,7 +193,7 @@ def _is_loopback(address: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TokenOptions:
-    """The issuers of tokens that are accepted besides API keys (docs/security.md)."""
+    """The options for issuers of tokens, which are accepted besides API keys (docs/security.md)."""
 
     auth_jwt_issuer: Annotated[
         str,
@@ -213,8 +216,11 @@ class TokenOptions:
         typer.Option(
             envvar="MESH_AUTH_JWT_KEYS",
             metavar="FILE|URL",
-            help="Public keys of the issuer (JWKS): a file, read again when it changes, or an https URL, read every 5 "
-            "minutes and when a token names a new key. Default: the URL in the issuer's discovery document.",
+            help=(
+                "Public keys of the issuer (JWKS): a file, read again when it changes, or an https URL, read "
+                "every 5 minutes and when a token names an unknown key. Default: the URL in the issuer's "
+                "discovery document."
+            ),
         ),
     ] = ""
     auth_jwt_ca: Annotated[
@@ -236,14 +242,14 @@ class TokenOptions:
         str,
         typer.Option(
             envvar="MESH_AUTH_JWT_USER_CLAIM",
-            help="Claim with the name of the user; grants call the user user:NAME.",
+            help="Claim with the name of the user, who is user:NAME in grants.",
         ),
     ] = "sub"
     auth_jwt_groups_claim: Annotated[
         str,
         typer.Option(
             envvar="MESH_AUTH_JWT_GROUPS_CLAIM",
-            help="Claim with the user's groups, or a path such as realm_access.roles; grants call them group:NAME.",
+            help="Claim with the user's groups, which are group:NAME in grants, or a path such as realm_access.roles.",
         ),
     ] = "groups"
     auth_jwt_skew: Annotated[
@@ -252,7 +258,7 @@ class TokenOptions:
             envvar="MESH_AUTH_JWT_SKEW",
             min=0.0,
             max=300.0,
-            help="Difference between the clocks of issuer and router that is tolerated, in seconds.",
+            help="Tolerated difference between the clocks of issuer and router, in seconds.",
         ),
     ] = 60.0
     auth_kubernetes: Annotated[
@@ -269,8 +275,11 @@ class TokenOptions:
         typer.Option(
             envvar="MESH_AUTH_KUBERNETES_AUDIENCE",
             metavar="NAME,...",
-            help="Audiences of accepted service account tokens (kubectl create token --audience). Empty: the API "
-            "server's own, so that a token that was sent here could also be used there.",
+            help=(
+                "Audiences of accepted service account tokens (kubectl create token --audience). Empty: the "
+                "API server's own audience, so that anyone who sees a token could also use it at the API "
+                "server."
+            ),
         ),
     ] = "mesh"
     auth_kubernetes_api: Annotated[
@@ -357,7 +366,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class RouterLimits:
-    """Limits of calls and of the memory that they take (docs/limits.md)."""
+    """The options for limits on calls, and on the memory that calls use (docs/limits.md)."""
 
     max_message: Annotated[
         str, typer.Option(envvar="MESH_MAX_MESSAGE", help="Size of the largest request or reply, in bytes.")
@@ -389,8 +398,10 @@ class RouterLimits:
         str,
         typer.Option(
             envvar="MESH_EDGE_MEMORY",
-            help="Bytes that Envoy may hold; close to the limit it resets the largest streams and refuses new "
-            "connections. 0: no limit.",
+            help=(
+                "Memory that Envoy may use, in bytes; close to the limit, Envoy resets the largest streams and "
+                "refuses new connections. 0: no limit."
+            ),
         ),
     ] = "384MiB"
     max_connections_per_pod: Annotated[
@@ -413,8 +424,9 @@ class RouterLimits:
         typer.Option(
             envvar="MESH_UNLOAD_WAIT",
             min=0.1,
-            help="Longest wait for pods to unload copies when a model is unregistered, or its id is registered again, "
-            "in seconds.",
+            help=(
+                "Longest wait for pods to unload copies when a model is unregistered or registered again, in seconds."
+            ),
         ),
     ] = 10.0
     max_waiters: Annotated[
@@ -452,13 +464,14 @@ class RouterLimits:
     ] = 20.0
 
     def body_bytes(self) -> int:
-        """Returns the bytes that a worker may hold in bodies. Raises BadParameter if one message does not fit."""
+        """Returns the number of bytes of bodies that a worker may have in memory. Raises BadParameter if one message
+        does not fit."""
         return checked.body_bytes(self.max_body_bytes, least=_BODY_BYTES, max_message=self.max_message)
 
 
 @dataclass(frozen=True, slots=True)
 class Methods:
-    """The methods that clients may call, and calls of several models."""
+    """The options for the methods that clients may call, and for calls of several models."""
 
     dataplane_config: Annotated[
         str,
@@ -493,7 +506,7 @@ class Methods:
 
 
 def workers(text: str) -> int:
-    """Returns the number of workers, 0 for auto. Raises BadParameter."""
+    """Returns the number of workers, or 0 for `auto`. Raises BadParameter."""
     if text == "auto":
         return 0
     if not text.isdigit() or not 0 < int(text) <= 256:

@@ -74,9 +74,9 @@ _KILL = 5.0  # seconds after its drain before a worker is killed
 def default_workers(cpus: int) -> int:
     """Returns the number of workers: one for every two CPUs.
 
-    Envoy takes 60 % of a router's CPU per call, so with one worker per CPU, some workers would always be idle. And with
-    fewer workers, each finds more calls to handle when it wakes. Measured on 2 CPUs, 64 calls in flight: one worker
-    takes 58 us a call and Envoy 100, two take 80 to 100 and Envoy 115 to 150.
+    Envoy uses 60 % of a router's CPU time per call, so with one worker per CPU, some workers would always be idle. With
+    fewer workers, each also finds more calls to handle when it wakes. Measured on 2 CPUs, 64 calls in flight: one
+    worker takes 58 us a call and Envoy 100, two take 80 to 100 and Envoy 115 to 150.
     """
     return max(1, (cpus + 1) // 2)
 
@@ -214,7 +214,7 @@ class RouterPod:
         )
 
     def why_not_ready(self) -> str | None:
-        """Returns why this router takes no calls, or None if it takes calls."""
+        """Returns the reason why this router accepts no calls, or None if it does."""
         if self._stopping:
             return "this router is stopping"
         if not self._following.read.is_set():
@@ -227,7 +227,7 @@ class RouterPod:
         return None
 
     def _why_nobody_serves(self) -> str | None:
-        """Returns why no calls can be served, or None if Envoy and at least one worker run and respond."""
+        """Returns the reason why no calls can be served, or None if Envoy and at least one worker run and respond."""
         if self._envoy is not None and (reason := self._envoy.why_not_ready) is not None:
             return reason
         connected = self._feed.ready()
@@ -237,8 +237,8 @@ class RouterPod:
         return "; ".join(filter(None, troubles)) if troubles and all(troubles) else None
 
     def _why_not_live(self) -> str | None:
-        """Returns why the pod is not live, or None. A pod is not live if restarts of its children have not helped, but
-        a new container may."""
+        """Returns the reason why the pod is not live, or None. A pod is not live if restarts of its children have not
+        helped, but a new container may help."""
         down = asyncio.get_running_loop().time() - self._served
         if self._stopping or down < _DEAD:
             return None
@@ -419,7 +419,7 @@ class RouterPod:
         return metrics.render(await self._snapshot())
 
     async def stop(self, grace: float | None = None) -> None:
-        """Stops all parts in order. Calls in flight get `grace` seconds; if it is None, the setting applies."""
+        """Stops all parts in order. Calls in flight get `grace` seconds to end (None: the time in the settings)."""
         grace = self.settings.drain if grace is None else grace
         self._stopping = True
         for worker in self._workers:
@@ -467,7 +467,7 @@ def _say(line: str) -> None:
 
 
 async def run(settings: RouterSettings) -> int:
-    """Runs a router pod until SIGTERM or SIGINT, or until it has to end. Returns the exit status; raises StartError."""
+    """Runs a router pod until SIGTERM or SIGINT, or until it has to end. Returns the exit status. Raises StartError."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

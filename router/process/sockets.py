@@ -1,8 +1,8 @@
 """The sockets on which Envoy calls workers. The router pod creates and keeps them, and passes them to its workers.
 
-There is thus always a listener. While a dead worker is being replaced, its calls wait in the sockets' queues for the
-next worker. Without a listener they would fail, and so would many more, because Envoy prefers the worker with the
-fewest calls. For the same reason, a router pod with few CPUs can run a single worker.
+The sockets thus always have a listener. While a dead worker is being replaced, its calls wait in the sockets' queues
+for the next worker. Without a listener these calls would fail, and so would many more, because Envoy prefers the worker
+with the fewest calls. For the same reason, a router pod with few CPUs can run a single worker.
 """
 
 import contextlib
@@ -13,7 +13,8 @@ BACKLOG = 4096  # connections not yet accepted; the kernel cuts it to its own li
 
 GRPC, INFERENCE, REST = KINDS = ("grpc", "infer", "rest")
 MANAGED_GRPC, MANAGED_REST = MANAGED = ("mgrpc", "mrest")
-"""The sockets behind a port of its own for management, if there is one; the others then serve no management."""
+"""The kinds of sockets behind a separate port for management. If there is such a port, the other sockets do not serve
+management."""
 
 
 class Sockets:

@@ -86,7 +86,7 @@ _IDLE = 50.0  # seconds after which an idle connection to a pod is closed: befor
 class WorkerProcess:
     """A worker and its parts. Call `start()`, then `stop()`.
 
-    If Envoy is the edge, `handed` holds the descriptors of the listening sockets. The worker owns and closes them.
+    If Envoy is the edge, `handed` has the descriptors of the listening sockets. The worker owns and closes the sockets.
     """
 
     def __init__(self, settings: RouterSettings, index: int, handed: Sequence[int] = ()) -> None:
@@ -217,7 +217,7 @@ class WorkerProcess:
         self._gauges(bodies)
 
     def why_not_ready(self) -> str | None:
-        """Returns why this worker takes no calls, or None if it takes calls."""
+        """Returns the reason why this worker accepts no calls, or None if it does."""
         if self._draining:
             return "this router is stopping"
         if not self._listening:
@@ -235,7 +235,7 @@ class WorkerProcess:
             self._tasks.run(duties.WORKER_CERTIFICATES, self.identity.run)
         # Without the feed, every call is a cold start, and a resident model needs etcd.
         if not await self.feed.first(_FEED_WAIT):
-            log.warning("calls are taken before the registry (etcd) was read", waited=_FEED_WAIT)
+            log.warning("calls are accepted before the registry (etcd) was read", waited=_FEED_WAIT)
         if settings.edge == "envoy":
             grpc, inference, rest, *managed = map(sockets.adopt, self._handed)
             await self.server.listen_on(grpc)
@@ -376,7 +376,7 @@ class WorkerProcess:
 
 
 async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) -> int:
-    """Runs the worker until it is told to stop or has to end. Returns the exit status."""
+    """Runs the worker until a signal stops it, or until it has to end. Returns the exit status."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

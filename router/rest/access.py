@@ -1,6 +1,6 @@
 """API keys and grants over REST, below `/mesh/v1/`.
 
-A key is in the answer that creates it and nowhere else: only its digest is stored.
+A key is sent only in the answer to the request that creates it, because only its digest is stored.
 """
 
 import time
@@ -34,7 +34,7 @@ ROUTES = (
 """All routes of this module."""
 
 OVERLAP = 24 * 3600.0
-"""Seconds for which the former secret of a rotated key stays valid, unless the request says otherwise."""
+"""Seconds for which the old secret of a rotated key stays valid, unless the request says otherwise."""
 
 _MOST = 10 * 365 * 24 * 3600.0  # seconds
 
@@ -92,7 +92,7 @@ class AccessApi:
         return web.json_response(_made(made), status=201)
 
     async def rotate_key(self, request: web.Request) -> web.Response:
-        """Adds a secret to a key. The former one stays valid for `overlap` seconds. The answer has the new one."""
+        """Adds a secret to a key. The old secret stays valid for `overlap` seconds. The answer has the new secret."""
         name = id_of(request, "key")
         body = await object_of(request, optional=True)
         modeldocuments.check_names(body, _ROTATION, "a rotation")
@@ -116,7 +116,7 @@ class AccessApi:
         return web.json_response(document | ({"file": filed} if (filed := self._filed()) else {}))
 
     async def put_grant(self, request: web.Request) -> web.Response:
-        """Creates or replaces a grant. Answers 201 if it is new."""
+        """Creates or replaces a grant. Answers 201 if the grant is new."""
         name = id_of(request, "grant")
         one = _parsed(name, await object_of(request))
         new = await self._store.put(name, one)
@@ -128,7 +128,7 @@ class AccessApi:
         return web.json_response({"name": name, "existed": await self._store.remove(name)})
 
     async def apply_grants(self, request: web.Request) -> web.Response:
-        """Makes the grants exactly those in the body. Grants that were created with a key stay."""
+        """Replaces all grants with those in the body. Grants that were created with a key stay."""
         body = await object_of(request)
         modeldocuments.check_names(body, ("grants",), "a set of grants")
         wanted = body.get("grants")

@@ -26,9 +26,9 @@ _MAX_WAIT = 3600.0  # seconds
 
 
 def move_of(document: dict[str, Any], alias: str) -> MoveVModel:
-    """Returns the request for a document. A `model` in it is registered as the target, with the id `ALIAS@VERSION`
-    unless the document names another. That model is deleted with its last reference unless `auto_delete` is false.
-    Raises MeshError."""
+    """Returns the request that a document describes. If the document has a `model`, it is registered as the target,
+    with the id `ALIAS@VERSION` unless the document gives another id. This model is deleted with its last reference
+    unless `auto_delete` is false. Raises MeshError."""
     modeldocuments.check_names(document, MOVE, "an alias")
     target, version, model = _text(document, "target"), _text(document, "version"), document.get("model")
     item = None
@@ -67,7 +67,7 @@ def move_of(document: dict[str, Any], alias: str) -> MoveVModel:
 
 
 def rollback_of(document: dict[str, Any], alias: str) -> MoveVModel:
-    """Returns the request to move back to the previous version, or to the one that the document names. Raises
+    """Returns the request to move back to the previous version, or to the version that the document names. Raises
     MeshError."""
     modeldocuments.check_names(document, ROLLBACK, "a rollback")
     version = _text(document, "version")
@@ -124,7 +124,7 @@ def status_of(info: VModelInfo, readable: Callable[[str], bool] = lambda _: True
 
 
 def different(error: DifferentError) -> MeshError:
-    """Returns the error for a target that is registered already with other attributes, with the way out."""
+    """Returns the error for a target that is already registered with other attributes. The text says what to do."""
     return error.explained("Give the new one another version")
 
 

@@ -1,8 +1,8 @@
 """The aiohttp application of a worker: V2 REST, management, and error responses.
 
-Run it with `make_runner`, because two of aiohttp's defaults would be wrong here. When a client goes away, its request
-must be cancelled, or the call that it made would continue. And compressed bodies must arrive unchanged, because aiohttp
-applies its own limit when it decompresses them.
+Run the application with `make_runner`, because two of aiohttp's defaults would be wrong here. When a client goes away,
+its request must be cancelled, because otherwise the request's call would continue. Compressed bodies must arrive
+unchanged, because aiohttp applies its own limit when it decompresses them.
 """
 
 import socket
@@ -23,7 +23,7 @@ from router.rest.v2 import V2
 
 log = logs.get(__name__)
 
-NO_MANAGEMENT = "this port serves no management: send the request to the mesh's port for management"
+NO_MANAGEMENT = "this port does not serve management: send the request to the mesh's management port"
 """The error for management requests to `--listen` while `--management-listen` is set."""
 
 _BACKLOG = 4096  # connections not yet accepted: a unix socket refuses further ones, and Envoy opens one for each call
@@ -33,7 +33,7 @@ _MAX_HEADER = 64 * 1024  # bytes; the edge has the same limit
 
 
 def make_app(parts: Parts, *, managed: bool = True) -> web.Application:
-    """Returns the application, without management unless it is `managed`. Run it with `make_runner`."""
+    """Returns the application, with management if `managed` is True. Run the application with `make_runner`."""
     settings, guard, audit = parts.settings, parts.guard, parts.audit
     address = settings.management_listen or settings.listen
     loopback = origins.is_loopback(address if settings.edge == "envoy" else settings.rest_listen)
@@ -80,7 +80,7 @@ def make_runner(parts: Parts, *, grace: float = 20.0, managed: bool = True) -> w
 async def serve_on(
     parts: Parts, listening: socket.socket, *, grace: float = 20.0, managed: bool = True
 ) -> web.AppRunner:
-    """Serves on a socket that listens already, with management if it is `managed`. The runner's `cleanup()` stops
+    """Serves on a socket that already listens, with management if `managed` is True. The runner's `cleanup()` stops
     serving, gives requests in flight `grace` seconds, and closes the socket."""
     runner = make_runner(parts, grace=grace, managed=managed)
     await runner.setup()
@@ -101,8 +101,8 @@ async def serve_tcp(
     shared: bool = False,
     grace: float = 20.0,
 ) -> web.AppRunner:
-    """Serves on a TCP port. If `shared`, the other workers listen on it too (SO_REUSEPORT). Raises OSError if the port
-    is taken."""
+    """Serves on a TCP port. If `shared`, other workers listen on the same port (SO_REUSEPORT). Raises OSError if the
+    port is taken."""
     runner = make_runner(parts, grace=grace)
     await runner.setup()
     try:
@@ -119,7 +119,8 @@ async def _anonymous(_: web.Request, response: web.StreamResponse) -> None:
 
 @web.middleware
 async def _heard_out(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Reads the body of a refused request to its end, unless it was refused for being slow."""
+    """Reads the body of a refused request to its end, unless the request was refused because its body arrived too
+    slowly."""
     response = await handler(request)
     if response.status >= HTTPStatus.BAD_REQUEST and response.status != Reason.TOO_SLOW.http:
         await bodies.drop(request)

@@ -1,8 +1,7 @@
-"""A V2 request over HTTP, as read from its path and headers, independent of the HTTP server.
+"""A V2 request over HTTP, parsed from its path and headers, independent of the HTTP server.
 
-Paths are split before they are decoded, because ids may contain `/`, which clients write as `%2F` (though some stock
-clients do not). Headers are only read when needed, so a request is not refused for faults in parts that it does not
-use.
+Paths are split before they are decoded, because ids may contain `/`, which most clients write as `%2F`. Headers are
+read only when they are needed, so that a request is not refused for faults in parts that it does not use.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ from router.calls import extensions
 from router.inference.models import Caller
 
 TIMEOUT = 300.0
-"""Timeout of calls that state none, in seconds: longer than a cold start may take."""
+"""Timeout of calls without one, in seconds: longer than a cold start may take."""
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -26,7 +25,7 @@ MODELS = "/v2/models/"
 
 _PASSED = ("traceparent", "tracestate", "baggage")  # besides x- and mm-
 _CREDENTIALS = frozenset({names.AUTHORIZATION.decode(), names.CLIENT_CERTIFICATE.decode()})
-"""The headers that the dispatcher needs to know the caller, and passes to no model server."""
+"""The headers by which the dispatcher identifies the caller, and which it passes to no model server."""
 
 _NOT_PASSED = ("x-forwarded-", "x-envoy-", "x-request-timeout", "x-real-ip", "x-mesh-")
 
@@ -35,7 +34,7 @@ class Fields(Protocol):
     """The headers of a request by case-insensitive name. aiohttp implements this in C."""
 
     def getall(self, key: str, default: tuple[()]) -> Sequence[str]:
-        """Returns all values of that name."""
+        """Returns all values of the header with that name."""
 
     def items(self) -> Iterable[tuple[str, str]]:
         """Returns names and values in the order in which they arrived."""
@@ -51,7 +50,7 @@ class PlainFields:
         self._items = [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in headers]
 
     def getall(self, key: str, default: tuple[()]) -> Sequence[str]:
-        """Returns all values of that name."""
+        """Returns all values of the header with that name."""
         lower = key.lower()
         return [value for name, value in self._items if name == lower] or default
 
@@ -93,7 +92,7 @@ class Asked:
         if target.operation != "infer":
             if (refusal := extensions.of_operation(self.path)) is not None:
                 raise refusal
-            text = f"{self.path:.200} takes no POST: an inference is POST /v2/models/MODEL/infer"
+            text = f"{self.path:.200} does not accept POST: an inference is POST /v2/models/MODEL/infer"
             raise MeshError(Reason.UNKNOWN_METHOD, text)
         return target
 
@@ -177,7 +176,7 @@ def split_path(raw_path: str) -> ModelPath:
 
 
 def decoded(text: str) -> str:
-    """Returns the text percent-decoded. Raises MeshError if that is not UTF-8."""
+    """Returns the percent-decoded text. Raises MeshError if the result is not UTF-8."""
     try:
         return urllib.parse.unquote(text, errors="strict")
     except UnicodeDecodeError as error:

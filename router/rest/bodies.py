@@ -1,13 +1,13 @@
 """Bodies of REST requests and replies: read and written within the worker's budget, and at a minimum rate.
 
-aiohttp would read any body completely, and buffer a complete reply even if the client does not read it. Here a body is
-refused early if it exceeds the limit or the budget has no room for it. It is read piece by piece and must keep up a
-minimum rate. A large reply is also written piece by piece, and given up if the client reads too slowly. Other modules
+aiohttp would read every body completely, and buffer a complete reply even if the client does not read it. Here a body
+is refused early if it exceeds the limit, or if the budget has no room for it. It is read in pieces, and must arrive at
+a minimum rate. A large reply is also written in pieces, and given up if the client reads too slowly. Other modules
 interpret bodies.
 
 A refused body is still read to its end, up to a limit, and discarded. Simple clients (Python's urllib, Java's
 HttpURLConnection) write the complete request before they read the answer, and Envoy closes an HTTP/1.1 connection once
-it has passed on an answer. Without this, these clients would only see a connection reset.
+it has passed on an answer. If the body were not read, these clients would only see that the connection was reset.
 """
 
 import asyncio
@@ -117,7 +117,7 @@ async def drop(request: web.Request) -> None:
 
 
 class _BodyPace:
-    """A record of how far a peer may still fall behind the minimum rate."""
+    """The rate of a peer, compared with the minimum rate."""
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies

@@ -1,11 +1,12 @@
 """Registration or unregistration of many models at once. Request and answer are streams of newline-delimited JSON.
 
-A million models make a body of 100 MB. It is read line by line and carried out in batches, a few at a time, so memory
-stays bounded and etcd is kept busy. While a batch waits for etcd, the next one is parsed. A bad line is reported and
-does not affect other lines.
+A million models make a body of 100 MB. The body is read line by line, and carried out in batches, a few at a time, so
+that memory is bounded and etcd is kept busy. While a batch waits for etcd, the next one is parsed. A bad line is
+reported, and does not affect other lines.
 
-A line may be a single byte, and a few kilobytes of gzip may hold millions of lines. So the numbers of lines, bad lines,
-decompressed bytes and concurrent imports are limited, and other calls get to run after every `SLICE` seconds of work.
+A line may be a single byte, and a few kilobytes of gzip may hold millions of lines. Therefore the numbers of lines, bad
+lines, decompressed bytes and concurrent imports are limited, and other calls can run after every `SLICE` seconds of
+work.
 """
 
 import abc
@@ -37,7 +38,8 @@ MAX_BAD = 10_000
 """Number of bad lines after which an import ends, because the file is probably the wrong one."""
 
 AT_ONCE = 2
-"""Maximum number of concurrent imports in one worker. Each takes up to `SLICE` of every turn of the event loop."""
+"""Maximum number of concurrent imports in one worker. Each uses up to `SLICE` seconds in every iteration of the event
+loop."""
 
 SLICE = 0.005
 """Seconds of work after which other calls run."""
@@ -80,7 +82,7 @@ class Totals:
 
 
 class ImportPace:
-    """Pauses that let other calls run during work that would not pause by itself."""
+    """Pauses for other calls, during work that has no pauses of its own."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -108,9 +110,9 @@ class Bulk(abc.ABC, Generic[T]):
         untaken: Callable[[str], str] = lambda _: "",
         noted: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
-        """Makes a stream. `may` raises MeshError for a model that the caller may not change. `untaken` returns why no
-        pod takes models of a type, or "". `noted` gets each model that was changed or refused, and `OK` or the
-        reason."""
+        """Makes a stream. `may` raises MeshError for a model that the caller may not change. `untaken` returns the
+        reason why no pod accepts models of a type, or "". `noted` is called with each model that was changed or
+        refused, and `OK` or the reason."""
         self._registration = registration
         self._may = may
         self._untaken = untaken
@@ -125,8 +127,8 @@ class Bulk(abc.ABC, Generic[T]):
     async def run(self, lines: AsyncIterator[bytes]) -> None:
         """Carries out each line and writes the outcomes, followed by the totals.
 
-        Ends early if the registry is unavailable. What was done until then remains, and the last line says `"finished":
-        false`."""
+        Ends early if the registry is unavailable. The changes made until then remain, and the last line says
+        `"finished": false`."""
         loop = asyncio.get_running_loop()
         self._progress_at = loop.time() + _PROGRESS
         pace = ImportPace()
@@ -182,7 +184,7 @@ class Bulk(abc.ABC, Generic[T]):
 
     @abc.abstractmethod
     def parse(self, line: bytes) -> T:
-        """Returns what a line asks for. Raises MeshError."""
+        """Parses a line. Raises MeshError."""
 
     @abc.abstractmethod
     def model_of(self, asked: T) -> str:
@@ -190,8 +192,8 @@ class Bulk(abc.ABC, Generic[T]):
 
     @abc.abstractmethod
     async def carry_out(self, asked: list[T]) -> Sequence[str | MeshError | None]:
-        """Carries out several lines. Returns for each None if it made a change, a text if no change was needed, or the
-        error."""
+        """Carries out several lines. For each line, returns None if it made a change, a text if no change was needed,
+        or the error."""
 
     async def _submit(self, batch: list[tuple[int, T]]) -> None:
         if not batch:
@@ -266,7 +268,7 @@ class Import(Bulk[Item]):
         return [modeldocuments.different(fate) if isinstance(fate, DifferentError) else fate for fate in fates]
 
     def remarks(self) -> dict[str, Any]:
-        """Returns the types of registered models that no pod takes: no call can load these models."""
+        """Returns the types of registered models that no pod accepts, so that no call can load these models."""
         untaken = [
             {"type": kind[:_SHOWN], "models": count, "text": why}
             for kind, count in self._types.items()

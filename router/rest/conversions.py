@@ -1,4 +1,4 @@
-"""Conversion of large JSON bodies in a separate process (`router.rest.converter`), one body after another.
+"""The conversion of large JSON bodies in a separate process (`router.rest.converter`), one body after another.
 
 The first body starts the process. If the process dies or hangs, only the call whose body it was converting fails. The
 next body starts a new process.
@@ -129,14 +129,14 @@ class Conversions:
         return paper
 
     def _freed(self, file: papers.File) -> None:
-        """Keeps the file of an answer, if another body has come lately."""
+        """Keeps the file of an answer if another body has arrived recently."""
         if self._trimming is None:
             file.close()
         else:
             self._files.put(file)
 
     def _trim(self) -> None:
-        """Frees the files that are kept, as no body has followed for a while."""
+        """Frees the kept files, because no body has arrived for a while."""
         if self._trimming is not None:
             self._trimming.cancel()
             self._trimming = None

@@ -4,8 +4,8 @@ Python's JSON parsers hold the interpreter lock, so a body of 16 MB would stop a
 in a thread. A worker starts this process when it gets its first large body, and passes it one body after another
 (`router.rest.papers`). `router.rest.conversions` is the worker's side.
 
-Its memory is limited, because a few megabytes of JSON can describe gigabytes of Python objects. If the pod runs out of
-memory, the kernel kills this process first.
+The converter's memory is limited, because a few megabytes of JSON can describe gigabytes of Python objects. If the pod
+runs out of memory, the kernel kills this process first.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _NICE = 5  # calls that are small come first
 
 
 def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], Contents]:
-    """Does one conversion and returns the head and the body of the result. Raises MeshError."""
+    """Carries out one conversion, and returns the head and the body of the result. Raises MeshError."""
     if head["to"] == "message":
         request, raws, form = documents.decode_parts(
             head["model"], head["version"], Body([body]), head["header_length"]

@@ -22,7 +22,7 @@ _BASE64 = ("base64", "b64")  # as content_type of a BYTES input; the predecessor
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The form of a reply: which outputs the client wants as binary data."""
+    """The form of a reply: the outputs that the client wants as binary data."""
 
     binary: bool = False  # for outputs not named below
     outputs: Mapping[str, bool] = field(default_factory=dict)
@@ -94,7 +94,7 @@ def decode_parts(
     loaded: jsontext.JsonObject | None = None,
 ) -> tuple[pb.ModelInferRequest, list[Contents], Form]:
     """Returns the message without its raw contents, the raw contents, and the form of the reply. `loaded` is the JSON
-    if it has been read already. Raises MeshError, and Costly if more than `bound` bytes of strings would have to be
+    if it was parsed already. Raises MeshError, and Costly if more than `bound` bytes of strings would have to be
     examined one by one."""
     if header_length is not None and header_length > body.size:
         raise bad(f"Inference-Header-Content-Length is {header_length}, but the body has only {body.size} bytes")
@@ -112,8 +112,8 @@ class _Decoding:
     __slots__ = ("_blobs", "_bound", "_exactly", "_head", "_loaded", "_names", "_raws", "_taken")
 
     def __init__(self, loaded: jsontext.JsonObject, head: bytes, blobs: Body | None, bound: int | None) -> None:
-        """Begins to decode. `head` is the JSON. `blobs` is the body, with the binary data after the JSON, or None if it
-        cannot have any."""
+        """Begins to decode. `head` is the JSON. `blobs` is the body, with the binary data after the JSON, or None if
+        the body is JSON only."""
         self._loaded = loaded
         self._head = head
         self._blobs = blobs
@@ -232,7 +232,7 @@ class _Decoding:
                 raise bad(f"{what}: parameter {name!r:.100} must be a string, a 64-bit number, true or false")
 
     def _demand_strictness(self) -> None:
-        """Raises _Unsure unless the JSON was read strictly, because a float in it may stand for an integer beyond 64
+        """Raises _Unsure unless the JSON was parsed strictly, because a float in it may stand for an integer beyond 64
         bits."""
         if not self._loaded.strict:
             raise _Unsure
@@ -241,8 +241,8 @@ class _Decoding:
 def raw_request(
     model: str, version: str, body: Body, metadata: pb.ModelMetadataResponse
 ) -> tuple[pb.ModelInferRequest, list[Contents], Form]:
-    """Returns the frame for a body that consists of the bytes of the model's only input. Its shape follows from the
-    metadata.
+    """Returns the message for a body that consists of the bytes of the model's only input. The input's shape follows
+    from the metadata.
 
     A BYTES input is one string, not preceded by its length. Raises MeshError if the shape cannot be determined.
     """
@@ -256,7 +256,7 @@ def raw_request(
     unknown = [index for index, size in enumerate(shape) if size < 0]
     if datatype == "BYTES":
         if any(size != 1 for size in shape if size >= 0):
-            raise bad(f"{what} takes more than one string: a body without JSON can hold only one")
+            raise bad(f"{what} needs more than one string, but a body without JSON can contain only one")
         shape = [1] * len(shape)
         contents = [body.size.to_bytes(4, "little"), *body.pieces]
     elif unknown:
@@ -302,8 +302,8 @@ def all_binary(response: pb.ModelInferResponse, raws: Sequence[Piece], form: For
 def encode_parts(
     response: pb.ModelInferResponse, form: Form, raws: Sequence[Piece] | None = None
 ) -> tuple[Contents, int | None]:
-    """Returns the body in parts: the JSON, then each output's binary data. `raws` holds the raw contents if they are
-    not in the message. Raises MeshError."""
+    """Returns the body in parts: the JSON, then each output's binary data. `raws` has the raw contents if they are not
+    in the message. Raises MeshError."""
     raw: Sequence[Piece] = response.raw_output_contents if raws is None else raws
     if raw and len(raw) != len(response.outputs):
         raise MeshError(Reason.INTERNAL, f"the model server answered {len(response.outputs)} outputs, {len(raw)} raw")
@@ -382,7 +382,7 @@ def _text(document: dict[str, Any], name: str, what: str) -> str:
 
 
 def _encodable(text: str, what: str) -> str:
-    """Returns the text. Raises MeshError for lone surrogates, which JSON can express but no message can hold."""
+    """Returns the text. Raises MeshError for lone surrogates, which JSON can represent but a message cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

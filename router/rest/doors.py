@@ -1,10 +1,10 @@
 """Access control of REST: each route names its operation, and the guard decides on it before the route's handler runs.
 
 `ask` checks every request of the aiohttp application, by the name in the path, decoded as the handlers decode it. For a
-list, that name is the prefix. If a body names further models, its handler calls `may` for them. An unknown path needs a
-known caller, as an unknown method does.
+list, that name is the prefix. If a body names further models, its handler calls `may` for these. An unknown path
+requires a known caller, as an unknown method does.
 
-The dispatcher of calls checks inference again. The check here refuses it before its body is read.
+The dispatcher checks inference calls again. The check in this module refuses a call before its body is read.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -52,10 +52,10 @@ def operation_of(request: web.Request) -> Operation:
 
 
 def is_plain(request: web.Request) -> bool:
-    """Returns whether the fixed segments of a request's path are written as they are.
+    """Returns whether the fixed segments of a request's path are written without percent-encoding.
 
-    aiohttp also finds a route for a path like `/%6Desh/v1/models`, but code that reads the raw path takes it for
-    another one. Such paths are refused before the guard decides."""
+    aiohttp also finds a route for a path such as `/%6Desh/v1/models`, but code that reads the raw path does not
+    recognise it. Such paths are refused before the guard decides."""
     resource = request.match_info.route.resource
     if resource is None:
         return True
@@ -118,7 +118,7 @@ def concerns(request: web.Request, models: Sequence[str]) -> None:
 
 
 def gathering(request: web.Request, guard: Guard, audit: Audit) -> Gathering:
-    """Returns what notes the models of a bulk request."""
+    """Returns the object that notes the models of a bulk request for the audit trail."""
 
     def note(models: Sequence[str], result: str) -> None:
         who = _who(request, guard)
@@ -130,7 +130,7 @@ def gathering(request: web.Request, guard: Guard, audit: Audit) -> Gathering:
 
 
 def may(request: web.Request, guard: Guard, verb: Verb, names: Iterable[str]) -> None:
-    """Raises MeshError unless the caller may perform operations of `verb` on each of the names."""
+    """Checks that the caller may perform operations of `verb` on each of the names. Otherwise raises MeshError."""
     principal = principal_of(request)
     for name in names:
         guard.allow(principal, verb, name)

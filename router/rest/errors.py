@@ -1,8 +1,8 @@
-"""Failures as REST answers: the HTTP status from the table in `mesh.statuses`, and the reason as JSON.
+"""Errors as REST answers: the HTTP status from the table in `mesh.statuses`, and the reason as JSON.
 
-A failure in the worker's own dispatcher comes back through a call, as a gRPC status with details. The HTTP status
-follows from the reason in the details, because reasons with different HTTP statuses may share a gRPC code. A model
-server's answer has no such details, so its code decides.
+An error of the worker's own dispatcher is a gRPC status with details. The HTTP status follows from the reason in the
+details, because reasons with different HTTP statuses may have the same gRPC code. A model server's answer has no such
+details, so its gRPC code decides.
 """
 
 import json
@@ -18,7 +18,7 @@ from router.calls import answers
 _MAX_TEXT = 4000  # bytes
 
 CHALLENGE = (b"www-authenticate", b'Bearer realm="mesh"')
-"""The header field of each answer to a caller who is not known (RFC 9110, 11.6.1)."""
+"""The header field of every answer to an unknown caller (RFC 9110, 11.6.1)."""
 
 
 def of_answer(answer: LocalAnswer) -> tuple[int, dict[str, Any]]:
@@ -46,7 +46,7 @@ def of_error(error: MeshError) -> tuple[int, dict[str, Any]]:
 
 
 def encoded(status: int, body: dict[str, Any]) -> tuple[int, list[Header], bytes]:
-    """Returns the status, headers and encoded body. If the body says how long to wait, the headers contain
+    """Returns the status, headers and encoded body. If the body says how long to wait, adds the header
     `Retry-After`."""
     headers: list[Header] = []
     if status == Reason.UNAUTHENTICATED.http:

@@ -21,7 +21,7 @@ from router.rest.conversions import Conversions
 from router.rest.pieces import Body, Piece
 
 SMALL = 64 * 1024
-"""Bytes of JSON that are converted in the event loop: about 3 ms."""
+"""Largest JSON body that is converted in the event loop, in bytes: about 3 ms."""
 
 _UNPACKED = 4 * 1024  # bytes that are decompressed there, into no more than 4 MiB: 10 ms
 _EXPANSION = 1032  # the most that zlib achieves
@@ -34,7 +34,7 @@ R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
 
 Read = Callable[[Hold], Awaitable[Body]]
-"""Reads the request's body within the budget. Raises MeshError."""
+"""A function that reads the request's body within the budget. Raises MeshError."""
 
 
 class Send(Protocol[R_co]):
@@ -105,8 +105,8 @@ class Inference:
         self, target: ModelPath, begun: bytes, header_length: int | None, size: int
     ) -> tuple[bytes, documents.Form] | None:
         """Returns the beginning of the framed gRPC message for a body, and the form of the reply, if the rest of the
-        body can be read behind that beginning. `begun` are the first of `size` bytes. A large binary tensor is then
-        never copied."""
+        body can be read behind that beginning. `begun` is the beginning of the body, which has `size` bytes. A large
+        binary tensor is then never copied."""
         if not header_length:
             return None
         found = self._heads.opening(target.model, target.version, begun, header_length, size)
@@ -161,7 +161,7 @@ class Inference:
         return frame, form
 
     async def _decompressed(self, body: Body, encoding: str, hold: Hold) -> Body:
-        """Returns the decompressed body. Takes room for it from the budget before decompressing."""
+        """Returns the decompressed body. Takes its bytes from the budget first."""
         hold.request(body.size + min(self._max_message, body.size * _EXPANSION))
         if body.size <= _UNPACKED:
             plain = decompress(body.joined(), encoding, self._max_message)
@@ -192,7 +192,7 @@ async def _sent(send: Send[R], pieces: Sequence[Piece], json_length: int | None)
 
 @contextlib.asynccontextmanager
 async def _in_time(caller: Caller) -> AsyncIterator[None]:
-    """Bounds the wait for a conversion by the caller's deadline. Raises MeshError."""
+    """Limits the wait for a conversion to the caller's deadline. Raises MeshError."""
     try:
         async with asyncio.timeout_at(caller.deadline):
             yield

@@ -37,7 +37,7 @@ _READ_TIMEOUT = 60.0  # seconds that an import waits for more of its body, or fo
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A method and path, with the operation and the method of `ManagementApi` that serves it."""
+    """A route: HTTP method, path, operation, and the method of `ManagementApi` that serves it."""
 
     method: str
     path: str
@@ -112,7 +112,7 @@ class ManagementApi:
         return web.json_response({"models": models, "next": page.next})
 
     async def register(self, request: web.Request) -> web.Response:
-        """Registers a model. Answers 201 if it is new."""
+        """Registers a model. Answers 201 if the model is new."""
         model_id = id_of(request)
         body = await object_of(request)
         modeldocuments.check_names(body, (*modeldocuments.MODEL, "load", "sync"), modeldocuments.MODELS)
@@ -176,7 +176,7 @@ class ManagementApi:
         )
 
     async def explain(self, request: web.Request) -> web.Response:
-        """Explains why a model is where it is."""
+        """Explains which pods have a model, and why."""
         readable = doors.reader(request, self._parts.guard)
         return web.json_response(asdict(await self._management.inspection.explain(id_of(request), readable)))
 
@@ -194,7 +194,7 @@ class ManagementApi:
         return web.json_response({"aliases": aliases, "next": page.next})
 
     async def set_alias(self, request: web.Request) -> web.Response:
-        """Creates or changes an alias. Answers 201 if it is new."""
+        """Creates or changes an alias. Answers 201 if the alias is new."""
         alias = id_of(request, "vmodel")
         wanted = aliasdocuments.move_of(await object_of(request), alias)
         doors.concerns(request, named(wanted))
@@ -218,8 +218,8 @@ class ManagementApi:
         return self._alias(request, info)
 
     async def _set(self, request: web.Request, wanted: MoveVModel) -> VModelInfo:
-        """Changes an alias. The caller needs the right to register a target that only the alias knows, such as the one
-        before."""
+        """Changes an alias. The caller also needs the right to register the new target, even if the request does not
+        name it, as in a rollback."""
 
         def permit(target: str) -> None:
             if target != wanted.change.target:
@@ -253,7 +253,9 @@ class ManagementApi:
         # Refused before it takes one of the few places, which a slow sender could hold.
         self._parts.guard.allow_some(doors.principal_of(request), Verb.REGISTER)
         if self._imports >= bulk.AT_ONCE:
-            text = f"{bulk.AT_ONCE} imports are under way in this worker: wait for one to end"
+            text = (
+                f"{bulk.AT_ONCE} imports are under way in this worker, which is the limit: try again when one has ended"
+            )
             raise MeshError(Reason.OVERLOADED, text, retry_after=5.0)
         self._imports += 1
         try:
@@ -360,7 +362,7 @@ class ManagementApi:
 
 
 def _summary(filed: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Returns what callers without the right to see grants may know about their file."""
+    """Returns the facts about the file with grants that callers may know who have no right to see grants."""
     return None if filed is None else {**filed, "grants": len(filed["grants"])}
 
 

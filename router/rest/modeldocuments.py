@@ -23,7 +23,7 @@ MODEL = ("type", "path", "key", "sha256", *LIMITS)
 """The attributes of a model."""
 
 MODELS = "a model"
-"""The word for documents with these attributes in refusals."""
+"""The term for documents with these attributes in error texts."""
 
 MAX_COPIES = 1000
 
@@ -31,7 +31,7 @@ _HINTS = {
     "version": "PUT /mesh/v1/aliases/NAME registers versions",
     "labels": "labels belong to pods; the setting type_constraints says where a type may run",
 }
-"""What to do about attributes that callers expect but that a model does not have."""
+"""What to do instead, for each attribute that callers expect but that models do not have."""
 
 
 def check_names(document: Mapping[str, Any], names: Collection[str], what: str) -> None:
@@ -48,7 +48,7 @@ def check_names(document: Mapping[str, Any], names: Collection[str], what: str) 
 def item_of(item: dict[str, Any], model_id: object) -> Item:
     """Returns the item that a document registers. The document's key may be a string or an object. Raises MeshError.
 
-    Management checks the ids themselves."""
+    Management checks the id itself."""
     if not isinstance(model_id, str):
         raise MeshError(Reason.BAD_REQUEST, "id must be a string")
     key = item.get("key")
@@ -121,7 +121,7 @@ def registered(model_id: str, record: ModelRecord) -> dict[str, Any]:
 
 
 def status_of(model_id: str, status: StatusInfo) -> dict[str, Any]:
-    """Returns a model's status as JSON. Raises MeshError if it is not registered."""
+    """Returns a model's status as JSON. Raises MeshError if the model is not registered."""
     record = status.record
     if status.status is ModelStatus.NOT_FOUND:
         raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
@@ -147,8 +147,8 @@ def status_of(model_id: str, status: StatusInfo) -> dict[str, Any]:
 
 
 def different(error: DifferentError) -> MeshError:
-    """Returns the error for a model that is registered already with other attributes, with the ways to change a
-    model."""
+    """Returns the error for a model that is already registered with other attributes. The text names the ways to change
+    a model."""
     return error.explained(
         f"To replace it without a failed call, register a version (`mesh register {error.model_id} FILE --version N`, "
         "or PUT /mesh/v1/aliases/NAME); for new content at the same path, reload it; to change anything else, "

@@ -1,13 +1,13 @@
-"""Protection of management over REST from foreign web pages.
+"""The protection of management over REST against foreign web pages.
 
-Browsers send requests that a form could send (a POST with one of three content types, or none) to any address without a
-preflight. A page on the Internet could thus register models in a mesh on the laptop of someone who reads it. So a
-request that changes something must have JSON's content type or the mesh's own header. For either, a browser sends a
-preflight first, which always fails because there is no CORS here. Requests whose `Origin` differs from the address to
-which they were sent are refused as well.
+Without a preflight, browsers send requests that a form could send (a POST with one of three content types, or none) to
+any address. A page on the Internet could thus register models in a mesh on its reader's laptop. Therefore a request
+that changes something must have JSON's content type, or the mesh's own header. For either, a browser sends a preflight
+first, which always fails because there is no CORS here. Requests whose `Origin` differs from the address to which they
+were sent are refused as well.
 
-A page can also have its own host name resolved to 127.0.0.1, and then has the same origin. So if the mesh only listens
-on loopback, the host that a request names must be one of this machine's names.
+The owner of a page can also make its host name resolve to 127.0.0.1, and then the origin is the same. Therefore, if the
+mesh listens on loopback only, the host in a request must be one of this machine's names.
 """
 
 import ipaddress
@@ -19,7 +19,7 @@ from mesh.options import values
 from mesh.statuses import MeshError, Reason
 
 HEADER = "X-Mesh-Request"
-"""A header that a form cannot send; any value will do."""
+"""A header that a form cannot send. Its value does not matter."""
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _JSON = frozenset(
@@ -35,7 +35,7 @@ def is_loopback(address: str) -> bool:
 
 
 def check(request: web.Request, *, loopback: bool) -> None:
-    """Raises MeshError for a request that a foreign web page may have sent."""
+    """Checks that no foreign web page can have sent a request. Otherwise raises MeshError."""
     host = _host_of(request.headers.get("Host", ""))
     if not host and request.version < HttpVersion11:
         host = "mesh"  # Envoy's default; browsers always name a host

@@ -4,12 +4,12 @@ Bodies of megabytes are too large for a socket. The worker writes each request t
 the answer to another. Both belong to the worker, which sends their descriptors in a packet with the lengths of the
 request's parts. The packet with the answer contains only lengths.
 
-To write 1 MB takes 0.7 ms in new memory, and 0.1 ms in used memory. With new memory for each message, the reply for 10
+Writing 1 MB takes 0.7 ms in new memory, and 0.1 ms in used memory. With new memory for each message, the reply for 10
 MB of JSON cost 1.55 times the CPU of its conversion alone, and with used memory 1.24 (medians of runs in turn). So both
 processes keep the files and their mappings for later messages, within the bounds of `Kept`. A file that is used again
-still holds bytes of earlier messages, which belong to other callers. A reader therefore never sees more of a file than
-the packet says was written for it, and a file is used again only when nothing refers to its contents and the other
-process has finished with it.
+still contains bytes of earlier messages, which belong to other callers. A reader therefore never reads beyond the
+length in the packet, and a file is used again only when its contents are no longer referenced and the other process has
+finished with it.
 """
 
 import array
@@ -36,7 +36,7 @@ FILES = 3
 """Number of files that a process keeps: two for the next conversion, and one for a reply that is still being sent."""
 
 BYTES = 32 << 20
-"""Bytes of the files that a process keeps, in all."""
+"""Total bytes of the files that a process keeps."""
 
 IDLE = 1.0
 """Seconds without a message after which the files that are kept are freed."""
@@ -48,7 +48,7 @@ _FDS = socket.CMSG_SPACE(2 * array.array("i").itemsize)
 
 
 class Gone(Exception):
-    """The error that the other side of an exchange has closed its end, or does not follow its rules."""
+    """The error that the other process has closed its end, or has broken the rules of the exchange."""
 
 
 class File:
@@ -85,7 +85,7 @@ class File:
 
     def _enlarging(self, size: int) -> Generator[None, None, None]:
         """Makes the file at least `size` bytes long, and yields as `writing` does. Raises OSError if there is no
-        memory. To write to a mapping without memory would end the process."""
+        memory. (Writing to a mapping without memory would end the process.)"""
         self.size = os.fstat(self.descriptor).st_size  # the other process may have enlarged it
         size = -(-size // _UNIT) * _UNIT
         while (more := min(size - self.size, SLICE)) > 0:
@@ -128,8 +128,8 @@ class Kept:
         return [file.size for file in tuple(self._files)]
 
     def take(self, size: int | None) -> File:
-        """Returns the smallest file with at least `size` bytes, else the largest, else a new one. None asks for the
-        largest. Raises OSError."""
+        """Returns the smallest file with at least `size` bytes, or else the largest file, or else a new one. With None
+        as `size`, returns the largest file. Raises OSError."""
         best: File | None = None
         for _ in range(len(self._files)):
             try:
@@ -143,7 +143,7 @@ class Kept:
         return File.create(next(self._numbers)) if best is None else best
 
     def get(self, number: int) -> File | None:
-        """Takes the file with that number, if it is here."""
+        """Takes and returns the file with that number, or None if it is not kept."""
         for file in tuple(self._files):
             if file.number == number:
                 self._files.remove(file)
@@ -179,7 +179,7 @@ def _better(size: int, best: int, wanted: int | None) -> bool:
 
 
 Freed = Callable[[File], object]
-"""A function that takes a file to whose contents nothing refers any more. It may be called in any thread."""
+"""A function that takes back a file whose contents are no longer referenced. It may be called in any thread."""
 
 
 class Paper:
@@ -220,8 +220,8 @@ def sending(
 
 
 def receive(connection: socket.socket, answer: File, freed: Freed) -> Paper:
-    """Receives the answer to a request, in the file that was sent for it. Raises Gone, and BlockingIOError if there is
-    none yet and the socket does not block."""
+    """Receives the answer to a request, in the file that was sent for it. Raises Gone, and BlockingIOError if no answer
+    has arrived and the socket does not block."""
     try:
         packet = connection.recv(_answer.size)
     except BlockingIOError:
@@ -277,7 +277,7 @@ class Requests:
         self._kept.clear()
 
     def _known(self, number: int, descriptor: int) -> File:
-        """Returns the file with that number, and its mapping if it was here before."""
+        """Returns the file with that number, with its mapping if the file was used before."""
         file = self._kept.get(number)
         if file is None:
             return File(number, descriptor)

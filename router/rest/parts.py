@@ -18,7 +18,7 @@ from router.state.view import View
 
 @dataclass(slots=True, kw_only=True)
 class Parts:
-    """The parts of one worker."""
+    """The parts of one worker that REST handlers use."""
 
     settings: RouterSettings
     server: V2Server

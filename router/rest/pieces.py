@@ -1,4 +1,4 @@
-"""Bodies kept as the pieces that were received. Tensors are cut out without a copy, and copied once, into the
+"""Bodies as the pieces that were received. Tensors are cut out without a copy, and copied only once, into the
 message."""
 
 from collections.abc import Iterable

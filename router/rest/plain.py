@@ -77,7 +77,7 @@ class PlainInference:
         return self._inference.opening(note.target, begun, note.header_length, size)
 
     def serve(self, request: PlainRequest, principal: Principal | None = None) -> None:
-        """Answers the request, at once or later. `principal` is the caller, if that is known already."""
+        """Answers the request, immediately or later. `principal` is the caller, if already known."""
         try:
             guard = self._guard
             if guard is not None and principal is None:
@@ -159,7 +159,7 @@ class PlainInference:
             await self._guarded(request, work)
 
     async def _guarded(self, request: PlainRequest, work: Awaitable[None]) -> None:
-        """Awaits the coroutine that answers the request; if it fails, answers with the failure."""
+        """Awaits the coroutine that answers the request. If it fails, answers with the error."""
         try:
             await work
         except CallFailed as failed:
@@ -188,7 +188,9 @@ def _read(head: Head) -> _Note:
     except UnicodeDecodeError as error:
         raise MeshError(Reason.BAD_REQUEST, "the path is not UTF-8") from error
     if head.method != b"POST" or not path.startswith(MODELS):
-        raise MeshError(Reason.UNKNOWN_METHOD, f"{head.method.decode()} {path:.200}: this server only takes inference")
+        raise MeshError(
+            Reason.UNKNOWN_METHOD, f"{head.method.decode()} {path:.200}: this server accepts only inference"
+        )
     asked = Asked(path, PlainFields(head.fields), _PEER)
     target = asked.inference()
     header_length = asked.header_length()

@@ -1,4 +1,4 @@
-"""Failures as aiohttp responses."""
+"""Errors as aiohttp responses."""
 
 from typing import Any
 

@@ -1,13 +1,14 @@
-"""Conversion of a tensor between its four forms: JSON data, REST's binary blob, and gRPC's raw and typed contents.
+"""The conversion of a tensor between its four forms: JSON data, REST's binary blob, and gRPC's raw and typed contents.
 
-Model servers always get raw contents, the only form that can hold every datatype, so a request can use it for all
-inputs. A REST blob consists of the same bytes. A client's declarations are not trusted: a shape is compared with the
-data before either is used, so no memory is taken for data that never arrive.
+Model servers always get raw contents, the only form that can represent every datatype, so that a request can use one
+form for all inputs. A REST blob consists of the same bytes. A client's declarations are not trusted: a shape is
+compared with the data before either is used, so that no memory is allocated for data that never arrive.
 
-JSON is read strictly, because a silently changed number is worse than an error. Refused are booleans for numbers,
-fractions for integers, numbers out of range, NaN and infinity, and FP16 and BF16, which JSON numbers cannot express
-exactly. Some languages write every number with a point or an exponent. A JSON parser turns such a literal into a float,
-which may be another number (9007199254740993.0), so integers written this way are read again, exactly.
+JSON is read strictly, because a silently changed number is worse than an error. The router refuses booleans in place of
+numbers, fractions in place of integers, numbers out of range, NaN and infinity, and FP16 and BF16, which JSON numbers
+cannot express exactly. Some languages write every number with a point or an exponent. A JSON parser turns such a
+literal into a float, which may be another number (9007199254740993.0), so integers written this way are read again,
+exactly.
 """
 
 import binascii
@@ -32,8 +33,9 @@ DTYPES = {kind.name: kind.dtype for kind in DATATYPES if kind.field and kind.siz
 
 CODES = {kind: np.dtype(dtype).char for kind, dtype in DTYPES.items() if dtype.kind in "iuf"}
 CODES |= {"INT64": "q", "UINT64": "Q"}
-"""The codes of `struct` for datatypes of numbers. It takes numbers only, tells integers from others, and refuses those
-out of range, without an array (64 numbers: 1.0 us instead of 5.4; 600,000: 40 ms instead of 97)."""
+"""The codes of `struct` for datatypes of numbers. `struct` accepts only numbers, distinguishes integers from other
+numbers, and refuses numbers out of range, without an array (64 numbers: 1.0 us instead of 5.4; 600,000: 40 ms instead
+of 97)."""
 
 _BINARY_ONLY = frozenset(kind.name for kind in DATATYPES if not kind.field)
 _MAX_DIMENSION = (1 << 63) - 1  # int64 in the protocol
@@ -44,7 +46,7 @@ _MAX_RANK = 64  # NumPy's; it also keeps the product of all dimensions, which Py
 
 
 Data = list[Any] | npt.NDArray[Any]
-"""JSON data for a writer that understands arrays, which then need no object for each element."""
+"""JSON data for a writer that accepts arrays, so that no object is needed for each element."""
 
 
 def bad(text: str) -> MeshError:
@@ -112,9 +114,9 @@ def raw_from_json(
 ) -> bytes:
     """Returns the raw contents for nested or flat JSON data. Raises MeshError.
 
-    `exact` returns the same data with `whole` applied to literals with a point or an exponent. It is only called if
-    such a literal stands for an integer. If `base64`, the strings of a BYTES tensor are in base64. Pass `careful` as
-    false if the data contain neither booleans nor infinite numbers, which can only be found one by one.
+    `exact` returns the same data with `whole` applied to literals with a point or an exponent. It is called only if
+    such a literal stands for an integer. With `base64`, the strings of a BYTES tensor are in base64. Set `careful` to
+    False if the data contain neither booleans nor infinite numbers, which can only be found one by one.
     """
     if datatype in _BINARY_ONLY:
         raise bad(f"{what}: {datatype} cannot be sent as JSON: send it as binary data")

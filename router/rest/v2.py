@@ -1,4 +1,4 @@
-"""V2 REST: the Open Inference Protocol over HTTP, with the binary tensor extension, as aiohttp serves it.
+"""V2 REST: the Open Inference Protocol over HTTP, with the binary tensor extension, served by aiohttp.
 
 This module is only the aiohttp part. `asked` parses a request, `inference` carries out an inference, and
 `router.inference` answers for the server and its models.
@@ -92,7 +92,7 @@ class V2:
                 raise MeshError(Reason.UNAVAILABLE, f"model {model} is not ready")
             return _json({"name": model, "ready": True})
         if operation:
-            text = f"{asked.path:.200} takes no GET: use /v2/models/MODEL or /v2/models/MODEL/ready"
+            text = f"{asked.path:.200} does not accept GET: use /v2/models/MODEL or /v2/models/MODEL/ready"
             raise MeshError(Reason.UNKNOWN_METHOD, text)
         try:
             found = await self._models.metadata(pb.ModelMetadataRequest(name=model, version=version), asked.caller())
@@ -113,7 +113,8 @@ class V2:
 
 
 def whole_number(request: web.Request, name: str, default: int, *, least: int, most: int) -> int:
-    """Returns a number from the query, at most `most`. Raises MeshError."""
+    """Returns a whole number from the query, or `default`. Limits it to `most`. Raises MeshError if it is less than
+    `least`."""
     text = request.query.get(name)
     if text is None:
         return default

@@ -1,7 +1,7 @@
 """gRPC services that a worker answers itself: health, reflection, the server part of V2, and management.
 
-The dispatcher looks up each call's method in `methods` before it forwards the call. A method answers the call at once
-or later.
+The dispatcher looks up each call's method in `methods` before it forwards the call. A method answers the call
+immediately or later.
 """
 
 from collections.abc import Callable, Mapping

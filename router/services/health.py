@@ -1,6 +1,6 @@
-"""`grpc.health.v1.Health`: whether this router can serve, for load balancers and `grpc_health_probe`.
+"""`grpc.health.v1.Health`: the readiness of this router, for load balancers and `grpc_health_probe`.
 
-For each of the router's services it gives the same answer as the `/ready` probe, because all are ready at the same
+For each of the router's services, the answer is that of the `/ready` probe, because all services are ready at the same
 time.
 """
 
@@ -17,7 +17,7 @@ from router.services.methods import decode, streaming
 KNOWN = frozenset({"", SERVICE, "mmesh.ModelMesh", "grpc.health.v1.Health"})
 
 MAX_WATCHES = 1000
-"""Concurrent calls of Watch in one worker: each checks once a second, which takes 20 us."""
+"""Largest number of concurrent calls of Watch in one worker. Each checks once a second, which takes 20 us."""
 
 _LOOK = 1.0  # seconds between two checks of a watch: readiness has to be polled
 
@@ -28,7 +28,7 @@ class Health:
     """The health of one worker."""
 
     def __init__(self, ready: Callable[[], str | None]) -> None:
-        """Makes the health service. `ready` returns why this router takes no calls, or None if it takes calls."""
+        """Makes the health service. `ready` returns the reason why this router accepts no calls, or None if it does."""
         self._ready = ready
         self.watches = 0  # calls of Watch in flight
 
@@ -55,7 +55,7 @@ class Health:
 
     async def _watch(self, call: wire.Call) -> None:
         if self.watches >= MAX_WATCHES:
-            text = f"{MAX_WATCHES} calls watch the health of this worker: use Check"
+            text = f"{MAX_WATCHES} calls already watch the health of this worker, which is the limit: use Check"
             raise MeshError(Reason.OVERLOADED, text, retry_after=_LOOK)
         self.watches += 1
         try:

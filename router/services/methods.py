@@ -1,6 +1,6 @@
 """Handlers for a service's methods, which turn frames into messages and failures into statuses.
 
-Unary methods whose request has arrived are answered at once, without a task; all others run in tasks that end when
+Unary methods whose request has arrived are answered immediately, without a task. All others run in tasks that end when
 their caller goes away.
 """
 
@@ -63,7 +63,7 @@ def unary(message: type[M], answer: Callable[[M], Message]) -> wire.Handler:
 
 
 def for_known(guard: Guard, handlers: Mapping[bytes, wire.Handler]) -> dict[bytes, wire.Handler]:
-    """Returns handlers that only answer callers who are known. If the guard identifies no callers, returns the handlers
+    """Returns handlers that answer only known callers. If the guard identifies no callers, returns the handlers
     unchanged."""
     if not guard.asks(operations.SERVER.verb):
         return dict(handlers)
@@ -89,7 +89,8 @@ def for_known(guard: Guard, handlers: Mapping[bytes, wire.Handler]) -> dict[byte
 
 
 def streaming(serve: Callable[[wire.Call], Awaitable[None]]) -> wire.Handler:
-    """Returns the handler of a streaming method. `serve` finishes the call, and is cancelled when its caller leaves."""
+    """Returns the handler of a streaming method. `serve` finishes the call, and is cancelled when the caller goes
+    away."""
     return lambda call: run(call, lambda: serve(call))
 
 

@@ -35,7 +35,7 @@ SERVICES = (b"/mmesh.ModelMesh/", b"/com.ibm.watson.tas.proto.TasRuntime/")
 M = TypeVar("M", bound=Message)
 
 Managed = Callable[[str, int, float], None]
-"""Notes a call that has ended: the method's name, the gRPC code, milliseconds."""
+"""A function that notes a call that has ended: the method's name, the gRPC code, and the duration in milliseconds."""
 
 
 def status_info(status: StatusInfo) -> pb.ModelStatusInfo:
@@ -75,7 +75,7 @@ class ModelMesh:
         self._management = management
 
     async def register(self, request: pb.RegisterModelRequest) -> pb.ModelStatusInfo:
-        """Registers a model, and has it loaded if requested."""
+        """Registers a model, and loads it if requested."""
         info = request.modelInfo
         item = Item(request.modelId, info.type, info.path, info.key)
         wanted = Register(item, load_now=request.loadNow, sync=request.sync, last_used_ms=request.lastUsedTime)
@@ -138,7 +138,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "deleteVModel": operations.DELETE_VMODEL,
     "getVModelStatus": operations.VMODEL_STATUS,
 }
-"""The operation of each method, by its short name. Permissions depend on it, over gRPC as over REST."""
+"""The operation of each method, by the method's short name. Permissions depend on the operation, over gRPC as over
+REST."""
 
 
 def methods(management: Management, managed: Managed, guard: Guard, audit: Audit) -> Mapping[bytes, wire.Handler]:
@@ -247,7 +248,7 @@ def _peer(call: wire.Call) -> str:
 
 
 def _named(operation: Operation, request: Any) -> list[str]:
-    """Returns the names that a request contains, and that its caller must have a right to."""
+    """Returns the names in a request for which its caller needs a right."""
     if operation.noun is Noun.MODEL:
         return [request.modelId]
     names = [request.vModelId]

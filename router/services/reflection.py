@@ -1,6 +1,6 @@
 """`grpc.reflection`, v1 and v1alpha, which tells clients such as grpcurl about the services of this endpoint.
 
-It uses Mesh's own descriptor pool and only covers services that clients may call; the protocol between router and
+It uses Mesh's own descriptor pool, and covers only services that clients may call; the protocol between router and
 agents is private. The two versions of the service differ only in their package names.
 """
 
@@ -38,7 +38,9 @@ def _file_of(symbol: str) -> bytes:
             return _file(POOL.FindFileContainingSymbol(candidate).name)
         except KeyError:
             continue
-    raise MeshError(Reason.UNKNOWN_MODEL, f"symbol {symbol:.200} is not known here: list the services to see which are")
+    raise MeshError(
+        Reason.UNKNOWN_MODEL, f"symbol {symbol:.200} is not known here: list the services to see the known ones"
+    )
 
 
 def _answer(pb: Any, request: Any) -> Any:

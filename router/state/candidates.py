@@ -1,4 +1,4 @@
-"""Pods as candidates for a load, in the form that `placement` takes."""
+"""Pods as candidates for a load, in the form that `placement` needs."""
 
 import functools
 from collections.abc import Container, Iterable
@@ -15,8 +15,8 @@ AVOID = 1.0
 """Seconds for which a pod that could not be reached is chosen last."""
 
 LATELY = 300.0
-"""Seconds for which a pod that has gone is expected back, under its name or another one: a node's restart, or a rollout
-that stops a pod before it starts the next."""
+"""Seconds for which a pod that has gone is expected to return, under the same name or another: after the restart of a
+node, or in a rollout that stops a pod before it starts the next."""
 
 _MAX_GONE = 1000  # pods
 
@@ -36,14 +36,14 @@ class Rollouts:
                 members.append(rollout.Member(pod.name, int((now - pod.born) * 1000), frozenset(pod.record.labels)))
         before, self.outgoing = self.outgoing, rollout.outgoing(members)
         for name in self.outgoing.keys() - before.keys():
-            log.info("a pod is being replaced: it gets loads only if no other can take them", pod=name)
+            log.info("a pod is being replaced: it gets loads only if no other pod can accept them", pod=name)
 
 
 class Gone:
     """The pods that have gone recently.
 
-    They tell a model that no pod takes at the moment from one that no pod will ever take: a mesh may have only one pod
-    for a type, which restarts."""
+    By these pods, a model that no pod accepts at the moment is told from a model that no pod will ever accept: a mesh
+    may have only one pod for a type, which is restarting."""
 
     def __init__(self) -> None:
         self._pods: dict[str, tuple[placement.pod.Candidate, float | None]] = {}  # and when a look first saw it gone
@@ -62,7 +62,7 @@ class Gone:
             labels=frozenset(record.labels),
             zone=record.zone,
             accepts=False,
-            why_not="has just gone, and may come back",
+            why_not="has just gone, and may return",
             device_capacity_bytes=record.device_capacity_bytes,
             types=_types(record.types),
         )

@@ -1,7 +1,7 @@
-"""Settings that change while the mesh runs: the keys below `config/` in etcd, as the feed delivers them.
+"""Settings that change while the mesh runs: the keys below `config/` in etcd, which the feed delivers.
 
 Each setting is a string that `placement` parses, and that is checked before it is written (`router.management.tuning`).
-If another program has written a string that cannot be parsed, this is logged and the former value still applies.
+If another program has written a string that cannot be parsed, this is logged, and the old value still applies.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -43,7 +43,7 @@ def parse(name: str, text: str) -> Current:
 
 
 class Dynamic:
-    """The settings; `current` is replaced as a whole whenever one changes."""
+    """The settings. `current` is replaced as a whole when a setting changes."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
@@ -69,7 +69,7 @@ class Dynamic:
         try:
             self.current = setter(self.current, text)
         except ValueError as error:
-            log.error("a setting in etcd cannot be read; the former one stays in force", name=name, why=str(error))
+            log.error("a setting in etcd cannot be read; the previous value stays in use", name=name, why=str(error))
             return
         self._texts[name] = text
         log.info("setting changed", name=name)

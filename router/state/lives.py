@@ -13,7 +13,7 @@ class Lives:
         self.standing: dict[Life, bytes] = {}
         """The lives of pods, as their keys' values."""
         self.ended: dict[Life, int] = {}
-        """The revisions at which the presence of those lives ended, as far as this process saw it end."""
+        """The revisions at which the presence of those lives ended, as far as this process has seen the end."""
         self.tombstones: set[str] = set()
         """The models that were unregistered while a pod might still answer for them."""
 

@@ -1,4 +1,4 @@
-"""Pods and the copies in them, as one process of the router knows them.
+"""Pods and the copies in them, as far as one process of the router knows them.
 
 A pod is known from the record that it published, or only from its copies. A copy is known from its key, or from its
 agent's answer, which is newer. The code that sends calls updates the counts that the choice of a copy needs. `view`

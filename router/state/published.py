@@ -42,7 +42,7 @@ class LifeSaid(NamedTuple):
 
 
 class TombstoneSaid(NamedTuple):
-    """The news that pods may still answer for an unregistered model, or that no pod may any longer."""
+    """The news that pods may still answer for an unregistered model, or that no pod can any longer."""
 
     model: str
     stands: bool

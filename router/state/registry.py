@@ -1,11 +1,11 @@
 """Reads of model records on demand. Concurrent callers share a read, and a missing record is never reported by mistake.
 
-A model must be callable through any worker as soon as its registration has returned. So a caller only learns that a
-model does not exist from a read that began after the caller asked. It may join a read under way, but only trusts it if
-it finds the record. For the same reason a missing record is never remembered.
+A model must be callable through any worker as soon as its registration has returned. Therefore, only a read that began
+after the caller asked may say that a model does not exist. A caller may join a read under way, but uses its result only
+if it finds the record. For the same reason a missing record is never remembered.
 
-Found records are remembered in a bounded LRU, without a watch. They may be outdated. That is fine for cold starts,
-which use them, because an agent's claim succeeds only for the current registration.
+Found records are remembered in a bounded LRU cache, without a watch, and may be outdated. Cold starts can use them,
+because an agent's claim succeeds only for the current registration.
 
 A name may be that of a model or a vmodel. A worker's reads look for both at one revision and pass the vmodel to
 `Vmodels`. So "there is no such model" also says that there was no vmodel of that name.
@@ -74,7 +74,7 @@ class Registry:
         self._clock = 0  # counts arrivals and starts of reads, to find out which came first
 
     async def read(self, model_id: str, *, fresh: bool = False) -> Registration | None:
-        """Returns the registration. Returns None if there is none, according to a read that began after this call.
+        """Returns the registration, or None if a read that began after this call has found none.
 
         Unless `fresh`, may also return a registration found by a read that began earlier.
         """
@@ -97,7 +97,7 @@ class Registry:
                 return found
 
     def remembered(self, model_id: str) -> Registration | None:
-        """Returns the registration that an earlier read found. It may have been deleted or replaced since."""
+        """Returns the registration that an earlier read found, or None. It may have been deleted or replaced since."""
         return self._cache.get(model_id)
 
     def remember(self, registration: Registration) -> None:

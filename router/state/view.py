@@ -4,12 +4,12 @@ To choose a copy, a call only reads the view. The view does no I/O, never waits 
 etcd published them, with all events of one revision together. This distinguishes a pod that *disappeared* from a pod
 that withdrew a copy:
 
-- If a pod's lease has ended and the pod never announced a drain, it and its copies become **suspect**. They may be fine
-  (if etcd stalled, all leases ended at once), so they are still called, get no loads, and are removed by the first call
-  or probe that fails. They are restored when the pod publishes them again; a new incarnation replaces them.
-- If a copy is deleted and its pod is not, the copy was withdrawn, and is forgotten at once.
+- If a pod's lease has ended and the pod never announced a drain, it and its copies become **suspect**. They may be
+  alive (if etcd stalled, all leases ended at once), so they are still called, but get no loads, and are removed by the
+  first call or probe that fails. They are restored when the pod publishes them again; a new incarnation replaces them.
+- If a copy is deleted and its pod is not, the copy was withdrawn, and is forgotten immediately.
 
-The outcomes of calls are newer than the mirror: a pod does not hold the copy (`drop`), a load has ended (`loaded`), a
+The outcomes of calls are newer than the mirror: a pod does not have the copy (`drop`), a load has ended (`loaded`), a
 pod cannot be reached (`failed`). Later events of the mirror correct mistakes.
 
 A copy is callable when it is loaded and belongs to the incarnation that its pod has published. The view also has copies
@@ -38,7 +38,7 @@ them."""
 
 
 class View:
-    """The pods and copies as a router knows them. `connect` makes the pool of connections to a data address."""
+    """The pods and copies that a router knows. `connect` makes the pool of connections to a data address."""
 
     def __init__(self, keys: Keys, connect: Callable[[str], Pool]) -> None:
         self._keys = keys
@@ -52,14 +52,14 @@ class View:
         self.revision = 0
         self.pods: dict[str, Pod] = {}
         self.copies: dict[str, list[Copy]] = {}
-        """The copies that may be called, by model. A list is replaced, never changed; there are no empty ones."""
+        """The copies that may be called, by model. A list is replaced, never changed, and never empty."""
         self.lives = Lives()
 
     # --- the mirror ---
 
     def snapshot(self, revision: int, items: Iterable[Item]) -> None:
-        """Takes the complete state at one revision. Pods that are missing have disappeared, and copies that are missing
-        were withdrawn."""
+        """Receives the complete state at one revision. Pods that are missing have disappeared, and copies that are
+        missing were withdrawn."""
         pods: dict[str, records.PodRecord] = {}
         copies: dict[tuple[str, str], records.CopyRecord] = {}
         self.lives.clear()
@@ -85,7 +85,7 @@ class View:
         self.revision = revision
 
     def delta(self, revision: int, items: Iterable[Item]) -> None:
-        """Takes all events of one revision."""
+        """Receives all events of one revision."""
         events = list(published.read(self._keys, items))
         gone = {said.name for said in events if isinstance(said, PodSaid) and said.record is None}
         for name in gone:
@@ -162,8 +162,8 @@ class View:
     # --- news from calls and loads ---
 
     def loaded(self, model: str, pod: Pod, record: records.CopyRecord) -> Copy | None:
-        """Takes an agent's answer that its pod holds the copy. Returns the copy, or None if the answer is from another
-        incarnation."""
+        """Notes an agent's answer that its pod has loaded the copy. Returns the copy, or None if the answer is from
+        another incarnation."""
         if pod.record is None or pod.record.incarnation != record.incarnation or self.pods.get(pod.name) is not pod:
             return None
         known = pod.copies.get(model)
@@ -175,7 +175,7 @@ class View:
         return copy
 
     def drop(self, copy: Copy) -> None:
-        """Removes a copy because a call has shown that its pod does not hold it."""
+        """Removes a copy because a call has shown that the pod does not have it."""
         if copy.pod.copies.get(copy.model) is copy:
             self._withdraw(copy)
 
@@ -189,7 +189,7 @@ class View:
 
     def settle(self, now: float, *, away: bool = False) -> None:
         """Forgets copies that did not come back with their pod, and updates which pods are being replaced. Call this
-        about once a second. `away` is true while etcd does not answer this router."""
+        about once a second. `away` is True while etcd does not answer this router."""
         self._rollouts.look(self.pods.values(), now)
         self._gone.look(now)
         for pod in list(self.pods.values()):
@@ -284,7 +284,7 @@ class View:
             callback()
 
     def _withdraw(self, copy: Copy) -> None:
-        """Removes a copy. If the pod was only known from its copies and this was the last one, removes the pod too."""
+        """Removes a copy. If the pod is known only from its copies, and this was the last one, removes the pod too."""
         self._remove(copy)
         if copy.pod.suspect and not copy.pod.copies:
             self._forget(copy.pod)
@@ -317,8 +317,8 @@ class View:
 
 
 def _behind(news: records.CopyRecord, answered: records.CopyRecord) -> bool:
-    """Returns whether the mirror's news of a copy is older than the agent's answer, because it shows the claim or the
-    former content."""
+    """Returns whether the mirror's news about a copy is older than the agent's answer, because it shows the claim or
+    the old content."""
     if (news.incarnation, news.create_revision) != (answered.incarnation, answered.create_revision):
         return False
     return news.state != records.LOADED or news.generation < answered.generation

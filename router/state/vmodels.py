@@ -1,9 +1,9 @@
-"""The vmodels of the mesh, as the feed's range `vmodels` delivers them. A hit by a vmodel's name needs no other data.
+"""The vmodels of the mesh, from the feed's range `vmodels`. A hit by a vmodel's name needs no other data.
 
-The feed may lag. So a name that it has not delivered is read from etcd before a call fails (`registry`). The result of
-that read applies until the feed has passed its revision.
+The feed may be behind. A name that the feed has not delivered is therefore read from etcd before a call fails
+(`registry`). The result of that read applies until the feed has passed its revision.
 
-A record that cannot be read is logged and counts as missing. Its former value is not kept, because it may name models
+A record that cannot be read is logged, and counts as missing. The old value is not kept, because it may name models
 that are deleted.
 """
 
@@ -29,7 +29,7 @@ class Vmodels:
         self._revision = 0  # of the feed
         self._listeners: list[Callable[[str], None]] = []
         self.get: Callable[[str], VModelRecord | None] = self._records.get
-        """Returns the record of a vmodel, or None if there is none."""
+        """A function that returns the record of a vmodel, or None if the vmodel does not exist."""
 
     def __len__(self) -> int:
         return len(self._records)
@@ -43,20 +43,20 @@ class Vmodels:
         self._listeners.append(listener)
 
     def snapshot(self, revision: int, items: Iterable[Item]) -> None:
-        """Takes all vmodels at one revision. Vmodels that are missing have been deleted."""
+        """Receives all vmodels at one revision. Vmodels that are missing have been deleted."""
         found = {self._name(key): value for key, value in items}
         for name in [*found, *(name for name in self._records if name not in found)]:
             self._take(name, found.get(name), revision)
         self._passed(revision)
 
     def delta(self, revision: int, items: Iterable[Item]) -> None:
-        """Takes the changes of one revision."""
+        """Receives the changes of one revision."""
         for key, value in items:
             self._take(self._name(key), value, revision)
         self._passed(revision)
 
     def read(self, name: str, found: KeyValue | None, revision: int) -> None:
-        """Takes the result of a read of one vmodel at a revision, or None if it does not exist."""
+        """Receives the result of a read of one vmodel at a revision. `found` is None if the vmodel does not exist."""
         if revision <= max(self._revision, self._read_at.get(name, 0)):
             return  # the feed has passed it, or a later read has
         changed = self._set(name, None if found is None else found.value)

@@ -1,1 +1,2 @@
-"""Writes of virtual models, for management and for the leader. `placement.vmodels` decides them, `store` makes them."""
+"""Changes of virtual models, for management and for the leader. `placement.vmodels` decides on a change, and `store`
+writes it."""

@@ -2,10 +2,10 @@
 
 One transaction writes the vmodel and the reference counts, registers a model if the request describes one, and deletes
 models without references. It succeeds only if none of these records has changed since the decision was made. Otherwise
-the decision is made again from the current records. So counts stay correct no matter what others write.
+the decision is made again from the current records. Counts therefore stay correct regardless of other writers.
 
-A model that is deleted with its last reference is unregistered at once, but its copies keep answering for a moment:
-routers that do not know the vmodel's new target yet still send calls there, and none of those may fail.
+A model that is deleted with its last reference is unregistered immediately, but its copies continue to answer for a
+moment: routers that do not know the vmodel's new target yet still send calls to them, and none of these calls may fail.
 """
 
 import asyncio
@@ -53,12 +53,12 @@ _REASONS = {
 }
 
 Decide = Callable[[VModelRecord | None, Models], Change | Refusal]
-"""Decides a change of a vmodel from its record and the models that are named. It is called again after each
-conflict."""
+"""A function that decides on a change of a vmodel, from the vmodel's record and the named models. It is called again
+after each conflict."""
 
 
 Note = Callable[[str, KeyValue | None, int], None]
-"""Is called with a vmodel's key as it is at a revision, or with None if the vmodel does not exist."""
+"""A function that is called with a vmodel's key at a revision, or with None if the vmodel does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class NewModel:
 
 
 class LingeringCopiesError(Exception):
-    """The refusal to register a new model while copies of its id's former registration remain. The caller withdraws
-    them, or prepares another transaction."""
+    """The refusal to register a new model while copies of its id's old registration remain. The caller withdraws these
+    copies, or prepares another transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ class VModelStore:
         tombstones: Tombstones,
         note: Note = lambda *_: None,
     ) -> None:
-        """Makes a store. `note` is called with each record that was read or written, before the feed reports it. So a
-        call that follows a request through this process goes to the model that the request's reply named."""
+        """Makes a store. `note` is called with each record that was read or written, before the feed reports it. Thus a
+        call that follows a request in the same process goes to the model that the request's reply named."""
         self._etcd = etcd
         self._keys = keys
         self._registry = registry
@@ -181,14 +181,14 @@ class VModelStore:
             await asyncio.sleep(random.uniform(0, _PAUSE * attempt))
 
     async def close(self) -> None:
-        """Stops the withdrawals in progress. Pods notice the deletions on their own, and the leader removes the
+        """Stops the withdrawals in progress. Pods notice the deletions themselves, and the leader removes the
         tombstones."""
         await self._tasks.close()
 
     # --- reads ---
 
     async def _look(self, vmodel_id: str, wanted: Iterable[str]) -> tuple[KeyValue | None, dict[str, ReadModel]]:
-        """Reads a vmodel, the models that it names, and the `wanted` ones."""
+        """Reads a vmodel, the models that it names, and the models in `wanted`."""
         kv, known = await self._read(vmodel_id, sorted(wanted)[:_BATCH])
         record = self._decode(vmodel_id, kv)
         more = sorted((set(wanted) | (record.names() if record is not None else set())) - known.keys())
@@ -300,8 +300,8 @@ class VModelStore:
 
     @staticmethod
     def _used_ms(change: Change, known: dict[str, ReadModel]) -> int:
-        """Returns when the replaced model was last used, or 0 if no model is replaced. The target inherits this time
-        for the order of evictions."""
+        """Returns the time at which the replaced model was last used, or 0 if no model is replaced. The target gets
+        this time, for the order of evictions."""
         if change.before is None or change.after is None or change.before.target == change.after.target:
             return 0
         active = known.get(change.before.active)
@@ -312,7 +312,7 @@ class VModelStore:
         await asyncio.sleep(wait)
         try:
             await self._withdrawal.withdraw(
-                model_id, read.copies, "nothing refers to it any more", created=read.registration.created
+                model_id, read.copies, "it has no references any more", created=read.registration.created
             )
             await self._tombstones.resolve(model_id)
         except etcds.EtcdError as error:

@@ -84,7 +84,7 @@ def test_a_refusal_says_who_lacks_which_role_on_what():
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        (("owner", ["*"], ["key:a"]), "is not a role: there are infer, read, register, admin"),
+        (("owner", ["*"], ["key:a"]), "is not a role: use one of infer, read, register, admin"),
         (("infer", [], ["key:a"]), "1 to 100 patterns"),
         (("infer", ["*"], []), "1 to 100 subjects"),
         (("infer", [""], ["key:a"]), "a pattern has from 1"),

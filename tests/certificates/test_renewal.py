@@ -175,7 +175,7 @@ def test_what_is_not_ours_is_not_touched(first, spoil, words):
 
 
 def test_a_secret_for_something_else_is_not_filled():
-    with pytest.raises(Foreign, match=r"already holds something else \(etcd_connection, password\)"):
+    with pytest.raises(Foreign, match=r"already contains other entries \(etcd_connection, password\)"):
         renew({"password": b"x", "etcd_connection": b"{}"}, WANTED, START)
 
 

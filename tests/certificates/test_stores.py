@@ -160,7 +160,7 @@ async def test_what_passes_is_tried_again(api, secret):
 
 async def test_what_does_not_pass_ends_after_a_while(api):
     api.failures = [503] * 1000
-    with pytest.raises(StoreError, match=r"has not answered properly for 0.3 s: it answers 503"):
+    with pytest.raises(StoreError, match=r"has given no usable answer for 0.3 s: it answers 503"):
         await keeping.keep(Secret(Cluster(api.url, api.account), NAME, timeout=0.3), WANTED)
     nobody = Secret(Cluster("https://127.0.0.1:1", api.account), NAME, timeout=0.3)
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:1"):

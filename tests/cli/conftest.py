@@ -80,7 +80,7 @@ class FakeMesh:
             counts[outcome] += 1
         last = {"finished": True, "done": sum(counts.values()), **counts}
         if odd:
-            last["untaken"] = [{"type": "odd", "models": odd, "text": "no pod takes models of type odd"}]
+            last["untaken"] = [{"type": "odd", "models": odd, "text": "no pod accepts models of type odd"}]
         await response.write(json.dumps(last).encode() + b"\n")
         return response
 

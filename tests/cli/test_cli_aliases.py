@@ -160,7 +160,7 @@ def test_a_move_whose_target_cannot_be_loaded_says_so(mesh, run):
     result = run("alias", "set", "fraud", "fraud@8", "--json")
     assert result.exit_code == 5
     assert "calls of fraud still go to fraud@7, because fraud@8 could not be loaded: no such file" in result.stderr
-    assert "`mesh alias set fraud fraud@7` gives the move up" in result.stderr
+    assert "`mesh alias set fraud fraud@7` cancels the move" in result.stderr
     assert json.loads(result.stdout)["status"] == "TRANSITION_FAILED"  # one document only
 
 
@@ -277,8 +277,8 @@ def test_status_and_explain_know_aliases(mesh, run):
     assert explained.exit_code == 0, explained.stderr
     assert explained.stdout.splitlines()[:8] == [
         "fraud is an alias: its calls go to fraud@7 (version 7).",
-        "It has not moved to fraud@8 (version 8), because that could not be loaded: no such file.",
-        "The mesh tries again; `mesh alias set fraud fraud@7` gives the move up.",
+        "It has not moved to fraud@8 (version 8), because that model could not be loaded: no such file.",
+        "The mesh tries again; `mesh alias set fraud fraud@7` cancels the move.",
         "A copy of 5 % of its calls goes to x, as a shadow.",
         "It has the versions 7, 8, and keeps 2 before the present one.",
         "It names fraud@8 (target, version 8), which is not registered.",
@@ -289,7 +289,7 @@ def test_status_and_explain_know_aliases(mesh, run):
     assert [model["id"] for model in document["models"]] == ["fraud@7", "x"]
     mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
     assert "moves to" in run("status", "fraud").stdout
-    moving = "It moves to fraud@8 (version 8) once as many copies of that are loaded as of fraud@7."
+    moving = "It moves to fraud@8 (version 8) when that model has as many loaded copies as fraud@7."
     assert moving in run("explain", "fraud").stdout
 
 

@@ -49,10 +49,10 @@ def test_models_of_a_type_that_no_pod_takes_are_noted(mesh, run, monkeypatch):
     text = "".join(json.dumps({"id": f"m{number}", "type": "odd"}) + "\n" for number in range(5))
     result = run("import", "-", stdin=text + lines("a"))
     assert result.exit_code == 0
-    note = "note: 5 of the registered models have type odd, so no call can load them: no pod takes models of type odd"
+    note = "note: 5 of the registered models have type odd, so no call can load them: no pod accepts models of type odd"
     assert result.stderr.count("note:") == 1
     assert note in result.stderr
-    untaken = [{"type": "odd", "models": 5, "text": "no pod takes models of type odd"}]
+    untaken = [{"type": "odd", "models": 5, "text": "no pod accepts models of type odd"}]
     assert json.loads(run("import", "-", "--json", stdin=text).stdout)["untaken"] == untaken
     assert "note:" not in run("import", "-", stdin=lines("b")).stderr
 

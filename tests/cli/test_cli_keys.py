@@ -18,7 +18,7 @@ def test_create_prints_the_key_alone_on_standard_output(run, mesh, asked):
     result = run("keys", "create", "ci", "--role", "register", "--models", "fraud/*", "--expires", "90d")
     assert result.exit_code == 0, result.output
     assert result.stdout == KEY + "\n"
-    assert "shown only now" in result.stderr
+    assert "shown only once" in result.stderr
     body = {"groups": [], "expires_in": 90 * 86400, "role": "register", "models": ["fraud/*"]}
     assert asked() == [("PUT", "/mesh/v1/keys/ci", body)]
 
@@ -150,7 +150,7 @@ def test_grants_of_the_routers_file_are_listed(run, mesh):
     result = run("grants", "ls")
     assert "a " in result.stdout
     assert "b (file)" in result.stdout
-    assert "its former content applies (60 s old): it is not valid TOML" in " ".join(result.stderr.split())
+    assert "its previous content applies (60 s old): it is not valid TOML" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,11 @@ def test_pods_are_counted_by_server() -> None:
     """`--server` may be repeated, and without a number means one pod."""
     assert counted(["onnx=2", "mlserver", "mlserver=2"]) == {"onnx": 2, "mlserver": 3}
     for text in ("jboss", "onnx=", "onnx=-1", "onnx=65", "=3"):
-        with pytest.raises(ValueError, match=r"no kind of server|number of pods must be"):
+        with pytest.raises(ValueError, match=r"not a kind of server|number of pods must be"):
             counted([text])
     result = CliRunner().invoke(build(), ["up", "--server", "jboss=2"], env=WIDE)
     assert result.exit_code == 2
-    assert "is no kind of server: use onnx, mlserver" in " ".join(result.output.split())
+    assert "is not a kind of server: use onnx, mlserver" in " ".join(result.output.split())
 
 
 def test_pods_of_all_kinds_get_their_command_lines() -> None:

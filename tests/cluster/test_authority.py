@@ -75,7 +75,7 @@ async def test_new_pods_of_all_kinds_start_with_it(mesh: Installed) -> None:
         *(
             mesh.kube.until(
                 lambda name=name: (
-                    "certificate of the new authority is shown" in mesh.kube.logs(name)
+                    "certificate of the new authority is presented" in mesh.kube.logs(name)
                     or "step to the new authority" in mesh.kube.logs(name)
                     or "another authority" not in mesh.kube.logs(name)
                 ),

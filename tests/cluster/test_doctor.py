@@ -214,7 +214,16 @@ FAULTS: dict[str, tuple[Fault, list[Expected]]] = {
     ),
     "too-large": (
         _changed("set", "resources", POOL, "--requests=memory=900Gi", "--limits=memory=900Gi"),
-        [("fail", "kubernetes", "pods", "is Pending", "Insufficient memory", "make room, or lower its requests")],
+        [
+            (
+                "fail",
+                "kubernetes",
+                "pods",
+                "is Pending",
+                "Insufficient memory",
+                "free resources on a node, or lower the pod's requests",
+            )
+        ],
     ),
     "crashing": (
         _changed("set", "env", POOL, "MESH_CAPACITY=lots"),

@@ -99,7 +99,7 @@ async def test_a_command_at_the_wrong_port_says_so(mesh: Installed) -> None:
     async with mesh.kube.forward("service/modelmesh-serving", 8033) as port:
         argv = ("ls", "--endpoint", f"http://localhost:{port}")
         key = f"MESH_API_KEY={mesh.credentials()['MESH_API_KEY']}"
-        with pytest.raises(KubeError, match="this port serves no management"):
+        with pytest.raises(KubeError, match="this port does not serve management"):
             await asyncio.to_thread(mesh.kube.shell, " ".join((key, "mesh", *argv)))
 
 

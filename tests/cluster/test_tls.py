@@ -83,7 +83,7 @@ async def test_an_expired_certificate_is_not_taken(mesh: Installed, pairs: list[
         )
         assert shown(mesh) == {valid}
         for name in mesh.names("router"):
-            assert "new edge certificate is not used, the former one is kept" in mesh.kube.logs(name)
+            assert "the new edge certificate cannot be used, the old one stays in use" in mesh.kube.logs(name)
             assert mesh.metric(name, "mesh_edge_certificate_expires_seconds") > 0
         visits = Visits(mesh, "--only", "secrets")
         await visits.until_said([("fail", "secrets", "expiry", "tls.crt of the Secret edge", "has expired")])

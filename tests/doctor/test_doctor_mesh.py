@@ -144,7 +144,7 @@ def test_a_type_that_no_server_takes(doctor, fine: FakeMesh) -> None:
     fine.answer("/mesh/v1/pods", {"pods": [{**POD, "types": ["onnx"]}, {**POD, "pod": "pod-2", "types": ["sklearn"]}]})
     register(fine, "trees", type="xgboost")
     text = looked(doctor, fine).said("fail", "mesh", "types")
-    assert "no pod takes models of type xgboost: the pods of this mesh take onnx, sklearn (1 registered)" in text
+    assert "no pod accepts models of type xgboost: the pods of this mesh accept onnx, sklearn (1 registered)" in text
     assert "type onnx" not in text
 
 
@@ -155,7 +155,7 @@ def test_the_file_with_grants(doctor, fine: FakeMesh) -> None:
     assert "/etc/mesh/grants has 3 grants" in looked(doctor, fine).said("ok", "mesh", "grants")
     fine.answer("/mesh/v1/stats", {"workers": 2, "grants_file": {**filed, "error": "it is not valid", "age": 90.0}})
     text = looked(doctor, fine).said("fail", "mesh", "grants")
-    assert "cannot be used, so its content of 90 s ago is in force: it is not valid" in text
+    assert "cannot be used, so its content of 90 s ago is still in use: it is not valid" in text
 
 
 def test_a_data_plane_configuration_that_cannot_be_used(doctor, fine: FakeMesh) -> None:

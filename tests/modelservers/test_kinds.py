@@ -40,5 +40,5 @@ def test_a_type_that_no_pod_takes_because_it_runs_code_is_reported_so(model_type
     choosing = Choosing.__new__(Choosing)
     choosing._view = view
     text = choosing.untaken(model_type)
-    assert text.startswith(f"no pod takes models of type {model_type}")
+    assert text.startswith(f"no pod accepts models of type {model_type}")
     assert ("--allow-code" in text) is says

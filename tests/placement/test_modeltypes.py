@@ -56,7 +56,7 @@ def test_a_type_that_no_pod_takes_can_go_nowhere() -> None:
 
 def test_a_missing_type_is_named_with_those_that_there_are() -> None:
     assert untaken("xgboost", [ONNX, TRITON]) == (
-        "no pod takes models of type xgboost: the pods of this mesh take onnx, sklearn, tensorflow:2"
+        "no pod accepts models of type xgboost: the pods of this mesh accept onnx, sklearn, tensorflow:2"
     )
     assert untaken("onnx:1", [ONNX, TRITON]) == ""
     assert untaken("xgboost", [ONNX, frozenset()]) == ""

@@ -106,7 +106,7 @@ async def test_the_page_from_mesh_up_on(shell, tmp_path):
             assert "calls of fraud still go to fraud@9" in broken.stderr
             status, explained = typed(shell, "When a move is stuck", code=5)
             assert "TRANSITION_FAILED" in status
-            assert "It has not moved to fraud@10 (version 10), because that could not be loaded" in explained
+            assert "It has not moved to fraud@10 (version 10), because that model could not be loaded" in explained
             assert shell.run("mesh rollback fraud").returncode == 0
             assert caller.call() == "9"
         assert caller.failures == []

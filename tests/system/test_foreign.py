@@ -133,7 +133,7 @@ async def test_types_decide_which_pods_hold_a_model(foreign):
         path = it.mesh.write("trees/model.json", b"{}")
         body = {"type": "xgboost", "path": path.as_uri()}
         reply = await it.mesh.rest("PUT", "/mesh/v1/models/trees", body)
-        note = "no pod takes models of type xgboost: the pods of this mesh take example, onnx"
+        note = "no pod accepts models of type xgboost: the pods of this mesh accept example, onnx"
         assert (reply.status, reply.json["notes"]) == (201, [note])
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await it.ask("trees")

@@ -97,8 +97,8 @@ def restore(
         typer.Option(
             "--overwrite",
             help=(
-                "Replace models registered with other attributes; each is unregistered until pods have unloaded "
-                "its copies."
+                "Replace models that are registered with other attributes. Each is unregistered until pods "
+                "have unloaded its copies."
             ),
         ),
     ] = False,
@@ -301,7 +301,7 @@ def _tell_restored(header: "Header", base: str, outcome: "Outcome", *, dry_run: 
         if counts.total():
             screen.print(f"{text}: {_counted(counts)}")
     if outcome.recounted:
-        screen.print(f"references of vmodels counted again: {outcome.recounted} models")
+        screen.print(f"references of vmodels corrected: {outcome.recounted} models")
     remarks = output.remarks()
     if outcome.differing:
         hint = "--overwrite replaces them" if not dry_run else "unchanged without --overwrite"

@@ -106,7 +106,7 @@ def verify(stream: BinaryIO) -> Header:
         digest.update(line)
         counts[_entry(document, number).kind] += 1
     if not ended:
-        raise BackupError("its end is missing: it was not written completely, or was truncated")
+        raise BackupError("its end is missing: it was not written to the end, or was truncated")
     if counts != dict(header.counts):
         raise BackupError(f"it has {counts}, but its header says {dict(header.counts)}")
     return header

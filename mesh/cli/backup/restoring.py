@@ -159,7 +159,7 @@ class Restorer:
                 return
         if away is not None:
             raise away
-        self._fail(todo, "others keep changing it")
+        self._fail(todo, "other clients keep changing it: try again later")
 
     async def _create(self, todo: Sequence[file.BackupEntry]) -> bool:
         """Creates all records if none exists, and if no copies of earlier registrations are left. Otherwise creates
@@ -276,8 +276,8 @@ class Restorer:
             progress(self.outcome.done)
             if self._waiting and loop.time() > deadline:
                 text = (
-                    f"pods still have copies of its earlier registration after {self._wait:g} s, or may have some, cut "
-                    "off from etcd (see `mesh pods`): restore again later"
+                    f"pods still have copies of its earlier registration after {self._wait:g} s, or are cut "
+                    "off from etcd and may have some (see `mesh pods`): restore again later"
                 )
                 self._fail(self._waiting, text)
                 self._waiting = []
@@ -313,7 +313,7 @@ class Restorer:
                     self.outcome.dangling.append(_shown(entry.name))
                 (self.outcome.created if kv is None else self.outcome.overwritten)[entry.kind] += 1
                 return
-        self._fail([entry], "others keep changing it")
+        self._fail([entry], "other clients keep changing it: try again later")
 
     async def _recount(self) -> None:
         """Corrects the number of references in models' records, because an unchanged vmodel may name a model that was
@@ -362,7 +362,7 @@ class Restorer:
             if await self._write([compare], [etcds.put_op(key, entry.value)]):
                 (self.outcome.created if kv is None else self.outcome.overwritten)[entry.kind] += 1
                 return
-        self._fail([entry], "others keep changing it")
+        self._fail([entry], "other clients keep changing it: try again later")
 
     async def _write(self, compares: Sequence[etcds.Compare], puts: Sequence[etcds.Op]) -> bool:
         """Writes if all comparisons hold. Returns False if one does not. Also returns False if the outcome is unknown,

@@ -11,7 +11,7 @@ AREA = Area("kubernetes")
 _PULL = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull")
 _OF_WAITING = {
     "CrashLoopBackOff": "see why it ended with kubectl logs POD --previous",
-    "CreateContainerConfigError": "a Secret or ConfigMap it names is missing, or a key of it",
+    "CreateContainerConfigError": "a Secret or ConfigMap that it names, or a key of one, is missing",
     "CreateContainerError": "see kubectl describe pod POD",
     "RunContainerError": "see kubectl describe pod POD",
 }
@@ -138,7 +138,10 @@ def _todo_refused(why: str) -> str:
     if "quota" in why:
         return "ask for a larger quota, or lower requests and limits in the values"
     if "PodSecurity" in why:
-        return "remove what is not `restricted` from the values (extraVolumes, securityContext)"
+        return (
+            "remove from the values what the Pod Security level `restricted` does not allow (extraVolumes, "
+            "securityContext)"
+        )
     if "serviceaccount" in why.lower():
         return "the ServiceAccount is missing: helm upgrade creates it again"
     return "see kubectl describe: its pods are not created"
@@ -173,7 +176,7 @@ def _pod(pod: Object, facts: ClusterFacts) -> Finding | None:
     conditions = {one.get("type"): one for one in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled") or {}
     if scheduled.get("status") == "False":
-        todo = "make room, or lower its requests; labels, taints and volumes must fit a node too"
+        todo = "free resources on a node, or lower the pod's requests; labels, taints and volumes must also fit a node"
         return AREA.fail("pods", f"{who} is Pending: {scheduled.get('message') or scheduled.get('reason')}", todo)
     for container in _containers(status):
         waiting = (container.get("state") or {}).get("waiting") or {}
@@ -190,7 +193,7 @@ def _pod(pod: Object, facts: ClusterFacts) -> Finding | None:
     why = told or str((conditions.get("Ready") or {}).get("message") or "it is starting")
     todo = f"kubectl logs {name(pod)}; kubectl describe pod {name(pod)}"
     if "FailedMount" in why or "not found" in why:
-        todo = "a Secret or ConfigMap it mounts is missing, or a key of it"
+        todo = "a Secret or ConfigMap that it mounts, or a key of one, is missing"
     return AREA.warn("pods", f"{who} is not ready: {why}", todo)
 
 
@@ -202,7 +205,7 @@ def _killed(pod: Object) -> Iterator[Finding]:
             if ended.get("reason") == "OOMKilled":
                 text = f"{name(pod)} ({container.get('name')}) was killed for memory (OOMKilled)"
                 text += f" at {ended['finishedAt']}" if ended.get("finishedAt") else ""
-                todo = "raise its memory limit; the log of a runtime pod names the model that it died of"
+                todo = "raise its memory limit; the log of a runtime pod names the model that probably caused the end"
                 yield AREA.warn("memory", f"{text}, {container.get('restartCount', 0)} restarts", todo)
                 return
 

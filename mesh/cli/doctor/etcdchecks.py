@@ -231,7 +231,7 @@ def _prefix(facts: EtcdFacts) -> Iterator[Finding]:
     yield AREA.ok("prefix", f"{facts.models} models, {facts.pods} pods below {facts.base}")
     if not facts.pods:
         todo = "check that runtime pods run and reach etcd: kubectl get pods -l app.kubernetes.io/component=runtime"
-        yield AREA.fail("pods", "no runtime pod has registered itself, so no model is served", todo)
+        yield AREA.fail("pods", "no runtime pod has registered itself, so no model can be called", todo)
 
 
 def _said(text: str) -> str:

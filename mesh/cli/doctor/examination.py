@@ -213,7 +213,7 @@ class Examination:
         except TimeoutError:
             text = f"the check did not end within {seconds:g} s"
             self.report.findings.append(
-                Area(area).fail("time", text, "some server accepts requests and does not answer")
+                Area(area).fail("time", text, "a server accepts requests but does not answer: look for one that hangs")
             )
         except Exception as error:
             self._broken(area, error)

@@ -32,7 +32,7 @@ class Trouble(enum.Enum):
     """The reason why a connection fails."""
 
     NONE = "it answers"
-    UNRESOLVED = "DNS does not know its name"
+    UNRESOLVED = "its name cannot be resolved"
     REFUSED = "nothing listens there"
     SILENT = "it does not answer"
     NO_TLS = "it does not speak TLS"

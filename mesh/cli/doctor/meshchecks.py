@@ -109,8 +109,8 @@ def _dataplane(stats: Mapping[str, Any]) -> Iterator[Finding]:
     source, methods = config.get("source"), config.get("methods") or ()
     others = "others are allowed, too" if config.get("others") else "all others are refused"
     if error := config.get("error"):
-        text = f"the data-plane configuration {source} cannot be used, so its former content is in force: {error}"
-        yield AREA.fail("dataplane", text, "correct it: routers read it again at once (docs/servers.md)")
+        text = f"the data-plane configuration {source} cannot be used, so its previous content is still in use: {error}"
+        yield AREA.fail("dataplane", text, "correct it: routers read it again immediately (docs/servers.md)")
     else:
         yield AREA.ok("dataplane", f"{source} has rules for {len(methods)} methods; {others}")
 
@@ -122,8 +122,8 @@ def _grants_file(stats: Mapping[str, Any]) -> Iterator[Finding]:
     source = filed.get("source")
     if error := filed.get("error"):
         age = words.span(int(1000 * float(filed.get("age") or 0)))
-        text = f"the file with grants {source} cannot be used, so its content of {age} ago is in force: {error}"
-        yield AREA.fail("grants", text, "correct it: routers read it again at once (docs/security.md)")
+        text = f"the file with grants {source} cannot be used, so its content of {age} ago is still in use: {error}"
+        yield AREA.fail("grants", text, "correct it: routers read it again immediately (docs/security.md)")
     else:
         yield AREA.ok("grants", f"{source} has {filed.get('grants')} grants")
 
@@ -131,12 +131,12 @@ def _grants_file(stats: Mapping[str, Any]) -> Iterator[Finding]:
 def _pods(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:
     if not pods:
         todo = "check that they run and reach etcd: kubectl get pods -l app.kubernetes.io/component=runtime"
-        yield AREA.fail("pods", "there are no runtime pods, so no model is served", todo)
+        yield AREA.fail("pods", "there are no runtime pods, so no model can be called", todo)
         return
     ready = [str(pod.get("pod")) for pod in pods if _is_ready(pod)]
     suspect = [str(pod.get("pod")) for pod in pods if pod.get("suspect")]
     if suspect:
-        text = f"{some(suspect)} {'has' if len(suspect) == 1 else 'have'} vanished from etcd without draining"
+        text = f"{some(suspect)} {'has' if len(suspect) == 1 else 'have'} disappeared from etcd without draining"
         yield AREA.warn(
             "pods", f"{text}; calls still go there until one fails", "check these pods, and whether etcd is slow"
         )
@@ -158,7 +158,7 @@ def _observed(pods: tuple[Mapping[str, Any], ...]) -> Iterator[Finding]:
         todo = "make the server state its models' sizes, or share a process namespace with it (docs/servers.md)"
         yield AREA.warn("memory", f"{text}: {unseen[0].get('unobserved')}", todo)
     if wrong:
-        text = f"the models of {some(wrong)} take far more memory than their server states"
+        text = f"the models of {some(wrong)} use far more memory than their server states"
         yield AREA.warn("sizes", text, "correct the sizes that the server reports; loads there run one at a time")
     if foreign and not unseen and not wrong:
         yield AREA.ok("memory", "the memory of all foreign model servers is observed")
@@ -195,7 +195,7 @@ def _registered(registered: Registered) -> Iterator[Finding]:
     if registered.whole:
         yield AREA.ok("models", text)
     else:
-        todo = "raise --reading to check all of them"
+        todo = "set a longer --reading to check all of them"
         yield AREA.warn("models", f"there are more than {registered.models} models; only these were checked", todo)
     for quarantined, count, check, what, todo in (
         (True, registered.quarantined, "quarantine", "quarantined", "find out why; then `mesh release MODEL`"),
@@ -238,12 +238,12 @@ def _settings(facts: MeshFacts) -> Iterator[Finding]:
     try:
         limits.parse(texts.get("type_limits") or "")
     except ValueError as error:
-        text = f"the setting type_limits is not valid, so an older one may be in force: {error}"
+        text = f"the setting type_limits is not valid, so an older value may still be in use: {error}"
         yield AREA.fail("settings", text, "set it again: mesh settings type_limits '{...}'")
     try:
         asked = constraints.parse(texts.get("type_constraints") or "")
     except ValueError as error:
-        text = f"the setting type_constraints is not valid, so an older one may be in force: {error}"
+        text = f"the setting type_constraints is not valid, so an older value may still be in use: {error}"
         yield AREA.fail("settings", text, "set it again: mesh settings type_constraints '{...}'")
         return
     pods = [frozenset(str(label) for label in pod.get("labels") or ()) for pod in facts.pods or () if _is_ready(pod)]
@@ -259,7 +259,7 @@ def _settings(facts: MeshFacts) -> Iterator[Finding]:
     for kind in sorted(facts.registered.types.keys() - set(nowhere)):
         if text := modeltypes.untaken(kind, served):
             count = facts.registered.types[kind]
-            todo = "add a pool beside a server that takes them, or register them with the type that they have"
+            todo = "add a pool with a server that accepts this type, or register the models with their right type"
             yield AREA.fail("types", f"{text} ({count} registered)", todo)
             nowhere.append(kind)
     if not nowhere:

@@ -321,8 +321,11 @@ class ModelServer:
         typer.Option(
             envvar="MESH_EGRESS",
             metavar="envoy|grpc|auto",
-            help="Carrier of calls to the server of --server or --server-command: envoy (an Envoy of this pod), grpc "
-            "(grpc.aio, slower, but without another process) or auto (envoy where one is installed).",
+            help=(
+                "Program that carries calls to the server of --server or --server-command: envoy (an Envoy of "
+                "this pod), grpc (grpc.aio: slower, but without another process) or auto (envoy if it is "
+                "installed)."
+            ),
         ),
     ] = "auto"
 
@@ -341,7 +344,7 @@ class ModelServer:
         str,
         typer.Option(
             envvar="MESH_SERVER_MEMORY_LIMIT",
-            help="Memory that the server of --server may take, such as the limit of its container, in bytes or with a "
+            help="Memory that the server of --server may use, such as the limit of its container, in bytes or with a "
             "unit such as GiB; auto: as much as this pod.",
         ),
     ] = "auto"
@@ -405,7 +408,9 @@ class ModelServer:
     def carrier(self) -> Literal["envoy", "grpc"]:
         """Returns the egress to use. Raises BadParameter."""
         if self.egress not in ("envoy", "grpc", "auto"):
-            raise typer.BadParameter(f"{self.egress!r} is no egress: use envoy, grpc or auto", param_hint="--egress")
+            raise typer.BadParameter(
+                f"{self.egress!r} is not an egress: use envoy, grpc or auto", param_hint="--egress"
+            )
         if self.egress == "grpc" or not self.foreign:
             return "grpc"
         try:
@@ -413,7 +418,7 @@ class ModelServer:
         except FileNotFoundError as error:
             if self.egress == "envoy":
                 raise typer.BadParameter(f"{error}, or use --egress grpc", param_hint="--egress") from error
-            log.info("calls to the model server are carried by grpc.aio", because=str(error))
+            log.info("Envoy is not installed: grpc.aio carries calls to the model server", because=str(error))
             return "grpc"
         return "envoy"
 
@@ -425,7 +430,7 @@ class ModelServer:
         if self.installed and (lacks := availability.missing(self.adapter)):
             raise typer.BadParameter(f"{lacks}, or name one with --server", param_hint="--adapter")
         if self.adapter and self.server and not self.server_command and self.server_models is None:
-            text = "name the folder for models that the server and this pod have in common"
+            text = "name the folder for models that the server and this pod share"
             raise typer.BadParameter(text, param_hint="--server-models")
         if (self.server_models is not None or self.allow_code) and not self.adapter:
             option = "--allow-code" if self.allow_code else "--server-models"

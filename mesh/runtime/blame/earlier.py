@@ -59,7 +59,7 @@ class Earlier:
         except (OSError, ValueError):
             return
         if not lastlooks.exhausted(folder):
-            log.info("an earlier life of this pod was killed with memory to spare: no model is blamed")
+            log.info("an earlier agent of this pod was killed although memory was free: no model is blamed")
             board.close()
             return
         work = working((use.revision, use) for _, use in board.suspects())
@@ -74,11 +74,11 @@ class Earlier:
                 prefix = keys.registry
                 page = await etcd.page(prefix, after_prefix(prefix), limit=1, created=revision, keys_only=True)
             except EtcdError as error:
-                log.warning("suspects of an earlier life of this pod not recorded", error=error.detail)
+                log.warning("suspects of an earlier agent of this pod not recorded", error=error.detail)
                 return
             for kv in page.kvs:
                 model = keys.model_of(kv.key)
-                log.warning("suspect of an earlier life of this pod", model=model, doing=doing)
+                log.warning("suspect of an earlier agent of this pod", model=model, doing=doing)
                 text = f"the whole pod was killed while it was {doing} this model"
                 alone = len(self.suspects) == 1
                 history.killed(model, revision, f"{text}, out of memory", sure=alone)

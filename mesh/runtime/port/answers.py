@@ -38,7 +38,7 @@ def fail(call: Call, error: MeshError) -> None:
 
 def not_here(call: Call, board: Board, method: int, started_ns: int) -> None:
     """Answers that this pod does not have the copy. The router, whose view is outdated, then tries another pod."""
-    call.fail(Reason.NOT_HERE.code, "this pod does not hold the copy that the call is for", _NOT_HERE)
+    call.fail(Reason.NOT_HERE.code, "this pod does not have the copy that the call is for", _NOT_HERE)
     board.observe(method, Reason.NOT_HERE.code, time.monotonic_ns() - started_ns)
 
 

@@ -92,7 +92,7 @@ class Fence:
             if self._probe is not None:  # the request is from before the pause, which may have made it fail
                 self._probe.cancel()
                 self._probe = None
-            log.warning("the permission to answer expired: the agent was stopped, or is starved of CPU")
+            log.warning("the permission to answer expired: the agent was stopped, or gets too little CPU time")
         if proof is not None:
             self._last_proof = max(self._last_proof, proof)
         if proof is not None and now - proof < self._ttl // 2:

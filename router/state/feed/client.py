@@ -1,6 +1,6 @@
 """A worker's end of the feed, which keeps the readers of its ranges up to date.
 
-After a broken connection it continues each range from where it stopped.
+After a broken connection, each range continues where it stopped.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _SILENCE = 15.0  # seconds; the pod sends a beat once a second
 
 
 class FeedClient:
-    """A worker's end. `readers` are kept up to date with their ranges."""
+    """A worker's end of the feed. Keeps `readers` up to date with their ranges."""
 
     def __init__(
         self,

@@ -38,25 +38,26 @@ class Following:
         self._unread = set(readers)
         self._begun = False
         self.read = asyncio.Event()
-        """Set once every range that has a reader here was read."""
+        """An event that is set once every range with a reader in this process was read."""
 
     def want(self, range: Range) -> None:
-        """Starts to follow a range, unless it is followed already. Before `begin`, only notes that it is wanted."""
+        """Starts to follow a range, unless it is followed already. Before `begin`, only notes that the range is
+        wanted."""
         self._wanted[range] = None
         if self._begun and range not in self._mirrors:
             self._mirrors[range] = Mirror(self._etcd, *range.bounds(self._keys))
             self._run(functools.partial(self._follow, range), range.name)
 
     def begin(self) -> None:
-        """Begins to follow the wanted ranges, once their content is known to be this mesh's."""
+        """Begins to follow the wanted ranges. Must be called when their content is known to be this mesh's."""
         self._begun = True
         for range in tuple(self._wanted):
             self.want(range)
 
     @property
     def stale_for(self) -> float:
-        """Returns for how many seconds the changes of some range have not arrived, or 0 while all arrive and before
-        `begin`."""
+        """Returns the seconds for which the changes of at least one range have not arrived, or 0 while all arrive, and
+        before `begin`."""
         return max((mirror.stale_for for mirror in self._mirrors.values()), default=0.0)
 
     async def _follow(self, range: Range) -> None:

@@ -1,21 +1,16 @@
 """The messages between pod and workers: a length (4 bytes, big-endian) and a JSON array that begins with a word.
 
-| from | message | says |
-| --- | --- | --- |
-| worker | `hello, name, {range: [epoch, revision]}` | which ranges it reads, and how far it has read each |
-| worker | `ready, reason` | why it is not ready; null: it is |
-| worker | `metrics, number, snapshot` | the answer to `ask` |
-| worker | `stats, number` | asks for the metrics of the whole router pod |
-| pod | `begin, range` | all of a range follows; the parts after an earlier `begin` are void |
-| pod | `items, range, items` | a part of it |
-| pod | `snapshot, range, epoch, revision` | that was all of it |
-| pod | `delta, range, revision, items` | one revision's changes |
-| pod | `ask, number` | asks for the worker's metrics |
-| pod | `merged, number, snapshot` | the answer to `stats` |
-| pod | `drain` | the router is stopping |
+| from | message | says | | --- | --- | --- | | worker | `hello, name, {range: [epoch, revision]}` | the ranges that the
+worker reads, and how far it has read each | | worker | `ready, reason` | the reason why the worker is not ready, or
+null if it is | | worker | `metrics, number, snapshot` | the answer to `ask` | | worker | `stats, number` | asks for the
+metrics of the whole router pod | | pod | `begin, range` | the complete range follows; parts after an earlier `begin`
+are void | | pod | `items, range, items` | a part of the range | | pod | `snapshot, range, epoch, revision` | the range
+is complete | | pod | `delta, range, revision, items` | one revision's changes | | pod | `ask, number` | asks for the
+worker's metrics | | pod | `merged, number, snapshot` | the answer to `stats` | | pod | `drain` | the router is stopping
+|
 
 An epoch is a string that names one reading of a range from etcd: revisions can only be compared within an epoch,
-because etcd may have restarted with other data. Either side ignores and logs unknown messages.
+because etcd may have restarted with other data. Both sides log unknown messages, and ignore them.
 
 Keys and values are bytes, written as Latin-1 text, which can hold any byte.
 """
@@ -50,7 +45,7 @@ async def receive(reader: asyncio.StreamReader) -> Message:
 
 
 def pack(items: Iterable[Item]) -> list[list[str | None]]:
-    """Returns keys and values in the form that a message holds."""
+    """Returns keys and values in the form that they have in a message."""
     return [[key.decode("latin-1"), None if value is None else value.decode("latin-1")] for key, value in items]
 
 

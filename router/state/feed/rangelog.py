@@ -1,11 +1,11 @@
-"""A range as the pod keeps it for its workers: its content, its latest changes, and how far each worker has read.
+"""A range that the pod keeps for its workers: the content, the latest changes, and the position of each worker.
 
-Changes are encoded once, and each is linked to the next. A worker's `Cursor` holds the last change that the worker was
-sent, so changes that no worker waits for are garbage-collected. If the change after a worker's last one is not kept, or
-too many bytes wait for the worker, it gets the complete range instead. A worker that does not read thus takes a bounded
-amount of memory, and does not delay others.
+Changes are encoded once, and each is linked to the next. A worker's `Cursor` refers to the last change that was sent to
+the worker, so changes that no worker waits for are garbage-collected. If the change after a worker's last one is not
+kept, or too many bytes wait for the worker, it gets the complete range instead. A worker that does not read thus needs
+a bounded amount of memory, and does not delay others.
 
-This module does no I/O: `server` takes from cursors as much as the connection can carry.
+This module does no I/O. `server` takes from cursors as much as the connection can carry.
 """
 
 import secrets
@@ -143,7 +143,7 @@ class Cursor:
 
     @property
     def behind(self) -> int:
-        """The bytes of changes that the worker has not been sent yet."""
+        """The bytes of changes that were not sent to the worker yet."""
         return 0 if self._have is None else self._log._last.total - self._have.total
 
     def begin(self) -> None:
@@ -151,7 +151,7 @@ class Cursor:
         self._have = self._all = None
 
     def take(self) -> bytes | None:
-        """Returns the next message, or None if there is none now."""
+        """Returns the next message, or None if no message is ready."""
         if self._have is None:
             if not self._log.epoch:
                 return None

@@ -29,14 +29,14 @@ VMODELS = Range("vmodels", lambda keys: _below(keys.vmodels))
 AUTH = Range("auth", lambda keys: _below(keys.auth))
 
 RANGES = {each.name: each for each in (PRESENCE, CONFIG, VMODELS, AUTH)}
-"""The ranges by name. Every one of them can be followed, but only those with a reader are."""
+"""The ranges by name. Only ranges with a reader are followed."""
 
 
 class Reader(Protocol):
     """A reader that is kept up to date with a range."""
 
     def snapshot(self, revision: int, items: Iterable[Item]) -> None:
-        """Takes the complete range at one revision: missing keys are deleted."""
+        """Receives the complete range at one revision. Keys that are missing from it are deleted."""
 
     def delta(self, revision: int, items: Iterable[Item]) -> None:
-        """Takes all changes of one revision, in the order in which they were made."""
+        """Receives all changes of one revision, in the order in which they were made."""

@@ -1,4 +1,5 @@
-"""Assembly of the pod's messages about one range in a worker. Complete changes are passed to the range's reader."""
+"""The assembly of the pod's messages about one range, in a worker. Complete changes are passed to the range's
+reader."""
 
 from router.state.feed.messages import Message, unpack
 from router.state.feed.ranges import Item, Reader
@@ -21,8 +22,8 @@ class Reading:
         return [self.epoch, self.revision]
 
     def take(self, what: str, rest: Message) -> None:
-        """Takes a message (delta, items, begin, snapshot). `rest` is the part after the range's name. Raises ValueError
-        if it is malformed."""
+        """Handles a message (delta, items, begin, snapshot). `rest` is the part after the range's name. Raises
+        ValueError if it is malformed."""
         if what == "delta":
             revision, changes = rest
             items = unpack(changes)

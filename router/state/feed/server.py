@@ -22,7 +22,7 @@ from router.state.feed.ranges import RANGES, Range
 log = logs.get(__name__)
 
 ASK = 2.0
-"""Seconds for a worker to send its metrics."""
+"""Seconds within which a worker must send its metrics."""
 
 _MAX_WORDS = 64 << 20  # bytes of messages besides ranges that a worker may leave unread before its connection is closed
 
@@ -131,7 +131,7 @@ class FeedServer:
         return {peer.name: peer.not_ready for peer in self._peers}
 
     def beat(self) -> None:
-        """Sends every worker a sign of life, since there may be no changes."""
+        """Sends a sign of life to every worker, because there may be no changes to send."""
         for peer in self._peers:
             peer.say(encode(["beat"]))
 

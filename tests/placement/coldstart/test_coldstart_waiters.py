@@ -83,7 +83,7 @@ def test_nobody_waits_longer_than_the_longest_wait_and_the_load_goes_on(deadline
     carrier.after(999)
     assert carrier.problems == {}
     carrier.after(1)
-    assert carrier.problems["w"].text == "m was not loaded within 1 s; its load goes on"
+    assert carrier.problems["w"].text == "m was not loaded within 1 s; its load continues"
     assert carrier.machine.loading("m")
 
 

@@ -81,7 +81,7 @@ async def test_a_refusal_does_not_tell_whether_a_model_exists(guarded, name):
         return
     code, text = answer_of(call)
     assert code is Code.PERMISSION_DENIED
-    assert text == f"key:k has no grant of infer or admin on {name}. An admin can give it: mesh grants add"
+    assert text == f"key:k has no grant of infer or admin on {name}. An admin can give one: mesh grants add"
     assert guarded.etcd.reads == 0
 
 

@@ -179,7 +179,7 @@ async def test_a_copy_that_stays_keeps_the_id(town):
     await town.management.unregister("m")
     assert await town.buried()
     error = await town.refused()
-    assert "a has not withdrawn its copy" in error.text
+    assert "a has not unloaded its copy" in error.text
     assert error.details["pod"] == "a"
     await town.etcd.delete(town.keys.copy("m", "a"))
     await town.look()

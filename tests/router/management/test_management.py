@@ -773,7 +773,7 @@ async def test_a_type_that_no_pod_takes_is_noted(desk):
     management = desk.management
     status = await management.register("trees", "xgboost", "/m")
     assert status.created
-    assert status.notes == ("no pod takes models of type xgboost: the pods of this mesh take onnx",)
+    assert status.notes == ("no pod accepts models of type xgboost: the pods of this mesh accept onnx",)
     assert (await management.register("trees", "xgboost", "/m")).notes == status.notes
     lines = (await management.explain("trees")).lines
     assert any(line.startswith("It has no copy, and no call can load it: ") for line in lines)

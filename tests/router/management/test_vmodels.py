@@ -364,7 +364,7 @@ async def test_no_more_requests_wait_than_a_worker_allows(desk, monkeypatch):
     waits = asyncio.create_task(set_vmodel(desk, targetModelId="b", sync=True))
     await until(lambda: desk.management.handlers.vmodels._waiting, why="the request waits")
     code, text = await refused(desk, vModelId="v", targetModelId="c", sync=True)
-    assert (code, "1 requests wait for moves" in text) == (Code.RESOURCE_EXHAUSTED, True)
+    assert (code, "1 requests are already waiting for moves" in text) == (Code.RESOURCE_EXHAUSTED, True)
     assert (await record_of(desk)).target == "b"
     await set_vmodel(desk, targetModelId="a")
     await waits

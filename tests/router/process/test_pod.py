@@ -259,7 +259,7 @@ async def test_management_on_a_port_of_its_own(a_router):
     for target in ("/mesh/v1/models", "/mesh/v1/stats", "/mesh/v1/whoami"):
         assert [await asked(port, target), await asked(router.port, target)] == [200, 404], target
     _, why = await answered(router.port, "/mesh/v1/models")
-    assert b"this port serves no management" in why
+    assert b"this port does not serve management" in why
     for target in (
         "/%6Desh/v1/models",
         "//mesh/v1/models",

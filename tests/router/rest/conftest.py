@@ -123,7 +123,7 @@ class FakeStatus:
         return Page(models=[(i, self._models[i]) for i in page], next=page[-1] if rest else None)
 
     def untaken(self, model_type):
-        return f"no pod takes models of type {model_type}" if model_type.startswith("odd") else ""
+        return f"no pod accepts models of type {model_type}" if model_type.startswith("odd") else ""
 
     def errors(self, record):
         return tuple(failure.text for failure in record.failures) + record.killed

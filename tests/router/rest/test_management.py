@@ -323,8 +323,8 @@ async def test_an_import_tells_which_types_no_pod_takes(http, worker, monkeypatc
     async with http.post(IMPORT, data=body) as answer:
         *_, last = await told(answer)
     assert last["untaken"] == [
-        {"type": "odd", "models": 4, "text": "no pod takes models of type odd"},
-        {"type": "oddest", "models": 1, "text": "no pod takes models of type oddest"},
+        {"type": "odd", "models": 4, "text": "no pod accepts models of type odd"},
+        {"type": "oddest", "models": 1, "text": "no pod accepts models of type oddest"},
     ]
     monkeypatch.setattr(bulk, "MAX_TYPES", 2)
     many = ndjson(*({"id": f"m-{number}", "type": f"odd{number % 4}"} for number in range(8)))

@@ -78,9 +78,9 @@ def test_slots_follow_the_capacity() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--adapter", "jboss"], "'jboss' is no adapter: use mlserver"),
+        (["--adapter", "jboss"], "'jboss' is not an adapter: use mlserver"),
         (["--adapter", "mlserver"], "run `mesh servers install mlserver`"),
-        (["--adapter", "mlserver", "--server", "127.0.0.1:8081"], "server and this pod have in common"),
+        (["--adapter", "mlserver", "--server", "127.0.0.1:8081"], "server and this pod share"),
         (["--allow-code"], "it needs --adapter"),
         (["--server-models", "/models", "--server", "127.0.0.1:8081"], "it needs --adapter"),
         (["--server-memory-limit", "1GiB"], "it needs --server"),

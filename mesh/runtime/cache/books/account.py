@@ -141,7 +141,7 @@ class Account:
         self._looked = now
         if believed and not ledger.factor.believed:
             log.warning(
-                "the model server's sizes are refuted by its memory, and no longer believed",
+                "the model server's memory contradicts the sizes that it states, which are no longer used",
                 observed=format_bytes(self._observed),
                 said=format_bytes(accounted),
             )

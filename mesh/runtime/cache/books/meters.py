@@ -69,11 +69,11 @@ class Meters:
         """Adds the metrics of a foreign server's memory."""
         gauge = self.registry.gauge
         gauge(
-            "mesh_server_observed_bytes", "Host memory that models of a foreign server take, as seen from outside."
+            "mesh_server_observed_bytes", "Host memory used by the models of a foreign server, observed from outside."
         ).follow(lambda: account().observed_bytes)
         gauge(
             "mesh_server_accounted_bytes",
-            "Host memory that models of a foreign server take by the pod's books, without the factor.",
+            "Host memory of the models of a foreign server by the pod's books, without the factor.",
         ).follow(lambda: account().accounted_bytes)
         gauge("mesh_size_factor", "Factor by which the books count the sizes of models.", merge="max").follow(
             lambda: account().factor

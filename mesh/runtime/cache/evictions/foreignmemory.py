@@ -75,7 +75,7 @@ class ForeignMemoryWatch(MemoryWatch):
             self._in_vain += 1
             if self._in_vain == _IN_VAIN:
                 expected = format_bytes(self._expected)
-                log.warning("evictions do not lower the model server's memory, and end", expected=expected)
+                log.warning("evictions end, because they do not free memory of the model server", expected=expected)
         self._expected = 0
 
     def _of(self, entry: CacheEntry) -> int:

@@ -150,7 +150,7 @@ class Loads:
                 await asyncio.sleep(0)
         refused = self._quick(want)
         if refused is None and aside and self._ledger.aside_of(model_id) is not None:
-            text = "the former copy is still being unloaded, and a pod holds at most two copies of a model"
+            text = "the old copy is still being unloaded, and a pod has at most two copies of a model"
             refused = Refused(Reason.UNAVAILABLE, text)
         if refused is not None:
             return self._note(want, refused)
@@ -221,7 +221,10 @@ class Loads:
         if len(self._flights) >= MAX_LOADS:
             return Refused(
                 Reason.OVERLOADED,
-                f"{len(self._flights)} loads are in progress in this pod, the most that it takes: try again",
+                (
+                    f"{len(self._flights)} loads are in progress in this pod, which accepts no more at the same "
+                    "time: try again"
+                ),
             )
         if not want.footprint.total_bytes:
             return None
@@ -273,7 +276,7 @@ def _untaken(want: Want, types: frozenset[str]) -> Refused:
     """Returns the refusal of a model type that the server does not accept. Routers choose pods by type, but a router's
     view may be older than this pod's present options."""
     taken = ", ".join(sorted(types))
-    text = f"{want.model_id} is of type {want.type}, and this pod takes only models of type {taken} (--types)"
+    text = f"{want.model_id} is of type {want.type}, and this pod accepts only models of type {taken} (--types)"
     return Refused(Reason.NOWHERE, text)
 
 

@@ -209,7 +209,7 @@ class Loader:
         if made.pace is not None:
             copy.pace.note(*made.pace)
             copy.warm = True
-        copy.note = made.failed and f"its warm-up call, on made-up input, failed: {made.failed}"
+        copy.note = made.failed and f"its warm-up call, with generated input, failed: {made.failed}"
         row.mark(SlotState.LOADED)
         self._copies.add(copy)
         self._ended(load)

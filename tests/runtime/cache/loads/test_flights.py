@@ -59,7 +59,7 @@ async def test_a_type_that_the_server_does_not_take_is_refused_by_the_pod_itself
     refuses: the server is not asked, nothing is claimed, and the model is not blamed."""
     async with FakePod(types=frozenset({"sklearn", "xgboost:1"})) as pod:
         wrong = replace(pod.want("m"), type="mt:onnx:1")
-        why = "m is of type mt:onnx:1, and this pod takes only models of type sklearn, xgboost:1 (--types)"
+        why = "m is of type mt:onnx:1, and this pod accepts only models of type sklearn, xgboost:1 (--types)"
         assert await pod.loads.load(wrong) == Refused(Reason.NOWHERE, why)
         assert (pod.server.asked, pod.keys.keys, pod.history.failures) == ([], {}, {})
         statistics = pod.loads.statistics()

@@ -331,7 +331,7 @@ async def test_what_a_model_that_has_run_cannot_do_with_is_the_callers_mistake(p
 async def test_a_model_that_has_never_run_is_to_blame_itself(parts):
     """Until a model has run successfully, a failed run is the model's fault. After that, the input is to blame."""
     copy = await parts.load("m", models.picky(), slot=0)
-    assert copy.note.startswith("its warm-up call, on made-up input, failed: the model failed: ")
+    assert copy.note.startswith("its warm-up call, with generated input, failed: the model failed: ")
     good = np.ones((4, 1), np.float32)
     assert (await answered(parts.infer("m", x=ONE))).code is Code.INTERNAL
     assert (await answered(parts.infer("m", x=good))).code is Code.OK
