@@ -17,11 +17,11 @@ import time
 from mesh.runtime.port import answers
 from mesh.runtime.port.permission import named, permitted, proven
 from mesh.runtime.relay import metadata, verdicts
-from mesh.runtime.relay.carried import Carried
+from mesh.runtime.relay.carried import VERSIONED, Carried
 from mesh.runtime.relay.egress import Answer, Egress, Outgoing
 from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.methods import Methods
-from mesh.runtime.relay.splice import SpliceError, splice
+from mesh.runtime.relay.splice import SpliceError, drop, splice
 from mesh.runtime.relay.table import Table
 from mesh.runtime.sharedmemory.board import METHODS, Board
 from mesh.statuses import Code, MeshError, Reason
@@ -319,6 +319,8 @@ class RelayPort:
         lost = not carried.begun and verdicts.model_is_lost(reply.code, reply.text)
         if lost and self._table.lose(copy, f"{Code(reply.code).name}: {reply.text}"):
             raise _NotHere
+        if verdicts.model_has_died(reply.code, reply.text):
+            self._table.lose(copy, reply.text)  # but no other copy is called, which this call might kill as well
         text = reply.text.replace(copy.name, copy.model_id) if copy.name != copy.model_id else reply.text
         code, text = verdicts.to_client(reply.code, text, call.method[1:].decode(errors="replace"))
         call.fail(code, text, [] if carried.begun else metadata.to_client(returned or reply.headers), trailers)
@@ -350,6 +352,8 @@ class RelayPort:
         message = framing.unpack(frame, carried.call.encoding, limit=self._max_message)
         try:
             spliced = splice(message, carried.path, carried.copy.name.encode("utf-8", "surrogatepass"))
+            if carried.call.method in VERSIONED and not self._link.control.takes_versions:
+                spliced = drop(spliced, 2)
         except SpliceError as error:
             text = f"the model id cannot be put into the request: {error}"
             raise MeshError(Reason.BAD_REQUEST, text) from None

@@ -19,6 +19,9 @@ from mesh.wire.reply import Lost, Reply
 
 _INFER, _METADATA = PREFIX + b"ModelInfer", PREFIX + b"ModelMetadata"
 
+VERSIONED = frozenset((_INFER, _METADATA))
+"""The methods whose requests name a version, in field 2."""
+
 
 class Outcomes(Protocol):
     """The part of the data port that receives the outcomes of calls."""

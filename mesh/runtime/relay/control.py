@@ -29,6 +29,9 @@ class Control(Protocol):
     former: bool
     """True if the server speaks the SPI only under the former name of its service."""
 
+    takes_versions: bool
+    """True if the server gets the version that a V2 call names. Otherwise it would take Mesh's versions for its own."""
+
     def resume(self, *, former: bool) -> None:
         """Continues with a server that reported to a former relay that it is ready."""
 
@@ -60,6 +63,7 @@ class SpiControl:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.former = False
+        self.takes_versions = True
         self._channel = channel
         self._stub = modelruntime_pb2_grpc.ModelRuntimeStub(channel)
 

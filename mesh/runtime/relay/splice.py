@@ -30,6 +30,14 @@ def append(message: bytes, number: int, values: Sequence[bytes]) -> bytes:
     return message + b"".join(_field(number, value) for value in values)
 
 
+def drop(message: bytes, number: int) -> bytes:
+    """Returns the message without a field, which is the same object if it does not have the field. Raises
+    SpliceError."""
+    if not any(True for _ in _fields(message, 0, len(message), number)):
+        return message
+    return b"".join(_without(message, 0, len(message), (number,)))
+
+
 def _set(message: bytes, number: int, value: bytes) -> bytes:
     """Returns the message with the string in field `number` set. Does the same as `splice` for a path of one field, but
     in one pass."""

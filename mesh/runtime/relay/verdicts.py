@@ -9,6 +9,7 @@ from mesh.statuses import Code
 _TRITON_BEGINS, _TRITON_ENDS = "Request for unknown model", (" is not found", " has no available versions")
 _TORCHSERVE_BEGINS = ("Model not found: ", "Model version: ")
 _TORCHSERVE_ENDS = (".ModelNotFoundException", ".ModelVersionNotFoundException")
+_STUB_BEGINS, _STUB_ENDS = "Stub process '", "' is not healthy."
 _MLSERVER_BEGINS, _MLSERVER_ENDS = "Model ", " not found"
 
 
@@ -21,6 +22,12 @@ def model_is_lost(code: int, text: str) -> bool:
     if code == Code.INTERNAL:
         return text.startswith(_TORCHSERVE_BEGINS) and text.endswith(_TORCHSERVE_ENDS)
     return code == Code.NOT_FOUND
+
+
+def model_has_died(code: int, text: str) -> bool:
+    """Returns whether an answer says that the model's own process has ended, perhaps because of this very call. Triton
+    starts no other process for a model of its Python backend, so only another load mends that."""
+    return code == Code.INTERNAL and text.startswith(_STUB_BEGINS) and text.endswith(_STUB_ENDS)
 
 
 def to_client(code: int, text: str, method: str) -> tuple[int, str]:

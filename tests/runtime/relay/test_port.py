@@ -1,11 +1,13 @@
 """Calls of one message on the relay's data port: usually without a task, and with one as soon as it takes longer."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mesh.envoy.egress import LOCAL
+from mesh.pb import inference_pb2 as v2
 from mesh.pb import modelruntime_pb2 as pb
 from mesh.runtime.relay.calls import RelayPort
 from mesh.runtime.relay.envoyegress import EnvoyEgress
@@ -14,6 +16,8 @@ from mesh.runtime.relay.methods import Methods
 from mesh.runtime.relay.table import RelayedCopy, Table
 from mesh.runtime.sharedmemory.board import Board
 from mesh.statuses import Code
+from mesh.v2 import PREFIX
+from mesh.wire import framing
 from mesh.wire.budget import Budget
 from mesh.wire.call import Header
 from mesh.wire.headers import NOT_HERE, addressed
@@ -22,7 +26,11 @@ from tests.support.fakecalls import FakeCall, FakePool, Sent
 from tests.support.waiting import until
 
 METHODS = pb.RuntimeStatusResponse(
-    methodInfos={"a.B/c": pb.RuntimeStatusResponse.MethodInfo(), "a.B/named": {"idInjectionPath": [1]}}
+    methodInfos={
+        "a.B/c": pb.RuntimeStatusResponse.MethodInfo(),
+        "a.B/named": {"idInjectionPath": [1]},
+        "inference.GRPCInferenceService/ModelInfer": {"idInjectionPath": [1]},
+    }
 )
 FRAME = b"\0\0\0\0\x03\x0a\x01m"
 
@@ -33,6 +41,7 @@ class FakeLink:
     def __init__(self) -> None:
         self.is_up = True
         self.epoch = 3
+        self.control = SimpleNamespace(takes_versions=False)
         self.waited_for: list[int] = []
 
     async def up(self) -> bool:
@@ -127,6 +136,39 @@ async def test_a_failure_of_the_server_is_passed_back(relay: Relay) -> None:
     call = relay.call()
     relay.sent().fail(Code.ABORTED, "no such luck")
     assert (call.code, call.text) == (Code.ABORTED, "no such luck")
+    relay.check_nothing_is_left(failed=1)
+
+
+@pytest.mark.parametrize("takes_versions", [True, False])
+async def test_a_server_with_names_of_its_own_gets_them_and_the_caller_does_not(
+    relay: Relay, takes_versions: bool
+) -> None:
+    """A request has the server's name for the model, and its reply and its errors have the id. Mesh's version reaches
+    only servers that take it."""
+    relay.copy.name = "0f0f"
+    relay.link.control.takes_versions = takes_versions
+    asked = v2.ModelInferRequest(model_name="alias", model_version="1", id="7")
+    headers = addressed("m", b"life.7")
+    calls = [FakeCall(PREFIX + b"ModelInfer", headers, framing.pack(asked.SerializeToString())) for _ in range(2)]
+    for call in calls:
+        relay.port.handle(call)
+    sent = v2.ModelInferRequest.FromString(framing.unpack(relay.sent().frame, b"", limit=1000))
+    assert sent == v2.ModelInferRequest(model_name="0f0f", model_version="1" if takes_versions else "", id="7")
+    relay.sent(0).reply(framing.pack(v2.ModelInferResponse(model_name="0f0f", model_version="3").SerializeToString()))
+    reply = v2.ModelInferResponse.FromString(framing.unpack(calls[0].answers[0][2], b"", limit=1000))
+    assert reply == v2.ModelInferResponse(model_name="m", model_version="3")
+    relay.sent(1).fail(Code.INVALID_ARGUMENT, "model '0f0f' has no input x")
+    assert calls[1].text == "model 'm' has no input x"
+    relay.check_nothing_is_left(failed=1)
+
+
+async def test_a_model_whose_process_died_is_withdrawn_and_its_call_is_not_repeated(relay: Relay) -> None:
+    """The call may have ended the process, so it must not reach another copy. The next call loads the model again."""
+    call = relay.call()
+    relay.sent().fail(Code.INTERNAL, "Stub process 'm_0' is not healthy.")
+    assert (call.code, call.text) == (Code.INTERNAL, "Stub process 'm_0' is not healthy.")
+    assert relay.table.copies.get("m") is None
+    assert relay.table.going["m", b"life.7"] is relay.copy
     relay.check_nothing_is_left(failed=1)
 
 

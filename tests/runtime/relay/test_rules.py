@@ -122,6 +122,7 @@ def test_no_client_reaches_the_servers_management(service: bytes) -> None:
         (Code.INVALID_ARGUMENT, "Model m not found", True),
         (Code.INVALID_ARGUMENT, "Model m has no input x", False),
         (Code.INTERNAL, "Model m not found", False),
+        (Code.INTERNAL, "Stub process 'm_0' is not healthy.", False),
         (Code.INTERNAL, "Model not found: m\norg.pytorch.serve.archive.model.ModelNotFoundException", True),
         (Code.INTERNAL, "Model version: 1 does not exist for model: m\na.b.ModelVersionNotFoundException", True),
         (Code.INTERNAL, "Model not found: m", False),

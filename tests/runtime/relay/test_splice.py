@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.pb import inference_pb2
-from mesh.runtime.relay.splice import SpliceError, append, splice
+from mesh.runtime.relay.splice import SpliceError, append, drop, splice
 from tests.support.anymessage import Made, made
 from tests.support.exampleproto import PredictRequest
 
@@ -106,3 +106,14 @@ def test_values_are_added_to_a_repeated_field() -> None:
     """New texts in a repeated field come after those that the message already has."""
     message = inference_pb2.ModelMetadataResponse(name="m", versions=["1"]).SerializeToString()
     assert inference_pb2.ModelMetadataResponse.FromString(append(message, 2, [b"2", b"3"])).versions == ["1", "2", "3"]
+
+
+def test_a_field_is_dropped_wherever_it_stands() -> None:
+    """All occurrences of a field go, all other fields stay, and a message without the field is not copied."""
+    message = inference_pb2.ModelInferRequest(model_name="m", model_version="1", id="7")
+    twice = message.SerializeToString() + inference_pb2.ModelInferRequest(model_version="2").SerializeToString()
+    left = drop(twice, 2)
+    assert inference_pb2.ModelInferRequest.FromString(left) == inference_pb2.ModelInferRequest(model_name="m", id="7")
+    assert drop(left, 2) is left
+    with pytest.raises(SpliceError):
+        drop(b"\x10\x01", 2)

@@ -91,6 +91,7 @@ class OnDevice:
     ) -> None:
         """Wraps a control of a server whose metrics are at an address. `pause` waits for a number of seconds."""
         self.former = control.former
+        self.takes_versions = control.takes_versions
         self._control = control
         self._address = address
         self._pause = pause

@@ -91,6 +91,7 @@ class MLServer:
         """Makes the control of a server whose repository is the folder `models` in `root`. `load_timeout` is in
         seconds."""
         self.former = False
+        self.takes_versions = False
         self._repository = Repository(channel)
         self._folders = Folders(root)
         self._load_timeout = load_timeout

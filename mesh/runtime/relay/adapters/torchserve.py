@@ -71,6 +71,7 @@ class TorchServe:
         """Makes the control of a server whose model store is the folder `models` in `root`. `load_timeout` is in
         seconds."""
         self.former = False
+        self.takes_versions = False
         self._stub = torchserve_management_pb2_grpc.ManagementAPIsServiceStub(channel)
         self._folders = Folders(root)
         self._load_timeout = load_timeout

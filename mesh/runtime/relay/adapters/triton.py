@@ -43,6 +43,7 @@ class Triton:
         """Makes the control of a server whose repository is the folder `models` in `root`. `load_timeout` is in
         seconds."""
         self.former = False
+        self.takes_versions = False
         self._repository = Repository(channel)
         self._folders = Folders(root, named=self.name)
         self._load_timeout = load_timeout

@@ -37,6 +37,7 @@ class Server:
         self.at_once = self.most_at_once = 0
         self.pauses: list[float] = []
         self.former = False
+        self.takes_versions = False
 
     def show(self) -> None:
         """Publishes the present memory, as Triton does at its interval."""
