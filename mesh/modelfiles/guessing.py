@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from mesh.modelfiles import mar, mlflow, sniffing
+from mesh.modelfiles import mar, mlflow, pbtxt, sniffing
 
 SETTINGS = "model-settings.json"
 """The file by which MLServer describes a model."""
+
+CONFIG = "config.pbtxt"
+"""The file by which Triton describes a model."""
 
 _ENDINGS = {
     ".onnx": "onnx",
@@ -27,6 +30,7 @@ _ENDINGS = {
     ".xgb": "xgboost",
     ".cbm": "catboost",
     ".mar": "pytorch-mar",
+    ".plan": "tensorrt",
 }
 """Types by the endings of names that one library's users give. `.json`, `.txt` and `.pt` may be anything."""
 
@@ -50,6 +54,8 @@ def of_file(path: Path) -> Guess | None:
             return _of_settings(path / SETTINGS)
         if (path / mlflow.DESCRIPTION).is_file():
             return _of_mlflow(path)
+        if (path / CONFIG).is_file():
+            return _of_triton(path / CONFIG)
     kind = sniffing.look(path)
     if kind is not None and kind.archive:
         return _of_archive(path) or of_name(path.name)
@@ -81,6 +87,16 @@ def _of_settings(file: Path) -> Guess | None:
     package = implementation.partition(".")[0]
     named = package.removeprefix("mlserver_") if package.startswith("mlserver_") else ""
     return Guess(named, f"its {SETTINGS} names {implementation}") if named else None
+
+
+def _of_triton(file: Path) -> Guess | None:
+    try:
+        with file.open("rb") as opened:
+            backends = pbtxt.parse(opened.read(pbtxt.MAX_BYTES)).all("backend")
+    except pbtxt.BadText:
+        return None
+    python = backends == [b"python"]
+    return Guess("triton-python" if python else "triton", f"it has a {CONFIG}" + " with the backend python" * python)
 
 
 def _of_mlflow(folder: Path) -> Guess | None:

@@ -4,8 +4,7 @@ Triton knows a model by the name of its folder. The Python backend starts a shel
 slashes in it for folders within each other, so only ids without special characters are names as they are. Other models
 have a digest as their name. The relay writes it into requests, and the id into replies.
 
-Triton answers an unload before the model is gone, so this module waits until the index of the repository says that it
-is.
+Triton answers an unload before the model is gone, so this module waits until the index of the repository says so.
 """
 
 import asyncio
@@ -27,10 +26,12 @@ log = logs.get(__name__)
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # ids that are names as they are
 _DIGEST = re.compile(r"[0-9a-f]{32}")
-_HELD = frozenset(("READY", "LOADING", "UNLOADING"))  # states of versions that take memory
+_ACTIVE = frozenset(("READY", "LOADING"))  # states of versions
+_HELD = _ACTIVE | {"UNLOADING"}
 _DEFAULT_BYTES = 1_000_000  # the predecessor's default for a model of which nothing is known
 _LOADS = 2  # at a time, as in the predecessor
 _TEXT = 1000  # characters of Triton's errors
+_GONE = 5.0  # seconds for a model to go: one whose process has died stays UNLOADING, though it can be loaded again
 _FIRST, _LONGEST = 0.01, 0.5  # seconds between looks at a model that is being unloaded
 
 _METHODS = {f"inference.GRPCInferenceService/{name}": [1] for name in ("ModelInfer", "ModelMetadata")}
@@ -62,9 +63,11 @@ class Triton:
         status = pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.STARTING)
         if not await self._repository.live(timeout=timeout):
             return status, ()
-        for name in await self._held(timeout):
+        held = await self._names(_ACTIVE, timeout)
+        for name in held:
             await self._repository.unload(name, timeout=timeout, dependents=True)
-        if await self._held(timeout):
+        await self._until_gone(held, timeout)
+        if await self._names(_ACTIVE, timeout):
             return status, ()  # it is asked again
         for model_id in list(self._folders.ids()):
             await asyncio.to_thread(self._folders.remove, model_id)
@@ -107,10 +110,7 @@ class Triton:
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.NOT_FOUND:
                     raise
-            pause = _FIRST
-            while name in await self._held(timeout):
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST)
+            await self._until_gone({name}, timeout)
         await asyncio.to_thread(self._folders.remove, request.modelId)
 
     async def size(
@@ -125,9 +125,20 @@ class Triton:
         """Returns the size that the model's files suggest."""
         return sizes.predicted(request, default=_DEFAULT_BYTES)
 
-    async def _held(self, timeout: float | None) -> set[str]:
-        """Returns the names of the models that take memory."""
-        return {name for name, states in (await self._repository.states(timeout=timeout)).items() if states & _HELD}
+    async def _names(self, wanted: frozenset[str], timeout: float | None) -> set[str]:
+        """Returns the names of the models with a version in one of these states."""
+        return {name for name, states in (await self._repository.states(timeout=timeout)).items() if states & wanted}
+
+    async def _until_gone(self, names: set[str], timeout: float | None) -> None:
+        """Waits until the server has dropped models that it was told to unload, for some seconds at most."""
+        pause = _FIRST
+        ends = asyncio.get_running_loop().time() + _GONE
+        while left := names & await self._names(_HELD, timeout):
+            if asyncio.get_running_loop().time() > ends:
+                log.warning("triton still unloads models, and they count as unloaded", models=sorted(left))
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST)
 
     # --- the model's folder
 

@@ -15,6 +15,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from mesh.pb import modelruntime_pb2 as pb
+from mesh.runtime.relay.adapters import triton
 from mesh.runtime.relay.adapters.triton import Triton
 from mesh.statuses import MeshError, Reason
 from tests.support.faketriton import FakeTriton
@@ -318,7 +319,7 @@ async def test_an_archive_is_unpacked_and_removed_with_the_model(served: Served)
 
 async def test_a_server_is_ready_once_it_is_live_and_empty(served: Served) -> None:
     """Models that the server still holds for others are unloaded first, with those that belong to them. Until they are
-    gone, the server counts as starting."""
+    gone, the status is not READY."""
     served.write({"p.py": ""})
     await served.load("p.py", "triton-python", "left/one")
     served.server.loaded["theirs"] = None
@@ -326,10 +327,11 @@ async def test_a_server_is_ready_once_it_is_live_and_empty(served: Served) -> No
     status, _ = await served.managed().status(timeout=5)
     assert status.status == pb.RuntimeStatusResponse.STARTING
     assert len(served.server.loaded) == 2
-    served.server.live, served.server.slow = True, 1
-    statuses = [(await served.managed().status(timeout=5))[0].status for _ in range(2)]
-    assert statuses == [pb.RuntimeStatusResponse.STARTING, pb.RuntimeStatusResponse.READY]
+    served.server.live, served.server.slow = True, 2
+    status, _ = await served.managed().status(timeout=5)
+    assert status.status == pb.RuntimeStatusResponse.READY
     assert not served.server.loaded
+    assert not served.server.going
     assert ("theirs", True) in served.server.unloads
     assert not list(served.server.root.iterdir())
     status, _ = await served.managed().status(timeout=5)
@@ -347,6 +349,19 @@ async def test_an_unload_ends_once_the_model_is_gone(served: Served) -> None:
     assert not served.server.going
     assert served.server.looks >= 3
     await served.control.unload(pb.UnloadModelRequest(modelId="unknown"), timeout=5)
+
+
+async def test_a_model_that_never_goes_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton reports a model whose process has died as UNLOADING without end, and can load it again all the same."""
+    monkeypatch.setattr(triton, "_GONE", 0.1)
+    served.write({"p.py": ""})
+    await served.load("p.py", "triton-python")
+    served.server.slow = 1_000_000
+    await served.control.unload(pb.UnloadModelRequest(modelId="m"), timeout=5)
+    assert served.server.going
+    await served.load("p.py", "triton-python")
+    status, _ = await served.managed().status(timeout=5)
+    assert status.status == pb.RuntimeStatusResponse.READY
 
 
 async def test_a_failed_load_says_why_without_paths(served: Served) -> None:
