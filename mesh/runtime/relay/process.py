@@ -90,7 +90,7 @@ async def serve(settings: RelaySettings) -> int:
     try:
         bound = await _listen(data, settings, identity)
         address = format_address(settings.host, bound)
-        servicer = RelaySpi(settings, link, table, port, data_address=address, pid=os.getpid())
+        servicer = RelaySpi(settings, link, table, port, tasks, data_address=address, pid=os.getpid())
         if left is not None:
             status, held = left
             table.resume(status, held, named=link.control.name)

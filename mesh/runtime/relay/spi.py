@@ -15,6 +15,7 @@ import grpc
 
 from mesh.pb import modelruntime_pb2 as pb
 from mesh.pb import modelruntime_pb2_grpc
+from mesh.process.tasks import Tasks
 from mesh.runtime.port import spi
 from mesh.runtime.relay import verdicts
 from mesh.runtime.relay.calls import RelayPort
@@ -35,20 +36,31 @@ UNLOAD_GRACE = 30.0  # maximum seconds for calls in flight
 
 _STATUS_TIMEOUT = 8.0  # seconds
 _PREDICT_TIMEOUT = 0.5  # seconds, the predecessor's
-_CLEAN_UP = 30.0  # seconds for the unload after a load that took too long
+_CLEAN_UP = 10.0
+"""Seconds for the unload after a load that took too long. The agent waits for the answer to a load for 15 seconds
+beyond the load's time limit, and by then the server must have answered, or be known to hang."""
 
 
 class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     """The SPI's methods. `ready` is set once the server can be used."""
 
     def __init__(
-        self, settings: RelaySettings, link: Link, table: Table, port: RelayPort, *, data_address: str, pid: int
+        self,
+        settings: RelaySettings,
+        link: Link,
+        table: Table,
+        port: RelayPort,
+        tasks: Tasks,
+        *,
+        data_address: str,
+        pid: int,
     ) -> None:
         self.ready = asyncio.Event()
         self._settings = settings
         self._link = link
         self._table = table
         self._port = port
+        self._tasks = tasks
         self._told = (("mesh-data", data_address), ("mesh-pid", str(pid)))
         self._status: pb.RuntimeStatusResponse | None = None
         self._reported: Trailers = ()  # with the status
@@ -116,7 +128,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
     async def _load(self, request: pb.LoadModelRequest) -> tuple[pb.LoadModelResponse, Trailers]:
         own = self._status.modelLoadingTimeoutMs / 1000 if self._status is not None else 0.0
         timeout = self._settings.load_timeout or own
-        epoch = self._link.epoch
+        epoch, began = self._link.epoch, time.monotonic()
         try:
             response, told = await self._link.control.load(request, timeout=timeout or None)
         except grpc.aio.AioRpcError as error:
@@ -125,10 +137,28 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
                 await self._link.survived()
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise
-            # The predecessor's contract: a load that was cancelled is followed by an unload.
-            await self._clean_up(request.modelId)
-            raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
-        return response, self._link.note(told)
+        except MeshError as error:
+            if error.reason is not Reason.DEADLINE:
+                raise
+        except asyncio.CancelledError:
+            if timeout:  # the agent asks for the unload
+                within = max(0.0, timeout - (time.monotonic() - began)) + _CLEAN_UP
+                self._tasks.start(self._answers(within), f"end load {request.modelId}")
+            raise
+        else:
+            return response, self._link.note(told)
+        # The predecessor's contract: a load that was cancelled is followed by an unload.
+        await self._clean_up(request.modelId)
+        raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended")
+
+    async def _answers(self, within: float) -> None:
+        """Gives the server up unless it answers within a number of seconds. An endless load blocks some servers, even
+        if the load is cancelled."""
+        try:
+            await self._link.holds("", timeout=within)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._link.give_up(f"did not answer for {within:.0f} s after a load that was cancelled")
 
     async def _clean_up(self, model_id: str) -> None:
         """Has the server unload a model whose load was ended. A server that does not answer is probably still loading
@@ -140,6 +170,8 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
                 raise
             self._link.give_up(f"did not answer for {_CLEAN_UP:g} s after a load that was ended")
             await self._link.survived()
+        except TimeoutError:  # it answers, but has not ended the load yet: the agent asks again
+            log.warning("the model server has not ended a load yet", model=model_id)
 
     async def unloadModel(self, request: pb.UnloadModelRequest, context: spi.Context) -> pb.UnloadModelResponse:
         """Unloads a model at the server, and answers once the model is gone."""

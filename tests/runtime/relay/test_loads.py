@@ -8,10 +8,11 @@ import grpc
 import pytest
 
 from mesh.pb import modelruntime_pb2 as pb
+from mesh.process.tasks import Tasks
 from mesh.runtime.port.outcomes import HUNG
 from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.spi import RelaySpi
-from mesh.statuses import MeshError
+from mesh.statuses import MeshError, Reason
 from tests.support.waiting import until
 
 
@@ -20,13 +21,22 @@ class Blocked:
 
     former = False
 
-    def __init__(self, *, stuck: bool) -> None:
+    def __init__(self, *, stuck: bool, fails: Exception | None = None) -> None:
         self.stuck = stuck
+        self.fails = fails or _late()
         self.unloads: list[str] = []
+        self.asked: list[float | None] = []
 
     async def load(self, request: Any, *, timeout: float | None) -> Any:
         """Fails as a call does whose deadline passes."""
-        raise _late()
+        raise self.fails
+
+    async def size(self, request: Any, *, timeout: float | None) -> Any:
+        """Answers, unless the server is stuck."""
+        self.asked.append(timeout)
+        if self.stuck:
+            raise _late()
+        return pb.ModelSizeResponse(), ()
 
     async def unload(self, request: Any, *, timeout: float | None) -> None:
         """Answers, unless the server is stuck."""
@@ -45,17 +55,37 @@ def _spi(control: Blocked) -> tuple[RelaySpi, Link]:
     link = Link("unix:/nowhere", holding, hang_timeout=1.0, max_message=1 << 20, managed=lambda channel: control)  # type: ignore[arg-type, return-value]
     settings: Any = SimpleNamespace(load_timeout=1.0)
     nothing: Any = None
-    return RelaySpi(settings, link, nothing, nothing, data_address="", pid=0), link
+    tasks = Tasks(lambda why: None)
+    return RelaySpi(settings, link, nothing, nothing, tasks, data_address="", pid=0), link
 
 
-async def test_a_load_that_was_ended_is_unloaded() -> None:
-    """A server that answers again after the time limit of a load continues."""
-    control = Blocked(stuck=False)
+@pytest.mark.parametrize("by", ["the server's call", "the adapter"])
+async def test_a_load_that_was_ended_is_unloaded(by: str) -> None:
+    """A server that answers again after the time limit of a load continues. The adapter may end the load, or gRPC."""
+    own = MeshError(Reason.DEADLINE, "the load took longer than 1 s and was ended")
+    control = Blocked(stuck=False, fails=own if by == "the adapter" else None)
     spi, link = _spi(control)
     with pytest.raises(MeshError, match="took longer than 1 s and was ended"):
         await spi._load(pb.LoadModelRequest(modelId="m"))
     assert control.unloads == ["m"]
     assert not link.ended.done()
+    await link.close()
+
+
+@pytest.mark.parametrize("stuck", [True, False])
+async def test_a_load_that_is_cancelled_may_have_blocked_the_server(stuck: bool) -> None:
+    """After a load that its agent has cancelled, the server must answer once the load's time limit has passed."""
+    control = Blocked(stuck=stuck, fails=asyncio.CancelledError())  # type: ignore[arg-type]
+    spi, link = _spi(control)
+    with pytest.raises(asyncio.CancelledError):
+        await spi._load(pb.LoadModelRequest(modelId="m"))
+    await until(lambda: control.asked, why="the server is asked")
+    (within,) = control.asked
+    assert within == pytest.approx(11.0, abs=1.0)
+    if stuck:
+        await until(link.ended.done, why="the server is given up")
+    await spi._tasks.close()
+    assert link.ended.done() == stuck
     await link.close()
 
 

@@ -132,8 +132,7 @@ class MLServer:
                 place = await self._lay_out(request)
                 await self._repository.load(model_id, timeout=timeout)
                 await asyncio.to_thread((place.read / SETTINGS).rename, place.read / _LOADED)
-        except TimeoutError:
-            await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
+        except TimeoutError:  # an unload follows
             raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
         except grpc.aio.AioRpcError as error:
             meaning = self._meaning(error, request)

@@ -121,8 +121,7 @@ class TorchServe:
                     ),
                     timeout=timeout,
                 )
-        except TimeoutError:
-            await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
+        except TimeoutError:  # an unload follows
             raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
         except grpc.aio.AioRpcError as error:
             meaning = await asyncio.to_thread(self._meaning, error, request)

@@ -90,8 +90,7 @@ class Triton:
             async with asyncio.timeout(timeout):
                 await self._lay_out(request)
                 await self._repository.load(self.name(model_id), timeout=timeout)
-        except TimeoutError:
-            await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
+        except TimeoutError:  # an unload follows
             raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
         except grpc.aio.AioRpcError as error:
             meaning = self._meaning(error, request)
