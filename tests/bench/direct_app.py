@@ -16,7 +16,7 @@ def main(folder: Path) -> None:
     from sklearn.preprocessing import StandardScaler
 
     x = np.random.default_rng(0).standard_normal((500, FEATURES))
-    y = x @ np.linspace(-1, 1, FEATURES) > 0
+    y = (x @ np.linspace(-1, 1, FEATURES) > 0).astype(int)
     joblib.dump(make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y), folder / "pipeline.joblib")
     xgboost.XGBRegressor(n_estimators=20, n_jobs=1).fit(x, y).save_model(folder / "booster.ubj")
 

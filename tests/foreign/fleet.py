@@ -56,16 +56,16 @@ class Fleet(abc.ABC):
         *,
         models: Sequence[str],
         doubled: Sequence[str],
-        capacity: int,
+        capacities: Mapping[str, int],
     ) -> None:
         """Makes the mesh. `servers` has, by pod, a word in the command line of its model server. `neighbours` are the
         servers that are not children of their pods. The `doubled` ones of the models are to have two copies; they are
-        called most, and not registered again. `capacity` is that of each pod with a foreign server, in bytes."""
+        called most, and not registered again. `capacities` has, by pod, the capacity in bytes."""
         self.arena = arena
         self.neighbours = neighbours
         self.models = models
         self.doubled = doubled
-        self.capacity = capacity
+        self.capacities = capacities
         self.most: dict[str, int] = {}  # memory of foreign servers beyond their base
         self.channel: grpc.aio.Channel
         self._servers = servers
@@ -179,7 +179,9 @@ class Fleet(abc.ABC):
     def look(self) -> None:
         """Notes how much memory the foreign servers take."""
         for pod in self.foreign:
-            if (pid := self.server(pod)) and (used := processes.private_bytes(pid)) and self.listens(pod, pid):
+            pid = self.server(pod)
+            used = sum(map(processes.private_bytes, processes.tree(pid))) if pid else 0
+            if used and self.listens(pod, pid):
                 base = self._bases[pid] = min(used, self._bases.get(pid, used))
                 self.most[pod] = max(self.most.get(pod, 0), used - base)
 

@@ -83,7 +83,7 @@ class Mixed(Fleet):
             {NEIGHBOUR: neighbour},
             models=[*examples, *nets],
             doubled=[*examples[:DOUBLED], *nets[:DOUBLED]],
-            capacity=capacity,
+            capacities=dict.fromkeys(FOREIGN, capacity),
         )
 
     async def __aenter__(self) -> "Mixed":

@@ -266,8 +266,9 @@ class Run:
         faults = judge(self.history, registry, legitimate=lambda call: not self.why_faulty(call))
         faults = [Fault(fault.kind, fault.model, fault.at, f"{fault.text}; {self._why_of(fault)}") for fault in faults]
         for pod, most in self.fleet.most.items():
-            if most > self.fleet.capacity + MOST_OVER:
-                text = f"its server has taken {most >> 20} MiB, the capacity is {self.fleet.capacity >> 20} MiB"
+            capacity = self.fleet.capacities[pod]
+            if most > capacity + MOST_OVER:
+                text = f"its server has taken {most >> 20} MiB, the capacity is {capacity >> 20} MiB"
                 faults.append(Fault("memory", pod, time.monotonic(), text))
         return Verdict(self, Summary.of(self.history, faults), faults)
 
@@ -303,13 +304,15 @@ class Verdict:
     def __str__(self) -> str:
         run = self.run
         done = ", ".join(f"{text} {count}" for text, count in run.done.most_common())
-        memory = ", ".join(f"{pod} {most >> 20} MiB" for pod, most in run.fleet.most.items())
+        memory = ", ".join(
+            f"{pod} {most >> 20} of {run.fleet.capacities[pod] >> 20} MiB" for pod, most in run.fleet.most.items()
+        )
         factors = ", ".join(f"{pod} {min(seen)} to {max(seen)}" for pod, seen in sorted(run.factors.items()))
         back = sorted(run.back)
         slow = f"{back[len(back) // 2]:.1f} s median, {back[-1]:.1f} s at most" if back else "never"
         return (
             f"seed {run.seed}, {run.rounds} rounds: {self.summary}\n  troubles: {done}\n  models back after: {slow}; "
-            f"memory at most: {memory}, capacity {run.fleet.capacity >> 20} MiB each; "
+            f"memory at most: {memory}; "
             f"factors of the books: {factors}"
         )
 
@@ -333,10 +336,12 @@ class Verdict:
         path.write_text("".join(json.dumps({"at": round(at, 4), **line}) + "\n" for at, line in seen))
 
 
-async def faultless(fleet: Fleet, folder: Path, say: Callable[[str], None], *, seed: int, seconds: float) -> None:
+async def faultless(
+    fleet: Fleet, folder: Path, say: Callable[[str], None], *, seed: int, seconds: float, callers: int = 16
+) -> None:
     """Makes one run, reports it with `say`, and fails on any fault. The history is written to the folder."""
     async with fleet:
-        run = Run(fleet, seed, seconds)
+        run = Run(fleet, seed, seconds, callers=callers)
         try:
             await run.run()
         finally:

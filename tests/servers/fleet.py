@@ -1,4 +1,5 @@
-"""Models of all types over pods of MLServer and ONNX pods, for runs of troubles (`tests.foreign.run`).
+"""Models of all types over two pods of MLServer, an ONNX pod and one of Triton, for runs of troubles
+(`tests.foreign.run`).
 
 Models come from a bank of trained ones. An answer is recognised by its size, which gives the model's number, and then
 compared with the library's own answers of that model to the same rows. Calls take turns between gRPC with typed and
@@ -6,6 +7,7 @@ with raw contents, and REST.
 """
 
 import contextlib
+import itertools
 import json
 import random
 import re
@@ -24,29 +26,51 @@ from mesh.pb import inference_pb2_grpc
 from mesh.runtime.relay.adapters.repository import Repository
 from mesh.runtime.servers import adapted
 from mesh.statuses import Code
-from tests.foreign.fleet import CALL_TIMEOUT, ONNX_SERVER, WRONG, Answer, Fleet
+from tests.foreign.fleet import ONNX_SERVER, WRONG, Answer, Fleet
 from tests.servers.bank_app import ROWS, STEP, TYPES
 from tests.support import models
 from tests.support.arena import Arena
 from tests.support.localmesh import Program, command
 
-CHILD, NEIGHBOUR = "pod-1", "pod-2"
+CHILD, NEIGHBOUR, ONNX, LAST = "pod-1", "pod-2", "pod-3", "pod-4"
 MLSERVERS = (CHILD, NEIGHBOUR)
-ONNX = ("pod-3", "pod-4")
+PYTHON = "triton-python"
 
 DOUBLED = 3
-"""Models of each type with two copies."""
+"""Models of each type of MLServer with two copies."""
 
-SIZE = 1_500_000
-"""Bytes of a model in MLServer, on average: what the pods' books say after some runs."""
+SIZES = {**dict.fromkeys(TYPES, 1_500_000), "onnx": 90 << 10, PYTHON: 24_000_000}
+"""Bytes of a model, on average: what the pods' books say after some runs. Triton starts a process for each."""
 
-ONNX_BYTES = 90 << 10
-"""Size of one of the smallest models in the ONNX server."""
+CALL_TIMEOUT = 60.0
+"""Seconds of a call. On a busy machine, Triton takes seconds to start the process of a model."""
 
 _RTOL = 1e-5
 _FORMS = ("typed", "raw", "rest")
 _NUMBER = re.compile(rb"/bank/(\d+)/")
 _DTYPES = {"FP32": "<f4", "FP64": "<f8"}
+
+
+_CONFIG = """
+backend: "python"
+max_batch_size: 0
+input [ { name: "x", data_type: TYPE_FP64, dims: [ -1, 4 ] } ]
+output [ { name: "y", data_type: TYPE_FP64, dims: [ -1 ] } ]
+"""
+_PYTHON = """
+import numpy as np
+import triton_python_backend_utils as triton
+
+WEIGHTS, BIAS = np.array({weights}), {bias}
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [triton.InferenceResponse([triton.Tensor("y", self.answer(one))]) for one in requests]
+
+    def answer(self, request):
+        return triton.get_input_tensor_by_name(request, "x").as_numpy() @ WEIGHTS + BIAS
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +83,12 @@ class Trained:
 
 
 class ServersFleet(Fleet):
-    """The mesh: `async with ServersFleet(folder, bank, each=50) as fleet`, with so many models of each type."""
+    """The mesh: `async with ServersFleet(folder, bank, count=300, triton=True) as fleet`."""
 
-    def __init__(self, folder: Path, bank: Path, *, each: int) -> None:
-        """Makes the mesh. `bank` is the folder of the trained models, which has the name `bank`."""
-        self._bank = bank
+    def __init__(self, folder: Path, bank: Path, *, count: int, triton: bool) -> None:
+        """Makes a mesh of `count` models of all types. `bank` is the folder of the trained models. Without `triton`,
+        there are two ONNX pods instead."""
+        self._written_in = folder / "bank"
         self._trained: dict[int, Trained] = {}
         for number, one in json.loads((bank / "answers.json").read_text()).items():
             self._trained[int(number)] = Trained(Path(one["path"]), one["type"], np.array(one["answer"]))
@@ -71,33 +96,41 @@ class ServersFleet(Fleet):
         for number, one in self._trained.items():
             self._unused[one.type].append(number)
         self._listening: set[int] = set()  # process ids
-        self._of_types = {f"{kind}-{number}": kind for number in range(each) for kind in (*TYPES, "onnx")}
-        capacity = each * len(TYPES) // 5 // len(MLSERVERS) * SIZE
+        self._takers = {**dict.fromkeys(TYPES, MLSERVERS), "onnx": (ONNX,) if triton else (ONNX, LAST)}
+        if triton:
+            self._takers[PYTHON] = (LAST,)
+        kinds = itertools.islice(itertools.cycle(self._takers), count)
+        self._of_types = {f"{kind}-{place // len(self._takers)}": kind for place, kind in enumerate(kinds)}
+        capacities = dict.fromkeys((CHILD, NEIGHBOUR, ONNX, LAST), 0)
+        for kind, pods in self._takers.items():
+            for pod in pods:
+                capacities[pod] += max(2, count // len(self._takers) // 5 // len(pods)) * SIZES[kind]
         started = adapted.begin("mlserver", folder / "neighbour", threads=1, types=TYPES)
         argv = ["env", *(f"{name}={value}" for name, value in started.variables.items()), *started.words]
-        pod = ("--adapter", "mlserver", "--allow-code", "--file-root", str(bank), "--capacity", str(capacity))
-        onnx = ("--file-root", str(bank), "--capacity", str(max(2, each // 10) * ONNX_BYTES))
+        roots = ["--file-root", str(bank), "--file-root", str(self._written_in)]
+        self._written_in.mkdir()
+        options = {pod: [*roots, "--capacity", str(capacity)] for pod, capacity in capacities.items()}
+        for pod in MLSERVERS:
+            options[pod] += ["--adapter", "mlserver", "--allow-code"]
+        options[NEIGHBOUR] += ["--server", started.address, "--server-models", str(folder / "neighbour")]
+        options[LAST] += ["--adapter", "triton", "--allow-code"] if triton else []
         arena = Arena(
             folder,
-            pods=4,
+            pods=len(options),
             routers=1,
             ttl=5,
             runtime_options=["--hang-timeout", "4", "--check-interval", "5"],
             router_options=["--unload-wait", "1"],
-            options_of={
-                CHILD: pod,
-                NEIGHBOUR: (*pod, "--server", started.address, "--server-models", str(folder / "neighbour")),
-                **dict.fromkeys(ONNX, onnx),
-            },
+            options_of=options,
         )
-        servers = dict.fromkeys(MLSERVERS, "mlserver_app") | dict.fromkeys(ONNX, ONNX_SERVER)
         super().__init__(
             arena,
-            servers,
+            dict.fromkeys(MLSERVERS, "mlserver_app")
+            | {ONNX: ONNX_SERVER, LAST: "tritonserver" if triton else ONNX_SERVER},
             {NEIGHBOUR: Program("neighbour", argv, folder)},
             models=list(self._of_types),
-            doubled=list(self._of_types)[: DOUBLED * (len(TYPES) + 1)],
-            capacity=capacity,
+            doubled=[f"{kind}-{number}" for number in range(DOUBLED) for kind in TYPES],
+            capacities=capacities,
         )
 
     async def __aenter__(self) -> "ServersFleet":
@@ -113,7 +146,7 @@ class ServersFleet(Fleet):
 
     def takers(self, model: str) -> tuple[str, ...]:
         """Returns the pods that take a model."""
-        return ONNX if self.type(model) == "onnx" else MLSERVERS
+        return self._takers[self.type(model)]
 
     def type(self, model: str) -> str:
         """Returns the type of a model."""
@@ -122,24 +155,32 @@ class ServersFleet(Fleet):
     def write(self, model: str, draw: random.Random) -> tuple[int, Path] | None:
         """Returns the number and the path of a model of the bank that was not registered yet."""
         kind = self.type(model)
-        if kind == "onnx":
-            return self._onnx()
+        if kind not in TYPES:
+            return self._written(kind)
         unused = self._unused[kind]
         if not unused:
             return None
         number = unused.pop()
         return number, self._trained[number].path
 
-    def _onnx(self) -> tuple[int, Path]:
-        """Writes an ONNX model, and runs it in onnxruntime."""
+    def _written(self, kind: str) -> tuple[int, Path]:
+        """Writes a linear model for ONNX Runtime or for Triton's Python backend, and runs it without a server."""
         number = len(self._trained) + 1
-        path = self._bank / str(number) / "model.onnx"
-        path.parent.mkdir()
+        folder = self._written_in / str(number)
+        folder.mkdir(parents=True)
         weights = np.random.default_rng(number).uniform(0.1, 0.5, ROWS.shape[1])
-        path.write_bytes(models.linear(weights, STEP * number))
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        (answer,) = session.run(None, {"x": ROWS.astype(np.float32)})
-        self._trained[number] = Trained(path, "onnx", np.ravel(answer))
+        if kind == "onnx":
+            path = folder / "model.onnx"
+            path.write_bytes(models.linear(weights, STEP * number))
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            (answer,) = session.run(None, {"x": ROWS.astype(np.float32)})
+        else:
+            path = folder / "model"
+            (path / "1").mkdir(parents=True)
+            (path / "config.pbtxt").write_text(_CONFIG)
+            (path / "1" / "model.py").write_text(_PYTHON.format(weights=weights.tolist(), bias=STEP * number))
+            answer = ROWS @ weights + STEP * number
+        self._trained[number] = Trained(path, kind, np.ravel(answer))
         return number, path
 
     def number_of(self, record: bytes) -> int:
@@ -148,7 +189,7 @@ class ServersFleet(Fleet):
         return int(found[1]) if found else 0
 
     def listens(self, pod: str, pid: int) -> bool:
-        """Returns whether an MLServer has imported its libraries, and listens."""
+        """Returns whether a server has imported its libraries, and listens."""
         if pid not in self._listening and processes.behind_port(_port(pid)) == pid:
             self._listening.add(pid)
         return pid in self._listening
@@ -206,7 +247,7 @@ class ServersFleet(Fleet):
         return Answer(float(number))
 
     async def drop(self, pod: str, models: list[str]) -> None:
-        """Makes an MLServer unload models behind the mesh's back."""
+        """Makes an MLServer or Triton unload models behind the mesh's back."""
         port = _port(self.server(pod))
         if not port:
             return
@@ -217,8 +258,11 @@ class ServersFleet(Fleet):
 
 
 def _port(pid: int) -> int:
-    """Returns the port of an MLServer, or 0 if its process has ended."""
-    words = command(pid).split()
+    """Returns the port of an MLServer or Triton, or 0 if its process has ended."""
+    line = command(pid)
+    if found := re.search(r"--grpc-port=(\d+)", line):
+        return int(found[1])
+    words = line.split()
     return int(json.loads(Path(words[-1]).read_text())["grpc_port"]) if words else 0
 
 

@@ -1,22 +1,27 @@
-"""Models of six types over four pods under traffic and troubles: every answer is the library's own, and what has a copy
-elsewhere does not fail."""
+"""Models of seven types over four pods of three kinds under traffic and troubles: every answer is the library's own,
+and what has a copy elsewhere does not fail."""
 
 from pathlib import Path
 
 import pytest
 
+from mesh.modelservers import environments, machines
 from tests.foreign import run
+from tests.servers import training
 from tests.servers.bank_app import TYPES
 from tests.servers.fleet import ServersFleet
-from tests.servers.training import run_there
 
-EACH = 50  # models of each type
-MORE = 25  # further contents of each type, for models that are registered again
+COUNT = 300  # models
+CALLERS = 8  # on two busy cores, cold loads of more calls would queue for longer than a call may last
+TRAINED = 70  # of each type of MLServer, including those that take the place of others
 
 
 @pytest.mark.timeout(0)  # the run has time limits of its own
-async def test_six_types_survive_troubles(environment: Path, tmp_path: Path, say, seed: int, seconds: float) -> None:
-    """Three hundred models of six types, with room for a fifth, survive minutes of troubles without a fault."""
-    bank = tmp_path / "bank"
-    run_there(environment, "bank_app.py", str(bank), ",".join(TYPES), str(EACH + MORE))
-    await run.faultless(ServersFleet(tmp_path, bank, each=EACH), tmp_path, say, seed=seed, seconds=seconds)
+async def test_all_types_survive_troubles(environment: Path, tmp_path: Path, say, seed: int, seconds: float) -> None:
+    """Three hundred models of MLServer, of Triton's Python backend and of ONNX, with room for a fifth, survive minutes
+    of troubles without a fault."""
+    triton = environments.installed("triton") is not None and not machines.lacks("triton")
+    if not triton:
+        say(f"WITHOUT TRITON: {machines.lacks('triton') or 'run `mesh servers install triton`'}")
+    fleet = ServersFleet(tmp_path, training.bank(environment, TYPES, TRAINED), count=COUNT, triton=triton)
+    await run.faultless(fleet, tmp_path, say, seed=seed, seconds=seconds, callers=CALLERS)
