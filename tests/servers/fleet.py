@@ -39,7 +39,10 @@ PYTHON = "triton-python"
 DOUBLED = 3
 """Models of each type of MLServer with two copies."""
 
-SIZES = {**dict.fromkeys(TYPES, 1_500_000), "onnx": 90 << 10, PYTHON: 24_000_000}
+WIDTH = 200_000
+"""Width of an ONNX model's layer, whose weights take 4 MB."""
+
+SIZES = {**dict.fromkeys(TYPES, 1_500_000), "onnx": 5_000_000, PYTHON: 24_000_000}
 """Bytes of a model, on average: what the pods' books say after some runs. Triton starts a process for each."""
 
 CALL_TIMEOUT = 60.0
@@ -171,7 +174,7 @@ class ServersFleet(Fleet):
         weights = np.random.default_rng(number).uniform(0.1, 0.5, ROWS.shape[1])
         if kind == "onnx":
             path = folder / "model.onnx"
-            path.write_bytes(models.linear(weights, STEP * number))
+            path.write_bytes(models.linear(weights, STEP * number, width=WIDTH))
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
             (answer,) = session.run(None, {"x": ROWS.astype(np.float32)})
         else:

@@ -108,14 +108,20 @@ def dense_weights(seed: int, width: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((width, width), np.float32) / np.float32(np.sqrt(width))
 
 
-def linear(weights: np.ndarray, bias: float) -> bytes:
-    """Takes `x` FP32 [-1, features] and answers `y` FP32 [-1, 1], which is `x` @ `weights` + `bias`."""
-    features = len(weights)
+def linear(weights: np.ndarray, bias: float, *, width: int = 1) -> bytes:
+    """Takes `x` FP32 [-1, features] and answers `y` FP32 [-1, 1], which is about `x` @ `weights` + `bias`, over a layer
+    of that width."""
+    first = np.random.default_rng(0).uniform(0.9, 1.1, (len(weights), width)).astype(np.float32)
+    first *= weights.astype(np.float32).reshape(-1, 1) / width
     return _model(
-        [helper.make_node("Gemm", ["x", "w", "b"], ["y"])],
-        inputs=[_value("x", shape=(None, features))],
+        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Gemm", ["h", "v", "b"], ["y"])],
+        inputs=[_value("x", shape=(None, len(weights)))],
         outputs=[_value("y", shape=(None, 1))],
-        initializers=[numpy_helper.from_array(weights.astype(np.float32).reshape(-1, 1), "w"), _constant("b", [bias])],
+        initializers=[
+            numpy_helper.from_array(first, "w"),
+            numpy_helper.from_array(np.ones((width, 1), np.float32), "v"),
+            _constant("b", [bias]),
+        ],
     )
 
 
