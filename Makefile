@@ -83,7 +83,7 @@ test-compatibility: $(DEV)  ## tests what users of ModelMesh rely on, over each 
 test-foreign: $(DEV)  ## runs 400 models of a foreign server and ours through troubles, and all variants of its tests (ARGS="--foreign-seed 7"; minutes)
 	@$(RUN) pytest tests/foreign tests/system/test_foreign.py tests/system/test_foreign_losses.py -m "" $(ARGS)
 
-test-servers: $(DEV)  ## tests MLServer and Triton, installed first (0.7 GB download), also under troubles (ARGS="--mixed-seed 7"; minutes)
+test-servers: $(DEV)  ## tests MLServer and Triton, installed first (0.7 GB download), and TorchServe if it is here, also under troubles (ARGS="--mixed-seed 7"; minutes)
 	@$(RUN) mesh servers install mlserver
 	@$(RUN) mesh servers install triton || echo 'test-servers: TRITON IS NOT TESTED'
 	@$(RUN) pytest tests/servers -m "" -rs $(ARGS)

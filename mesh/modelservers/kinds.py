@@ -55,7 +55,15 @@ TORCHSERVE = ServerKind(
     found=True,
 )
 
-KINDS = {kind.name: kind for kind in (MLSERVER, TRITON, TORCHSERVE)}
+OVMS = ServerKind(
+    "ovms",
+    "OpenVINO Model Server",
+    types=("openvino_ir",),  # ONNX models only where --types says so
+    code_types=(),
+    installs=False,
+)
+
+KINDS = {kind.name: kind for kind in (MLSERVER, TRITON, TORCHSERVE, OVMS)}
 
 
 def takers(model_type: str) -> list[ServerKind]:

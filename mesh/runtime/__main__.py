@@ -110,6 +110,7 @@ def main(
             types=server.served(ours=not server.foreign and work.server_module == SERVER),
             server_command=server.server_command,
             server_calls=server.calls(),
+            server_rest=server.rest(),
             adapter=server.adapter,
             server_models=server.server_models.absolute() if server.server_models else None,
             allow_code=server.allow_code,

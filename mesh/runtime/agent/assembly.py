@@ -207,6 +207,7 @@ def _foreign(
         if settings.adapter:
             adapted.share(settings.adapter, models, types=settings.types)
         return None, settings.server, settings.server_calls or settings.server
+    adapted.prepare(settings.adapter, models)
     try:
         words, address = words_of(
             settings.server_command, address=settings.server, run_dir=run_dir.path, models=models / adapted.MODELS

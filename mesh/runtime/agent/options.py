@@ -306,6 +306,15 @@ class ModelServer:
         ),
     ] = False
 
+    server_rest: Annotated[
+        str,
+        typer.Option(
+            envvar="MESH_SERVER_REST",
+            metavar="HOST:PORT",
+            help="Address of the REST API by which the server of --adapter ovms is managed.",
+        ),
+    ] = ""
+
     server_calls: Annotated[
         str,
         typer.Option(
@@ -435,6 +444,9 @@ class ModelServer:
         if (self.server_models is not None or self.allow_code) and not self.adapter:
             option = "--allow-code" if self.allow_code else "--server-models"
             raise typer.BadParameter("it needs --adapter", param_hint=option)
+        if (self.adapter == kinds.OVMS.name) != bool(self.server_rest):
+            text = "it needs --adapter ovms" if self.server_rest else "name the REST port of OVMS, HOST:PORT"
+            raise typer.BadParameter(text, param_hint="--server-rest")
         if self.server_memory_limit != "auto" and not self.server:
             raise typer.BadParameter("it needs --server", param_hint="--server-memory-limit")
         if self.adapter and not self.types and not self.served(ours=False):
@@ -446,6 +458,11 @@ class ModelServer:
     def address(self) -> str:
         """Returns the server's address in gRPC's notation, or "" if no address is given. Raises BadParameter."""
         return _target(self.server, "--server")
+
+    def rest(self) -> str:
+        """Returns the address of the REST API by which the server is managed, or "" if it has none. Raises
+        BadParameter."""
+        return checked.address(self.server_rest, "--server-rest") if self.server_rest else ""
 
     def calls(self) -> str:
         """Returns the address for inference calls in gRPC's notation, or "" if it is the same as `address`. Raises

@@ -167,6 +167,7 @@ class ServerStart:
             server_models=settings.server_models or self._run_dir / adapted.MODELS,
             metrics=settings.server_metrics,
             allow_code=settings.allow_code,
+            server_rest=settings.server_rest,
         )
 
     async def _adopt(self, status: Status) -> None:

@@ -61,6 +61,7 @@ class RuntimeSettings:
     adapter: str = ""  # the kind of a server that does not speak the SPI; "": it does
     server_models: Path | None = None  # the folder from which such a server reads its models; None: one of this pod
     allow_code: bool = False  # models may run code when they are loaded
+    server_rest: str = ""  # HOST:PORT of the REST API by which a server with an adapter is managed
     server_calls: str = ""  # address at which it answers inference calls; "": the same
     egress: Literal["envoy", "grpc"] = "grpc"  # what carries calls from the relay to that server
     server_metrics: str = ""  # address of such a server's metrics, which tell the memory of its GPUs; "": none

@@ -61,7 +61,11 @@ async def serve(settings: RelaySettings) -> int:
     journal = Journal(settings.journal)
     table = Table(board, journal)
     managed = choice.managed(
-        settings.adapter, settings.server_models, load_timeout=settings.load_timeout, allow_code=settings.allow_code
+        settings.adapter,
+        settings.server_models,
+        load_timeout=settings.load_timeout,
+        allow_code=settings.allow_code,
+        rest=settings.server_rest,
     )
     link = Link(
         settings.server,

@@ -29,6 +29,7 @@ class RelaySettings:
     server_models: Path | None = None  # the folder from which such a server reads its models
     metrics: str = ""  # address of the server's metrics, which tell the memory of its GPUs; "": none
     allow_code: bool = False  # models may run code when they are loaded
+    server_rest: str = ""  # HOST:PORT of the REST API by which such a server is managed
     load_timeout: float = 0.0  # time limit of one load; 0: the server's own
     hang_timeout: float = 12.0  # silence of the server after which it counts as hung
     max_message: int = 16 << 20
@@ -87,6 +88,12 @@ def parse(argv: Sequence[str]) -> RelaySettings:
         default="",
         metavar="ADDRESS",
         help="Address of the server's metrics, HOST:PORT, which tell the memory of its GPUs; default: none.",
+    )
+    add(
+        "--server-rest",
+        default="",
+        metavar="HOST:PORT",
+        help="Address of the REST API by which such a server is managed; needed for ovms.",
     )
     add("--allow-code", action="store_true", help="Allow models that run code when they are loaded, such as pickles.")
     add("--journal", type=Path, metavar="PATH", help="File from which a later relay continues; default: none.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh import process
-from mesh.modelservers import availability, environments, kinds, torchserve
+from mesh.modelservers import availability, environments, kinds, ovms, torchserve
 from placement import modeltypes
 
 MODELS = "models"
@@ -62,6 +62,7 @@ def share(kind: str, folder: Path, *, types: Collection[str]) -> None:
     without which Triton does not start. For MLServer, adds the launcher and its settings. Raises OSError."""
     models = folder / MODELS
     models.mkdir(parents=True, exist_ok=True)
+    prepare(kind, folder)
     if kind != kinds.MLSERVER.name:
         return
     # The server's environment has the other settings: ports, for example.
@@ -71,6 +72,13 @@ def share(kind: str, folder: Path, *, types: Collection[str]) -> None:
     copy = folder / f".{launcher.name}"
     shutil.copyfile(launcher, copy)
     copy.replace(folder / launcher.name)  # whole at once, because the server waits for the name
+
+
+def prepare(kind: str, folder: Path) -> None:
+    """Makes what a server needs that a command starts: the folder of its models, and a configuration. Raises
+    OSError."""
+    if kind == kinds.OVMS.name:
+        ovms.prepare(folder / MODELS)
 
 
 def _python(kind: str) -> Path:

@@ -79,6 +79,7 @@ class RelayLine(CommandLine):
     server_models: Path | None = None  # the folder from which a server with an adapter reads its models
     metrics: str = ""  # address of the server's metrics
     allow_code: bool = False
+    server_rest: str = ""  # address of the REST API by which a server with an adapter is managed
 
     def argv(self) -> tuple[str, ...]:
         """Returns the words of the command line."""
@@ -86,6 +87,8 @@ class RelayLine(CommandLine):
 
     def _own(self) -> dict[str, str]:
         adapted = {"adapter": self.adapter, "server-models": str(self.server_models)} if self.adapter else {}
+        if self.server_rest:
+            adapted["server-rest"] = self.server_rest
         if self.metrics:
             adapted["metrics"] = self.metrics
         return adapted | {

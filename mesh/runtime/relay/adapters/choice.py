@@ -7,6 +7,7 @@ from typing import Protocol
 import grpc
 
 from mesh.runtime.relay.adapters.mlserver import MLServer
+from mesh.runtime.relay.adapters.ovms import Ovms
 from mesh.runtime.relay.adapters.torchserve import TorchServe, V2OverPredictions
 from mesh.runtime.relay.adapters.triton import Triton
 from mesh.runtime.relay.control import Control, SpiControl
@@ -26,18 +27,20 @@ _MAKERS: dict[str, _Maker] = {
     "triton": Triton,
     "torchserve": TorchServe,
 }
-"""The adapter of each kind of server in `mesh.modelservers.kinds`."""
+"""The adapter of each kind of server in `mesh.modelservers.kinds`, except for OVMS."""
 
 _TRANSLATIONS: dict[str, Translation] = {"torchserve": V2OverPredictions()}
 """The translation of V2's calls for servers that need one."""
 
 
-def managed(name: str, root: Path | None, *, load_timeout: float, allow_code: bool) -> Managed:
+def managed(name: str, root: Path | None, *, load_timeout: float, allow_code: bool, rest: str = "") -> Managed:
     """Returns the maker of the control for a kind of server; "" means one that speaks the SPI. The server reads its
-    models below `root`."""
+    models below `root`. OVMS is managed over its REST port, `rest`."""
     if not name:
         return SpiControl
     assert root is not None
+    if name == "ovms":
+        return lambda channel: Ovms(channel, root, load_timeout=load_timeout, rest=rest)
     make = _MAKERS[name]
     return lambda channel: make(channel, root, load_timeout=load_timeout, allow_code=allow_code)
 

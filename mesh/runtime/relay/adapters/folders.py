@@ -8,17 +8,24 @@ file.
 
 import contextlib
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 _READ, _FILES, _IDS = "models", "files", "ids"
+_PLAIN = re.compile(r"(?![0-9a-f]{32}$)[A-Za-z0-9_][A-Za-z0-9_.@:+=,~-]{0,199}")  # nothing that looks like a digest
 
 
 def digest(model_id: str) -> str:
     """Returns a digest of a model's id: 32 hexadecimal digits."""
     return hashlib.blake2b(model_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def plain(model_id: str) -> str:
+    """Returns the id if a server can take it as a name and write it into its log, and otherwise a digest."""
+    return model_id if _PLAIN.fullmatch(model_id) else digest(model_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ overwrite files: torch.from_file and torch.save are among its functions.
 import asyncio
 import contextlib
 import json
-import re
 import shutil
 import threading
 from pathlib import Path
@@ -45,7 +44,6 @@ _SUFFIXES = {TORCHSCRIPT: (".pt", ".pth", ".ts"), ARCHIVE: (".mar",)}
 _HANDLER, _HELPER, _FAILURE = "mesh_handler.py", "mesh_v2.py", "failure.txt"
 _OURS = frozenset((_HANDLER, _HELPER, _FAILURE))
 _MODEL = "model.pt"
-_PLAIN = re.compile(r"(?![0-9a-f]{32}$)[A-Za-z0-9_./@:+=,~-]{1,200}")  # ids that are names; none looks like a digest
 _DEFAULT_BYTES = 250_000_000  # the process of a model: 240 MB with torch 1.13, before the model's own bytes
 _RESPONSE_TIMEOUT = 600  # seconds after which TorchServe ends the process of a call
 _PAGE = 100  # TorchServe's own limit
@@ -83,7 +81,7 @@ class TorchServe:
     def name(self, model_id: str) -> str:
         """Returns the name by which the server knows a model: the id if it is plain, or else a digest. TorchServe takes
         any name, but writes it into its log as it is."""
-        return model_id if _PLAIN.fullmatch(model_id) else folders.digest(model_id)
+        return folders.plain(model_id)
 
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
         """Returns READY once the server answers and has dropped all models."""

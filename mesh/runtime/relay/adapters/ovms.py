@@ -1,0 +1,169 @@
+"""The adapter for OpenVINO Model Server (OVMS), which reads its models from a configuration file.
+
+The file lists all models. A change takes effect when OVMS is told over REST to read the file again, and the answer says
+for each model whether it is available. Loads and unloads that arrive together are one change (`Reloads`). An unload is
+answered only once OVMS has read the file without the model, because only then its memory is free.
+
+OVMS answers V2 over gRPC as it is.
+"""
+
+import asyncio
+import secrets
+import threading
+from pathlib import Path
+
+import grpc
+
+from mesh.modelfiles import sniffing
+from mesh.pb import inference_pb2 as v2
+from mesh.pb import inference_pb2_grpc
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.runtime.relay.adapters import contents, folders, keys, sizes
+from mesh.runtime.relay.adapters.ovmsconfig import OvmsRest, Reloads
+from mesh.runtime.relay.control import Trailers
+from mesh.statuses import MeshError, Reason
+
+OPENVINO, ONNX = "openvino_ir", "onnx"
+"""The model types: OpenVINO's own format, and ONNX, which OVMS converts when it loads a model."""
+
+_NAMES = {OPENVINO: ("model.xml",), ONNX: ("model.onnx",)}
+_SUFFIXES = {OPENVINO: (".xml",), ONNX: (".onnx",)}
+
+_DEFAULT_BYTES = 1_000_000  # the predecessor's default for a model of which nothing is known
+_LOADS = 4  # that may share one change of the file; a pod that measures sizes runs one at a time
+_TEXT = 1000  # characters of OVMS's errors
+
+_METHODS = {
+    "inference.GRPCInferenceService/ModelInfer": [1],
+    "inference.GRPCInferenceService/ModelMetadata": [1],
+    "tensorflow.serving.PredictionService/Predict": [1, 1],
+}
+
+
+class Ovms:
+    """The control of one OVMS."""
+
+    def __init__(self, channel: grpc.aio.Channel, root: Path, *, load_timeout: float, rest: str) -> None:
+        """Makes the control of a server whose configuration file is `models/model_config_list.json` in `root`, and
+        whose REST port is `rest`. `load_timeout` is in seconds."""
+        self.former = False
+        self.takes_versions = False
+        self._stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._folders = folders.Folders(root)
+        self._reloads = Reloads(root, OvmsRest(rest, timeout=load_timeout or None))
+        self._load_timeout = load_timeout
+
+    def resume(self, *, former: bool) -> None:
+        """Continues with a server that reported to a former relay: the file says which models it has."""
+        self._reloads.resume()
+
+    def name(self, model_id: str) -> str:
+        """Returns the name by which the server knows a model: the id if it is plain, or else a digest."""
+        return folders.plain(model_id)
+
+    async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
+        """Returns READY once the server answers and has dropped all models."""
+        await self._reloads.clear(timeout)
+        for model_id in list(self._folders.ids()):
+            self._folders.remove(model_id)
+        status = pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.READY)
+        status.maxLoadingConcurrency = _LOADS
+        status.modelLoadingTimeoutMs = int(self._load_timeout * 1000)
+        status.defaultModelSizeInBytes = _DEFAULT_BYTES
+        told = await self._stub.ServerMetadata(v2.ServerMetadataRequest(), timeout=timeout)
+        status.runtimeVersion = f"{told.name} {told.version}"
+        for name, path in _METHODS.items():
+            status.methodInfos[name].idInjectionPath.extend(path)
+        return status, ()
+
+    async def load(
+        self, request: pb.LoadModelRequest, *, timeout: float | None
+    ) -> tuple[pb.LoadModelResponse, Trailers]:
+        """Makes the model's folder, and has the server load it with the next change. Raises MeshError."""
+        model_id, name = request.modelId, self.name(request.modelId)
+        try:
+            async with asyncio.timeout(timeout):
+                base = await self._lay_out(request)
+                state = await self._reloads.put(name, base)
+        except TimeoutError:
+            await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
+            raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
+        if not state.available:
+            await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
+            text = state.why.replace(f"{base.parent}/", "").replace(name, model_id)
+            raise MeshError(Reason.LOAD_FAILED, f"OVMS cannot load the model: {text[:_TEXT]}")
+        return pb.LoadModelResponse(), ()
+
+    async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
+        """Has the server drop a model with the next change, and removes its folder. An unknown model is no error."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._reloads.drop(self.name(request.modelId))
+        except TimeoutError:
+            raise MeshError(Reason.DEADLINE, f"OVMS did not drop the model within {timeout:g} s") from None
+        await asyncio.to_thread(self._folders.remove, request.modelId)
+
+    async def size(
+        self, request: pb.ModelSizeRequest, *, timeout: float | None
+    ) -> tuple[pb.ModelSizeResponse, Trailers]:
+        """Returns 0, as OVMS does not know the size of a model. Raises AioRpcError with NOT_FOUND, or MeshError, if the
+        server does not have the model."""
+        name = self.name(request.modelId)
+        told = await self._stub.ModelReady(v2.ModelReadyRequest(name=name), timeout=timeout)
+        if not told.ready:
+            raise MeshError(Reason.UNKNOWN_MODEL, f"{request.modelId!r} is not available in OVMS")
+        return pb.ModelSizeResponse(), ()
+
+    async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
+        """Returns the predecessor's estimate."""
+        return sizes.predicted(request, default=_DEFAULT_BYTES)
+
+    # --- the model's folder
+
+    async def _lay_out(self, request: pb.LoadModelRequest) -> Path:
+        """Makes the model's folders in a thread, whose end a cancelled load waits for. Returns the one for OVMS."""
+        stop = threading.Event()
+        work = asyncio.ensure_future(asyncio.to_thread(self._make_folders, request, stop))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait({work})
+            raise
+
+    def _make_folders(self, request: pb.LoadModelRequest, stop: threading.Event) -> Path:
+        try:
+            place = self._folders.begin(request.modelId)
+            try:
+                # Another name for each load: OVMS ignores new files in a folder that it knows.
+                base = place.read / secrets.token_hex(8)
+                base.mkdir()
+                self._fill(request, contents.opened(Path(request.modelPath), place.files, stop), base)
+            except BaseException:
+                self._folders.remove(request.modelId)
+                raise
+        except OSError as error:
+            raise MeshError(Reason.LOAD_FAILED, f"the model's folder cannot be made: {error.strerror}") from error
+        return base
+
+    def _fill(self, request: pb.LoadModelRequest, pulled: Path, base: Path) -> None:
+        """Fills the folder of a model with its version. Raises MeshError and OSError."""
+        model_type = keys.type_of(request)
+        if model_type not in _NAMES:
+            raise contents.bad(f"OVMS takes models of the types {', '.join(_NAMES)}, not {model_type}")
+        newest = contents.newest(pulled) if pulled.is_dir() else pulled
+        version = base / (newest.name if newest != pulled and int(newest.name) > 0 else "1")
+        found = contents.find(newest, _NAMES[model_type], _SUFFIXES[model_type])
+        kind = found.kind
+        if kind is not None and kind.type != model_type and kind not in (sniffing.XML,):
+            raise contents.bad(f"the file is {kind.what}, not a model of type {model_type}")
+        if model_type == ONNX and not newest.is_dir():
+            version.mkdir()
+            contents.link(found.path, version / "model.onnx")
+            return
+        if model_type == OPENVINO:
+            weights = found.path.with_suffix(".bin")
+            if not weights.is_file():
+                where = "the folder" if newest.is_dir() else "an OpenVINO model is a folder with two files, which"
+                raise contents.bad(f"{where} lacks {weights.name}, the weights of {found.path.name}")
+        contents.tree_of_links(newest, version)
