@@ -85,9 +85,9 @@ def test_no_runtime_pods(doctor, fine: FakeMesh) -> None:
     assert "component=runtime" in looked(doctor, fine).said("fail", "mesh", "pods")
 
 
-def test_pods_that_vanished(doctor, fine: FakeMesh) -> None:
+def test_pods_that_disappeared(doctor, fine: FakeMesh) -> None:
     fine.answer("/mesh/v1/pods", {"pods": [POD, {**POD, "pod": "pod-2", "suspect": True}]})
-    assert "pod-2 has vanished" in looked(doctor, fine).said("warn", "mesh", "pods")
+    assert "pod-2 has disappeared" in looked(doctor, fine).said("warn", "mesh", "pods")
 
 
 def test_a_quarantined_model_and_one_that_fails(doctor, fine: FakeMesh) -> None:
