@@ -83,7 +83,7 @@ def test_a_server_of_code_alone_is_refused_unless_code_is_allowed(monkeypatch: p
     [
         (UpSettings(adapted=("mlserver",)), "run `mesh servers install mlserver`"),
         (UpSettings(adapted=("torchserve",), allow_code=True), "/nowhere/torchserve cannot be read"),
-        (UpSettings(allow_code=True), "--allow-code: it concerns pods of other servers"),
+        (UpSettings(allow_code=True), "--allow-code applies only to pods of other servers"),
         (UpSettings(pods=0), "at least 1 runtime pod"),
     ],
 )

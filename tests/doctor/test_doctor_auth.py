@@ -43,7 +43,12 @@ def test_tokens_that_work_are_ok(tokens):
             "tokens",
             "refused: https://x/keys",
         ),
-        ({"age": 1200.0, "trouble": "no answer"}, "FAIL", "tokens", "the keys of 20 minutes ago stay in use: no answer"),
+        (
+            {"age": 1200.0, "trouble": "no answer"},
+            "FAIL",
+            "tokens",
+            "the keys of 20 minutes ago stay in use: no answer",
+        ),
         ({"keys": 0, "age": None}, "warn", "tokens", "have not been read yet"),
         ({"clock_ahead": 300.0}, "FAIL", "clock", "a router's clock is 300 s ahead of that of https://login"),
         ({"clock_ahead": -300.0}, "FAIL", "clock", "300 s behind"),
