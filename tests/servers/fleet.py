@@ -40,9 +40,9 @@ DOUBLED = 3
 """Models of each type of MLServer with two copies."""
 
 WIDTH = 200_000
-"""Width of an ONNX model's layer, whose weights take 4 MB."""
+"""Width of an ONNX model's layer, whose weights take 3.2 MB."""
 
-SIZES = {**dict.fromkeys(TYPES, 1_500_000), "onnx": 5_000_000, PYTHON: 24_000_000}
+SIZES = {**dict.fromkeys(TYPES, 1_500_000), "onnx": 4_000_000, PYTHON: 24_000_000}
 """Bytes of a model, on average: what the pods' books say after some runs. Triton starts a process for each."""
 
 CALL_TIMEOUT = 60.0

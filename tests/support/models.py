@@ -109,19 +109,18 @@ def dense_weights(seed: int, width: int) -> np.ndarray:
 
 
 def linear(weights: np.ndarray, bias: float, *, width: int = 1) -> bytes:
-    """Takes `x` FP32 [-1, features] and answers `y` FP32 [-1, 1], which is about `x` @ `weights` + `bias`, over a layer
-    of that width."""
-    first = np.random.default_rng(0).uniform(0.9, 1.1, (len(weights), width)).astype(np.float32)
-    first *= weights.astype(np.float32).reshape(-1, 1) / width
+    """Takes `x` FP32 [-1, features] and answers `y` FP32 [-1, 1], which is about `x` @ `weights` + `bias`: the mean of
+    a layer of that width."""
+    layer = np.random.default_rng(0).uniform(0.9, 1.1, (len(weights), width)) * weights.reshape(-1, 1)
     return _model(
-        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Gemm", ["h", "v", "b"], ["y"])],
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"]),
+            helper.make_node("ReduceMean", ["h"], ["m"], axes=[1]),
+            helper.make_node("Add", ["m", "b"], ["y"]),
+        ],
         inputs=[_value("x", shape=(None, len(weights)))],
         outputs=[_value("y", shape=(None, 1))],
-        initializers=[
-            numpy_helper.from_array(first, "w"),
-            numpy_helper.from_array(np.ones((width, 1), np.float32), "v"),
-            _constant("b", [bias]),
-        ],
+        initializers=[numpy_helper.from_array(layer.astype(np.float32), "w"), _constant("b", [bias])],
     )
 
 
