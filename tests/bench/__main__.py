@@ -33,7 +33,7 @@ PARTS = {
     "pull": "the puller compared with boto3",
     "tls": "the cost of TLS",
     "memory": "the memory of small models",
-    "servers": "MLServer called directly compared with calls through the mesh",
+    "servers": "MLServer and Triton called directly compared with calls through the mesh",
     "relay": "the relay to a foreign server, with each egress, compared with an Envoy alone",
     "auth": "calls with a key and with a token compared with calls of an open mesh, and the cost of a decision",
     "alias": "calls by alias compared with calls by id, with shadows, and the share of a canary",

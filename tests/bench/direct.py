@@ -9,13 +9,13 @@ import contextlib
 import json
 import random
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mesh.modelservers import environments
+from mesh.modelservers import environments, machines
 from mesh.process import free_port
 from mesh.runtime.servers import adapted
 from tests.bench import bodies, generators
@@ -48,14 +48,35 @@ _ONE = np.linspace(-1, 1, FEATURES, dtype=np.float32).reshape(1, FEATURES)
 _MANY = np.random.default_rng(0).standard_normal((400, FEATURES)).astype(np.float32)  # 100 KB
 
 MODELS = {"pipeline": ("sklearn", "pipeline.joblib"), "booster": ("xgboost", "booster.ubj")}
-"""Types and files of the models, by their ids."""
+"""Types and files of MLServer's models, by their ids."""
 
-CALLED = (
+MLSERVER = (
     Called("gRPC, scikit-learn, one row", "pipeline", "grpc", _ONE, 8),
     Called("gRPC, XGBoost, one row", "booster", "grpc", _ONE, 4),
     Called("gRPC, scikit-learn, 100 KB", "pipeline", "grpc", _MANY, 3200),
     Called("REST, scikit-learn, one row", "pipeline", "rest", _ONE, 8),
 )
+
+TRITON = (
+    Called("gRPC, Python backend, one row", "sums", "grpc", _ONE, 4),
+    Called("gRPC, Python backend, 100 KB", "sums", "grpc", _MANY, 1600),
+)
+
+_CONFIG = """
+backend: "python"
+max_batch_size: 0
+input [ { name: "x", data_type: TYPE_FP32, dims: [ -1, 64 ] } ]
+output [ { name: "y", data_type: TYPE_FP32, dims: [ -1 ] } ]
+"""
+_PYTHON = """
+import triton_python_backend_utils as triton
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        inputs = [triton.get_input_tensor_by_name(one, "x").as_numpy() for one in requests]
+        return [triton.InferenceResponse([triton.Tensor("y", one.sum(axis=1))]) for one in inputs]
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,39 +97,44 @@ class Way:
 
 async def run(etcd: EtcdServer, folder: Path, results: Results, plan: Plan) -> None:
     """Measures each server that is installed or can be installed, and adds the comparisons."""
-    try:
-        environment = await asyncio.to_thread(environments.install, "mlserver")
-    except environments.CannotInstall as error:
-        results.lacks("MLServer", str(error))
-        return
-    results.described["MLServer, directly"] = (
-        f"MLServer {environments.version('mlserver')}, as `mesh up --server mlserver` starts it; through the mesh, the "
-        "calls pass Envoy, a router's worker, the pod's relay and its Envoy before they reach the same process"
-    )
-    async with _mlserver(etcd, folder, environment) as ways:
-        await _compare("MLServer", ways, results, plan)
+    for kind, name, called in (("mlserver", "MLServer", MLSERVER), ("triton", "Triton", TRITON)):
+        try:
+            if why := machines.lacks(kind):
+                raise environments.CannotInstall(why)
+            environment = await asyncio.to_thread(environments.install, kind)
+        except environments.CannotInstall as error:
+            results.lacks(name, str(error))
+            continue
+        results.described[f"{name}, directly"] = (
+            f"{name}, as `mesh up --server {kind}` starts it; through the mesh, the calls pass Envoy, a router's "
+            "worker, the pod's relay and its Envoy before they reach the same process"
+        )
+        models = await asyncio.to_thread(_models, kind, folder, environment)
+        async with _ways(etcd, folder / kind, kind, name, models) as ways:
+            await _compare(name, called, ways, results, plan)
 
 
-async def _compare(server: str, ways: list[Way], results: Results, plan: Plan) -> None:
+async def _compare(server: str, calls: Sequence[Called], ways: list[Way], results: Results, plan: Plan) -> None:
     """Measures the ways alternately, in several rounds."""
     names = [way.name for way in ways]
 
     def row(what: str, unit: str, **more: object) -> Row:
         return Row(what, unit, {name: [] for name in names}, **more)  # type: ignore[arg-type]
 
-    rates = [row(one.what, "calls/s", more_is_better=True, reach=">= 0.9") for one in CALLED]
-    costs = [row(one.what, "us") for one in CALLED]
-    alone = [row(one.what, "ms") for one in CALLED if one.kind == "grpc"]
-    turns = [(number, way) for number in range(len(CALLED)) for way in ways]
+    rates = [row(one.what, "calls/s", more_is_better=True, reach=">= 0.9") for one in calls]
+    costs = [row(one.what, "us") for one in calls]
+    alone = [row(one.what, "ms") for one in calls if one.kind == "grpc"]
+    turns = [(number, way) for number in range(len(calls)) for way in ways]
     order = random.Random(server)
     for turn in range(plan.direct):
         order.shuffle(turns)
         for number, way in turns:
-            called, door = CALLED[number], way.door(CALLED[number])
-            if not turn:
-                await asyncio.to_thread(generators.throughput, door, seconds=1.0, callers=CALLERS)
+            called, door = calls[number], way.door(calls[number])
             meter = Meter.begin({"all": [pid for root in way.roots for pid in family(root)]})
             try:
+                if not turn:
+                    await asyncio.to_thread(generators.throughput, door, seconds=1.0, callers=CALLERS)
+                    meter = Meter.begin(meter.pids)
                 done = await asyncio.to_thread(
                     generators.throughput, door, seconds=plan.closed_seconds, callers=CALLERS
                 )
@@ -121,7 +147,7 @@ async def _compare(server: str, ways: list[Way], results: Results, plan: Plan) -
                 times = await latency(door.address, door.body, calls=ALONE)
                 alone[number].figures[way.name].append(percentile(times, 0.5) * 1e3)
     rounds = f"{plan.direct} rounds of {plan.closed_seconds:.0f} s, alternating, {CALLERS} callers"
-    doors = [ways[0].door(one) for one in CALLED]
+    doors = [ways[0].door(one) for one in calls]
     notes = [rounds, f"generators: {', '.join(dict.fromkeys(map(generators.named, doors)))}"]
     base, key = names[-1], server.lower()
     title = f"{server} through the mesh"
@@ -132,30 +158,46 @@ async def _compare(server: str, ways: list[Way], results: Results, plan: Plan) -
     results.add(Comparison(f"{key}-latency", f"{title}: latency", names, base, alone, notes))
 
 
+def _models(kind: str, folder: Path, environment: Path) -> dict[str, tuple[str, Path]]:
+    """Writes the models of a server. Returns their types and paths, by their ids."""
+    if kind == "mlserver":
+        argv = [str(environments.python_of(environment)), "-I", str(_PROGRAM), str(folder)]
+        subprocess.run(argv, check=True, timeout=300)
+        return {model_id: (model_type, folder / file) for model_id, (model_type, file) in MODELS.items()}
+    model = folder / "sums"
+    (model / "1").mkdir(parents=True)
+    (model / "config.pbtxt").write_text(_CONFIG)
+    (model / "1" / "model.py").write_text(_PYTHON)
+    return {"sums": ("triton-python", model)}
+
+
 @contextlib.asynccontextmanager
-async def _mlserver(etcd: EtcdServer, folder: Path, environment: Path) -> AsyncIterator[list[Way]]:
-    """Runs MLServer as a neighbour of a pod, so that its own REST can be reached too."""
-    argv = [str(environments.python_of(environment)), "-I", str(_PROGRAM), str(folder)]
-    await asyncio.to_thread(subprocess.run, argv, check=True, timeout=300)
-    server = folder / "mlserver"
-    types = [model_type for model_type, _ in MODELS.values()]
-    started = adapted.begin("mlserver", server, threads=1, types=types)
-    settings, port = Path(started.words[-1]), free_port()
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"http_port": port}))
+async def _ways(
+    etcd: EtcdServer, folder: Path, kind: str, name: str, models: dict[str, tuple[str, Path]]
+) -> AsyncIterator[list[Way]]:
+    """Runs a server as a neighbour of a pod, so that it can be called directly too."""
+    server = folder / "server"
+    server.mkdir(parents=True)
+    started = adapted.begin(kind, server, threads=1, types=[model_type for model_type, _ in models.values()])
+    direct: dict[Kind, str] = {"grpc": started.address}
+    if kind == "mlserver":
+        settings, port = Path(started.words[-1]), free_port()
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"http_port": port}))
+        direct["rest"] = f"127.0.0.1:{port}"
     variables = [f"{name}={value}" for name, value in started.variables.items()]
-    program = Program("mlserver", ["env", *variables, *started.words], folder)
+    program = Program(kind, ["env", *variables, *started.words], folder)
     program.start()
-    options = ("--adapter", "mlserver", "--server", started.address, "--server-models", str(server), "--allow-code")
-    options += ("--file-root", str(folder))
+    options = ["--adapter", kind, "--server", started.address, "--server-models", str(server), "--allow-code"]
+    for _, path in models.values():
+        options += ["--file-root", str(path.parent)]
     try:
         async with LocalMesh(
             folder, etcd, pods=1, capacity="256MiB", log_level="info", runtime_options=options
         ) as mesh:
-            for model_id, (model_type, file) in MODELS.items():
-                await mesh._register(model_id, model_type, folder / file, load=True, sync=True, router=0)
-            direct: dict[Kind, str] = {"grpc": started.address, "rest": f"127.0.0.1:{port}"}
+            for model_id, (model_type, path) in models.items():
+                await mesh._register(model_id, model_type, path, load=True, sync=True, router=0)
             ours: dict[Kind, str] = {"grpc": mesh.grpc_address(), "rest": mesh.rest_url().partition("//")[2]}
             roots = tuple(one.pid for one in (*mesh.routers, *mesh.pods, program))
-            yield [Way(OURS, ours, roots), Way("MLServer, directly", direct, (program.pid,))]
+            yield [Way(OURS, ours, roots), Way(f"{name}, directly", direct, (program.pid,))]
     finally:
         program.kill9()

@@ -266,7 +266,7 @@ def _port(pid: int) -> int:
     if found := re.search(r"--grpc-port=(\d+)", line):
         return int(found[1])
     words = line.split()
-    return int(json.loads(Path(words[-1]).read_text())["grpc_port"]) if words else 0
+    return int(json.loads(Path(words[-1]).read_text()).get("grpc_port", 0)) if words else 0
 
 
 def _values(answer: v2.ModelInferResponse) -> np.ndarray:
