@@ -86,7 +86,7 @@ async def test_an_expired_certificate_is_not_taken(mesh: Installed, pairs: list[
             assert "the new edge certificate cannot be used, the old one stays in use" in mesh.kube.logs(name)
             assert mesh.metric(name, "mesh_edge_certificate_expires_seconds") > 0
         visits = Visits(mesh, "--only", "secrets")
-        await visits.until_said([("fail", "secrets", "expiry", "tls.crt of the Secret edge", "has expired")])
+        await visits.until_said([("fail", "secrets", "expiry", "tls.crt of the Secret edge", "expired on")])
         mesh.kube.apply({**edge(expired), "data": before["data"]})
         await mesh.kube.until(
             lambda: all(mesh.metric(name, "mesh_edge_certificate_refused") == 0 for name in mesh.names("router")),
