@@ -82,7 +82,7 @@ def no_pod(mesh, monkeypatch, tmp_path):
     """Makes a mesh without a pod for scikit-learn's models, on a machine without MLServer."""
     monkeypatch.setenv(environments.VARIABLE, str(tmp_path / "servers"))
     register(mesh, "churn")
-    note = {"notes": ["no pod takes models of type sklearn: the pods of this mesh take onnx"]}
+    note = {"notes": ["no pod accepts models of type sklearn: the pods of this mesh accept onnx"]}
     mesh.answer("/mesh/v1/models/churn", mesh._status("churn", {}) | note)
 
 

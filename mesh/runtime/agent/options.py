@@ -435,7 +435,7 @@ class ModelServer:
         """Checks the options. Raises BadParameter for unknown values, and for options that exclude each other."""
         if self.adapter and self.adapter not in kinds.KINDS:
             known = " or ".join(kinds.KINDS)
-            raise typer.BadParameter(f"{self.adapter!r} is no adapter: use {known}", param_hint="--adapter")
+            raise typer.BadParameter(f"{self.adapter!r} is not an adapter: use {known}", param_hint="--adapter")
         if self.installed and (lacks := availability.missing(self.adapter)):
             raise typer.BadParameter(f"{lacks}, or name one with --server", param_hint="--adapter")
         if self.adapter and self.server and not self.server_command and self.server_models is None:

@@ -761,7 +761,7 @@ class TestBounds:
         held(core)
         call = await core.answered(core.call())
         assert call.code is Code.UNAVAILABLE
-        assert "its load goes on" in call.text
+        assert "its load continues" in call.text
         assert core.coldstart.loading("m")
 
 
