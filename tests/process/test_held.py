@@ -35,7 +35,8 @@ ALLOWED = {
     "agents:Agents.forget": "closes one channel",
     "bulk:Bulk._submit": "one batch, awaited by the request that it belongs to",
     "calls:RelayPort._carry_on": "one call, held by its copy until it ends",
-    "mlserver:MLServer._lay_out": "awaited by its load, also if that is cancelled",
+    "folders:Folders.fill": "awaited by its load, also if that is cancelled",
+    "ovmsconfig:Reloads._changed": "one change, whose callers get its error",
     "conversions:Conversions._convert": "one conversion, awaited by its call",
 }
 

@@ -6,13 +6,20 @@ unless the adapter has another rule: ids are long, or hold characters that a ser
 file.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from mesh.statuses import MeshError, Reason
+
+_Filled = TypeVar("_Filled")
 
 _READ, _FILES, _IDS = "models", "files", "ids"
 _PLAIN = re.compile(r"(?![0-9a-f]{32}$)[A-Za-z0-9_][A-Za-z0-9_.@:+=,~-]{0,199}")  # nothing that looks like a digest
@@ -54,6 +61,34 @@ class Folders:
         for folder in (place.read, place.files):
             folder.mkdir(parents=True)
         return place
+
+    async def fill(self, model_id: str, put: Callable[[ModelFolders, threading.Event], _Filled]) -> _Filled:
+        """Makes the folders of a model, and has `put` put the model into them, in a thread. Returns what `put` returns.
+
+        If `put` fails, the folders are removed. If this call is cancelled, the event that `put` got is set, and the
+        call waits until `put` has ended. Raises MeshError.
+        """
+        stop = threading.Event()
+        work = asyncio.ensure_future(asyncio.to_thread(self._fill, model_id, put, stop))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait({work})
+            raise
+
+    def _fill(
+        self, model_id: str, put: Callable[[ModelFolders, threading.Event], _Filled], stop: threading.Event
+    ) -> _Filled:
+        try:
+            place = self.begin(model_id)
+            try:
+                return put(place, stop)
+            except BaseException:
+                self.remove(model_id)
+                raise
+        except OSError as error:
+            raise MeshError(Reason.LOAD_FAILED, f"the model's folder cannot be made: {error.strerror}") from error
 
     def of(self, model_id: str) -> ModelFolders:
         """Returns the folders of a model, whether they exist or not."""

@@ -13,6 +13,7 @@ import asyncio
 import json
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -21,7 +22,7 @@ import grpc
 
 from mesh.modelfiles import mlflow, sniffing
 from mesh.pb import modelruntime_pb2 as pb
-from mesh.runtime.relay.adapters import contents, keys, schemas, sizes
+from mesh.runtime.relay.adapters import contents, keys, refusals, schemas, sizes
 from mesh.runtime.relay.adapters.folders import Folders, ModelFolders
 from mesh.runtime.relay.adapters.repository import Repository
 from mesh.runtime.relay.control import Trailers
@@ -33,7 +34,6 @@ log = logs.get(__name__)
 SETTINGS = "model-settings.json"
 _LOADED = "loaded.json"  # the same file, once MLServer has read it
 _DEFAULT_BYTES = 1_000_000  # the predecessor's default for a model of which nothing is known
-_TEXT = 1000  # characters of MLServer's errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class MLServer:
         model_id = request.modelId
         try:
             async with asyncio.timeout(timeout):
-                place = await self._lay_out(request)
+                place = await self._folders.fill(model_id, partial(self._lay_out, request))
                 await self._repository.load(model_id, timeout=timeout)
                 await asyncio.to_thread((place.read / SETTINGS).rename, place.read / _LOADED)
         except TimeoutError:  # an unload follows
@@ -164,28 +164,9 @@ class MLServer:
 
     # --- the model's folder
 
-    async def _lay_out(self, request: pb.LoadModelRequest) -> ModelFolders:
-        """Makes the model's folders in a thread, whose end a cancelled load waits for."""
-        stop = threading.Event()
-        work = asyncio.ensure_future(asyncio.to_thread(self._make_folders, request, stop))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            stop.set()
-            await asyncio.wait({work})
-            raise
-
-    def _make_folders(self, request: pb.LoadModelRequest, stop: threading.Event) -> ModelFolders:
-        try:
-            place = self._folders.begin(request.modelId)
-            try:
-                settings = self._settings(request, place, stop)
-                (place.read / SETTINGS).write_text(json.dumps(settings))
-            except BaseException:
-                self._folders.remove(request.modelId)
-                raise
-        except OSError as error:
-            raise MeshError(Reason.LOAD_FAILED, f"the model's folder cannot be made: {error.strerror}") from error
+    def _lay_out(self, request: pb.LoadModelRequest, place: ModelFolders, stop: threading.Event) -> ModelFolders:
+        """Writes the model's settings. Raises MeshError and OSError."""
+        (place.read / SETTINGS).write_text(json.dumps(self._settings(request, place, stop)))
         return place
 
     def _settings(self, request: pb.LoadModelRequest, place: ModelFolders, stop: threading.Event) -> dict[str, Any]:
@@ -265,22 +246,16 @@ class MLServer:
 
     def _check_code(self, what: str) -> None:
         """Raises MeshError unless models that run code may be loaded."""
-        if not self._allow_code:
-            text = f"{what} runs code when it is loaded, and this pod does not allow that: start pods with "
-            raise MeshError(Reason.PRECONDITION, f"{text}--allow-code if all who may register models are trusted")
+        refusals.check_code(f"{what} runs code when it is loaded", allowed=self._allow_code)
 
     def _meaning(self, error: grpc.aio.AioRpcError, request: pb.LoadModelRequest) -> Exception:
-        """Returns the error for a failed load: the server's own, without paths of this machine."""
-        code = error.code()
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        """Returns the error for a failed load."""
+        if refusals.of_the_way(error):
             return error
-        if code is grpc.StatusCode.NOT_FOUND:
+        if error.code() is grpc.StatusCode.NOT_FOUND:
             return MeshError(Reason.LOAD_FAILED, f"MLServer cannot use the model's {SETTINGS}; its log has the cause")
-        text = error.details() or code.name
-        place, pulled = self._folders.of(request.modelId), Path(request.modelPath)
-        for folder in (place.read, place.files, pulled, pulled.parent):
-            text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
-        return MeshError(Reason.LOAD_FAILED, f"MLServer cannot load the model: {text[:_TEXT]}")
+        place = self._folders.of(request.modelId)
+        return refusals.cannot_load("MLServer", refusals.text_of(error), request, place, request.modelId)
 
 
 def _is_pickle(kind: sniffing.Kind | None) -> bool:

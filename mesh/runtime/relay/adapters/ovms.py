@@ -10,6 +10,7 @@ OVMS answers V2 over gRPC as it is.
 import asyncio
 import secrets
 import threading
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -18,7 +19,8 @@ from mesh.modelfiles import sniffing
 from mesh.pb import inference_pb2 as v2
 from mesh.pb import inference_pb2_grpc
 from mesh.pb import modelruntime_pb2 as pb
-from mesh.runtime.relay.adapters import contents, folders, keys, sizes
+from mesh.runtime.relay.adapters import contents, keys, refusals, sizes
+from mesh.runtime.relay.adapters.folders import Folders, ModelFolders, plain
 from mesh.runtime.relay.adapters.ovmsconfig import OvmsRest, Reloads
 from mesh.runtime.relay.control import Trailers
 from mesh.statuses import MeshError, Reason
@@ -31,7 +33,6 @@ _SUFFIXES = {OPENVINO: (".xml",), ONNX: (".onnx",)}
 
 _DEFAULT_BYTES = 1_000_000  # the predecessor's default for a model of which nothing is known
 _LOADS = 4  # that may share one change of the file; a pod that measures sizes runs one at a time
-_TEXT = 1000  # characters of OVMS's errors
 
 _METHODS = {
     "inference.GRPCInferenceService/ModelInfer": [1],
@@ -49,7 +50,7 @@ class Ovms:
         self.former = False
         self.takes_versions = False
         self._stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        self._folders = folders.Folders(root)
+        self._folders = Folders(root)
         self._reloads = Reloads(root, OvmsRest(rest, timeout=load_timeout or None))
         self._load_timeout = load_timeout
 
@@ -59,7 +60,7 @@ class Ovms:
 
     def name(self, model_id: str) -> str:
         """Returns the name by which the server knows a model: the id if it is plain, or else a digest."""
-        return folders.plain(model_id)
+        return plain(model_id)
 
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
         """Returns READY once the server answers and has dropped all models."""
@@ -83,15 +84,14 @@ class Ovms:
         model_id, name = request.modelId, self.name(request.modelId)
         try:
             async with asyncio.timeout(timeout):
-                base = await self._lay_out(request)
+                base = await self._folders.fill(model_id, partial(self._lay_out, request))
                 state = await self._reloads.put(name, base)
         except TimeoutError:
             await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
             raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
         if not state.available:
             await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
-            text = state.why.replace(f"{base.parent}/", "").replace(name, model_id)
-            raise MeshError(Reason.LOAD_FAILED, f"OVMS cannot load the model: {text[:_TEXT]}")
+            raise refusals.cannot_load("OVMS", state.why, request, self._folders.of(model_id), name)
         return pb.LoadModelResponse(), ()
 
     async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
@@ -120,30 +120,12 @@ class Ovms:
 
     # --- the model's folder
 
-    async def _lay_out(self, request: pb.LoadModelRequest) -> Path:
-        """Makes the model's folders in a thread, whose end a cancelled load waits for. Returns the one for OVMS."""
-        stop = threading.Event()
-        work = asyncio.ensure_future(asyncio.to_thread(self._make_folders, request, stop))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            stop.set()
-            await asyncio.wait({work})
-            raise
-
-    def _make_folders(self, request: pb.LoadModelRequest, stop: threading.Event) -> Path:
-        try:
-            place = self._folders.begin(request.modelId)
-            try:
-                # Another name for each load: OVMS ignores new files in a folder that it knows.
-                base = place.read / secrets.token_hex(8)
-                base.mkdir()
-                self._fill(request, contents.opened(Path(request.modelPath), place.files, stop), base)
-            except BaseException:
-                self._folders.remove(request.modelId)
-                raise
-        except OSError as error:
-            raise MeshError(Reason.LOAD_FAILED, f"the model's folder cannot be made: {error.strerror}") from error
+    def _lay_out(self, request: pb.LoadModelRequest, place: ModelFolders, stop: threading.Event) -> Path:
+        """Fills the folder that the server reads, and returns its path. Raises MeshError and OSError."""
+        # Another name for each load: OVMS ignores new files in a folder that it knows.
+        base = place.read / secrets.token_hex(8)
+        base.mkdir()
+        self._fill(request, contents.opened(Path(request.modelPath), place.files, stop), base)
         return base
 
     def _fill(self, request: pb.LoadModelRequest, pulled: Path, base: Path) -> None:

@@ -128,7 +128,7 @@ class Reloads:
             except OSError as error:
                 text = f"the configuration of OVMS cannot be written: {error.strerror}"
                 done.set_exception(MeshError(Reason.LOAD_FAILED, text))
-            except MeshError as error:
+            except Exception as error:  # raised to the callers, who would otherwise wait without end
                 done.set_exception(error)
         done.exception()  # taken, even if all callers have gone
 

@@ -17,6 +17,7 @@ import contextlib
 import json
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from mesh.pb import modelruntime_pb2 as pb
 from mesh.pb import torchserve_inference_pb2 as predictions
 from mesh.pb import torchserve_management_pb2 as management
 from mesh.pb import torchserve_management_pb2_grpc
-from mesh.runtime.relay.adapters import contents, folders, keys, sizes
+from mesh.runtime.relay.adapters import contents, folders, keys, refusals, sizes
 from mesh.runtime.relay.adapters.folders import Folders, ModelFolders
 from mesh.runtime.relay.control import Trailers
 from mesh.statuses import MeshError, Reason
@@ -47,7 +48,6 @@ _MODEL = "model.pt"
 _DEFAULT_BYTES = 250_000_000  # the process of a model: 240 MB with torch 1.13, before the model's own bytes
 _RESPONSE_TIMEOUT = 600  # seconds after which TorchServe ends the process of a call
 _PAGE = 100  # TorchServe's own limit
-_TEXT = 1000  # characters of TorchServe's errors
 
 _PREDICTIONS = "org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 _METHODS = (f"{PREFIX.decode()[1:]}ModelInfer", f"{PREFIX.decode()[1:]}ModelMetadata", _PREDICTIONS)
@@ -106,11 +106,11 @@ class TorchServe:
         model_id = request.modelId
         try:
             async with asyncio.timeout(timeout):
-                place = await self._lay_out(request)
+                await self._folders.fill(model_id, partial(self._lay_out, request))
                 await self._stub.RegisterModel(
                     management.RegisterModelRequest(
                         model_name=self.name(model_id),
-                        url=place.read.name,
+                        url=self._folders.of(model_id).read.name,
                         initial_workers=1,
                         synchronous=True,
                         batch_size=1,
@@ -169,31 +169,8 @@ class TorchServe:
 
     # --- the model's folder
 
-    async def _lay_out(self, request: pb.LoadModelRequest) -> ModelFolders:
-        """Makes the model's folders in a thread, whose end a cancelled load waits for."""
-        stop = threading.Event()
-        work = asyncio.ensure_future(asyncio.to_thread(self._make_folders, request, stop))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            stop.set()
-            await asyncio.wait({work})
-            raise
-
-    def _make_folders(self, request: pb.LoadModelRequest, stop: threading.Event) -> ModelFolders:
-        try:
-            place = self._folders.begin(request.modelId)
-            try:
-                self._fill(request, place, stop)
-            except BaseException:
-                self._folders.remove(request.modelId)
-                raise
-        except OSError as error:
-            raise MeshError(Reason.LOAD_FAILED, f"the model's folder cannot be made: {error.strerror}") from error
-        return place
-
-    def _fill(self, request: pb.LoadModelRequest, place: ModelFolders, stop: threading.Event) -> None:
-        """Fills the model's folder. Raises MeshError and OSError."""
+    def _lay_out(self, request: pb.LoadModelRequest, place: ModelFolders, stop: threading.Event) -> None:
+        """Fills the folder that the server reads. Raises MeshError and OSError."""
         model_type = keys.type_of(request)
         if model_type not in _NAMES:
             raise contents.bad(f"TorchServe takes models of the types {', '.join(_NAMES)}, not {model_type}")
@@ -202,12 +179,12 @@ class TorchServe:
         if not archive.is_dir() or not mar.is_unpacked(archive):
             found = contents.find(pulled, _NAMES[model_type], _SUFFIXES[model_type])
             if found.kind is sniffing.TORCHSCRIPT:
-                self._check_code("a TorchScript model can read and overwrite files")
+                refusals.check_code("a TorchScript model can read and overwrite files", allowed=self._allow_code)
                 contents.link(found.path, place.read / _MODEL)
                 self._describe(place, request.modelId, {"model": {"serializedFile": _MODEL}})
                 return
             archive = _unpacked(found, place, stop)
-        self._check_code("the handler of a .mar runs code")
+        refusals.check_code("the handler of a .mar runs code", allowed=self._allow_code)
         try:
             manifest = mar.read(archive)
         except mar.BadManifest as error:
@@ -232,28 +209,15 @@ class TorchServe:
         for name in (_HANDLER, _HELPER):
             shutil.copyfile(environments.handlers() / name, place.read / name)
 
-    def _check_code(self, what: str) -> None:
-        """Raises MeshError unless models that run code may be loaded."""
-        if not self._allow_code:
-            text = f"{what}, and this pod does not allow that: start pods with --allow-code if all who may "
-            raise MeshError(Reason.PRECONDITION, f"{text}register models are trusted")
-
     def _meaning(self, error: grpc.aio.AioRpcError, request: pb.LoadModelRequest) -> Exception:
-        """Returns the error for a failed load: what Mesh's handler has left, or the server's own, without paths of this
-        machine."""
-        if error.code() in (
-            grpc.StatusCode.UNAVAILABLE,
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            grpc.StatusCode.CANCELLED,
-        ):
+        """Returns the error for a failed load: what Mesh's handler has left, or else the server's own."""
+        if refusals.of_the_way(error):
             return error
-        place, pulled = self._folders.of(request.modelId), Path(request.modelPath)
-        text = (error.details() or error.code().name).partition("\n")[0].replace(place.read.name, request.modelId)
+        place = self._folders.of(request.modelId)
+        text = refusals.text_of(error).partition("\n")[0]
         with contextlib.suppress(OSError):
             text = (place.read / _FAILURE).read_text(errors="replace")
-        for folder in (place.read, place.files, pulled, pulled.parent):
-            text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
-        return MeshError(Reason.LOAD_FAILED, f"TorchServe cannot load the model: {text[:_TEXT]}")
+        return refusals.cannot_load("TorchServe", text, request, place, place.read.name)
 
 
 def _unpacked(found: contents.FoundModel, place: ModelFolders, stop: threading.Event) -> Path:

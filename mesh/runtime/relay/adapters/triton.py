@@ -10,13 +10,14 @@ Triton answers an unload before the model is gone, so this module waits until th
 import asyncio
 import re
 import threading
+from functools import partial
 from pathlib import Path
 
 import grpc
 
 from mesh.pb import modelruntime_pb2 as pb
-from mesh.runtime.relay.adapters import contents, keys, schemas, sizes, tritonlayout
-from mesh.runtime.relay.adapters.folders import Folders, digest
+from mesh.runtime.relay.adapters import contents, keys, refusals, schemas, sizes, tritonlayout
+from mesh.runtime.relay.adapters.folders import Folders, ModelFolders, digest
 from mesh.runtime.relay.adapters.repository import Repository
 from mesh.runtime.relay.control import Trailers
 from mesh.statuses import MeshError, Reason
@@ -30,7 +31,6 @@ _ACTIVE = frozenset(("READY", "LOADING"))  # states of versions
 _HELD = _ACTIVE | {"UNLOADING"}
 _DEFAULT_BYTES = 1_000_000  # the predecessor's default for a model of which nothing is known
 _LOADS = 2  # at a time, as in the predecessor
-_TEXT = 1000  # characters of Triton's errors
 _GONE = 5.0  # seconds for a model to go: one whose process has died stays UNLOADING, though it can be loaded again
 _FIRST, _LONGEST = 0.01, 0.5  # seconds between looks at a model that is being unloaded
 
@@ -88,7 +88,7 @@ class Triton:
         model_id = request.modelId
         try:
             async with asyncio.timeout(timeout):
-                await self._lay_out(request)
+                await self._folders.fill(model_id, partial(self._lay_out, request))
                 await self._repository.load(self.name(model_id), timeout=timeout)
         except TimeoutError:  # an unload follows
             raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
@@ -141,38 +141,15 @@ class Triton:
 
     # --- the model's folder
 
-    async def _lay_out(self, request: pb.LoadModelRequest) -> None:
-        """Makes the model's folders in a thread, whose end a cancelled load waits for."""
-        stop = threading.Event()
-        work = asyncio.ensure_future(asyncio.to_thread(self._make_folders, request, stop))
-        try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            stop.set()
-            await asyncio.wait({work})
-            raise
-
-    def _make_folders(self, request: pb.LoadModelRequest, stop: threading.Event) -> None:
-        try:
-            place = self._folders.begin(request.modelId)
-            try:
-                pulled = contents.opened(Path(request.modelPath), place.files, stop)
-                schema = schemas.schema_of(keys.key_of(request))
-                tritonlayout.lay_out(keys.type_of(request), schema, pulled, place.read, allow_code=self._allow_code)
-            except BaseException:
-                self._folders.remove(request.modelId)
-                raise
-        except OSError as error:
-            raise MeshError(Reason.LOAD_FAILED, f"the model's folder cannot be made: {error.strerror}") from error
+    def _lay_out(self, request: pb.LoadModelRequest, place: ModelFolders, stop: threading.Event) -> None:
+        """Fills the folder that the server reads. Raises MeshError and OSError."""
+        pulled = contents.opened(Path(request.modelPath), place.files, stop)
+        schema = schemas.schema_of(keys.key_of(request))
+        tritonlayout.lay_out(keys.type_of(request), schema, pulled, place.read, allow_code=self._allow_code)
 
     def _meaning(self, error: grpc.aio.AioRpcError, request: pb.LoadModelRequest) -> Exception:
-        """Returns the error for a failed load: the server's own, without paths of this machine."""
-        code = error.code()
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        """Returns the error for a failed load."""
+        if refusals.of_the_way(error):
             return error
-        text = error.details() or code.name
-        place, pulled = self._folders.of(request.modelId), Path(request.modelPath)
-        for folder in (place.read, place.files, pulled, pulled.parent):
-            text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
-        text = text.replace(self.name(request.modelId), request.modelId).strip()
-        return MeshError(Reason.LOAD_FAILED, f"Triton cannot load the model: {text[:_TEXT]}")
+        place, name = self._folders.of(request.modelId), self.name(request.modelId)
+        return refusals.cannot_load("Triton", refusals.text_of(error), request, place, name)

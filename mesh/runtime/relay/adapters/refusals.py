@@ -1,0 +1,42 @@
+"""The errors with which an adapter answers a load that its server, or the pod, refuses."""
+
+from pathlib import Path
+
+import grpc
+
+from mesh.pb import modelruntime_pb2 as pb
+from mesh.runtime.relay.adapters.folders import ModelFolders
+from mesh.statuses import MeshError, Reason
+
+_TEXT = 1000  # characters of a server's error
+
+_OF_THE_WAY = frozenset(
+    (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED),
+)
+
+
+def of_the_way(error: grpc.aio.AioRpcError) -> bool:
+    """Returns whether a call of the server failed on its way, so that the error says nothing about the model."""
+    return error.code() in _OF_THE_WAY
+
+
+def text_of(error: grpc.aio.AioRpcError) -> str:
+    """Returns what the server says."""
+    return error.details() or error.code().name
+
+
+def cannot_load(server: str, text: str, request: pb.LoadModelRequest, place: ModelFolders, name: str) -> MeshError:
+    """Returns the error for a model that the server cannot load, with the server's text but without paths of this
+    machine. In the text, `name`, by which the server knows the model, becomes the model's id."""
+    pulled = Path(request.modelPath)
+    for folder in (place.read, place.files, pulled, pulled.parent):
+        text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
+    text = text.replace(name, request.modelId).strip()
+    return MeshError(Reason.LOAD_FAILED, f"{server} cannot load the model: {text[:_TEXT]}")
+
+
+def check_code(what: str, *, allowed: bool) -> None:
+    """Raises MeshError unless the pod may load models that run code. `what` says which code would run, and when."""
+    if not allowed:
+        text = f"{what}, and this pod does not allow that: start pods with --allow-code if all who may register "
+        raise MeshError(Reason.PRECONDITION, f"{text}models are trusted")
