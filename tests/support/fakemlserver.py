@@ -31,6 +31,7 @@ class FakeMLServer:
         self.live = True
         self.fails = ""  # what loads fail with
         self.hangs = False
+        self.ready = True  # loaded models are
         self.address = f"unix:{root.parent / 'fake.sock'}"
         self._server = grpc.aio.server()
 
@@ -38,6 +39,7 @@ class FakeMLServer:
         answers = {
             "ServerLive": (self._live, v2.ServerLiveRequest),
             "ServerMetadata": (self._server_metadata, v2.ServerMetadataRequest),
+            "ModelReady": (self._ready, v2.ModelReadyRequest),
             "ModelMetadata": (self._metadata, v2.ModelMetadataRequest),
             "RepositoryIndex": (self._index, pb.RepositoryIndexRequest),
             "RepositoryModelLoad": (self._load, pb.RepositoryModelLoadRequest),
@@ -71,6 +73,9 @@ class FakeMLServer:
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:
         return v2.ServerMetadataResponse(name="mlserver", version="1.7.1")
+
+    async def _ready(self, request: Any, context: Any) -> Any:
+        return v2.ModelReadyResponse(ready=self.ready and request.name in self.loaded)
 
     async def _metadata(self, request: Any, context: Any) -> Any:
         if request.name not in self.loaded:

@@ -131,6 +131,9 @@ class MLServer:
             async with asyncio.timeout(timeout):
                 place = await self._folders.fill(model_id, partial(self._lay_out, request))
                 await self._repository.load(model_id, timeout=timeout)
+                if not await self._repository.ready(model_id, timeout=timeout):
+                    await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
+                    raise MeshError(Reason.LOAD_FAILED, "the model's own load() has not returned True")
                 await asyncio.to_thread((place.read / SETTINGS).rename, place.read / _LOADED)
         except TimeoutError:  # an unload follows
             raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None

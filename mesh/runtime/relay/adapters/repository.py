@@ -52,6 +52,10 @@ class Repository:
             request.parameters["unload_dependents"].bool_param = True
         await self._unload(request, timeout=timeout)
 
+    async def ready(self, name: str, *, timeout: float | None) -> bool:
+        """Returns whether a model is ready for calls."""
+        return bool((await self._stub.ModelReady(v2.ModelReadyRequest(name=name), timeout=timeout)).ready)
+
     async def describe(self, name: str, *, timeout: float | None) -> None:
         """Asks for a model's metadata, which fails if the server does not have the model."""
         await self._stub.ModelMetadata(v2.ModelMetadataRequest(name=name), timeout=timeout)

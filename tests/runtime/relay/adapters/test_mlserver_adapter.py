@@ -268,6 +268,15 @@ async def test_a_failed_load_says_why_without_paths(served: Served) -> None:
     assert error.text == "MLServer cannot load the model: cannot parse model.txt: bad tree"
 
 
+async def test_a_model_that_is_not_ready_after_its_load_is_not_loaded(served: Served) -> None:
+    """MLServer keeps a model whose own load() does not return True, but refuses all calls of the model."""
+    served.write({"a.txt": LIGHTGBM})
+    served.server.ready = False
+    error = await served.refused("a.txt", "lightgbm")
+    assert error.reason is Reason.LOAD_FAILED
+    assert served.server.unloads == ["m"]
+
+
 async def test_a_load_that_does_not_end_is_ended(served: Served) -> None:
     """A load has a time limit, after which the relay has the model unloaded."""
     served.write({"a.txt": LIGHTGBM})
