@@ -44,8 +44,12 @@ SERVERS = (BEAT, SERVER_CERTIFICATES, TLS_MEMORY)
 
 LINK = Duty("follow the server", "nobody notices that the model server has gone")
 LINK_WATCH = Duty("watch the server", "nobody notices that the model server hangs, or has lost a model", turns=60)
+SILENCE = Duty("watch the server's event loop", "a prediction that never ends blocks all models", turns=60)
 
 BESIDE_FOREIGN = (FOREIGN_SERVER,)
 """The additional tasks of an agent that starts a foreign server."""
 
 RELAYS = (BEAT, SERVER_CERTIFICATES, LINK, LINK_WATCH, EGRESS)
+
+RELAYS_TO_ONE_LOOP = (SILENCE,)
+"""The additional tasks of a relay to a server whose models run in its event loop."""

@@ -1,10 +1,13 @@
 """MLServer in pods of a mesh, with models of all its types, over gRPC and REST."""
 
+import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -24,6 +27,19 @@ NAMES = (
     *("catboost-poisson", "catboost-ranker", "mlflow", "mlflow-pickled", "mlflow-sklearn", "mlflow-zip"),
     *("own-settings", "own-settings-tar"),
 )
+
+
+STUCK = """
+import time
+
+from mlserver import MLModel
+
+
+class Stuck(MLModel):
+    async def predict(self, payload):
+        while True:
+            time.sleep(1)
+"""
 
 
 class Served:
@@ -114,6 +130,40 @@ async def test_a_server_that_is_killed_loses_nothing_for_long(served: Served) ->
     os.kill(former, 9)
     await until(lambda: served.server_of(pod) not in (0, former), timeout=60, why="it is started again")
     assert await served.over_grpc("killed") == expected
+
+
+async def test_a_prediction_that_never_ends_blocks_its_server_only_for_a_while(served: Served) -> None:
+    """MLServer runs predictions in its event loop. The pod replaces one that is blocked, the other models answer again
+    without anybody's action, and only the model that blocked it is suspect."""
+    folder = Path(served.trained["joblib"]["path"]).parent / "stuck"
+    folder.mkdir()
+    (folder / "stuck.py").write_text(STUCK)
+    (folder / "model-settings.json").write_text(json.dumps({"implementation": "stuck.Stuck"}))
+    served.trained["stuck"] = {"path": str(folder), "type": "sklearn"}
+    try:
+        status = await served.register("stuck", "stuck")
+    finally:
+        del served.trained["stuck"]
+    assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED, status.errors
+    await served.register("joblib", "beside")
+    expected = await served.over_grpc("beside")
+    former = served.server_of(0)
+    request = v2.ModelInferRequest(model_name="stuck")
+    request.inputs.add(name=INPUT, datatype="FP64", shape=[1]).contents.fp64_contents.append(1.0)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await served.v2.ModelInfer(request, timeout=5)
+    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    behind = asyncio.ensure_future(served.over_grpc("beside"))  # V2's calls may be repeated
+    try:
+        await until(lambda: served.server_of(0) not in (0, former), timeout=60, why="the server is replaced")
+        assert await behind == expected
+    finally:
+        behind.cancel()
+    assert await served.over_grpc("beside") == expected
+    told = served.mesh.pods[0].tail(2000)
+    suspects = [line for line in told.splitlines() if " suspect " in line]
+    assert suspects, told
+    assert all("model=stuck" in line for line in suspects), suspects
 
 
 async def test_onnx_models_are_not_loaded_by_mlserver(served: Served) -> None:

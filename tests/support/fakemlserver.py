@@ -29,6 +29,9 @@ class FakeMLServer:
         self.found: list[list[str]] = []  # the names of all models in the repository, at each load
         self.unloads: list[str] = []
         self.live = True
+        self.asked = 0  # times that it was asked whether it is live
+        self.unblocked = asyncio.Event()  # cleared: its event loop is blocked by a prediction
+        self.unblocked.set()
         self.fails = ""  # what loads fail with
         self.hangs = False
         self.ready = True  # loaded models are
@@ -59,6 +62,10 @@ class FakeMLServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Ends the server, with its calls."""
         await self._server.stop(None)
 
     def settings(self) -> list[dict[str, Any]]:
@@ -69,6 +76,8 @@ class FakeMLServer:
         ]
 
     async def _live(self, request: Any, context: Any) -> Any:
+        self.asked += 1
+        await self.unblocked.wait()
         return v2.ServerLiveResponse(live=self.live)
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:

@@ -21,10 +21,11 @@ import router.process.duties
 from mesh.local.duties import UP
 from mesh.process import free_port, tethered
 from mesh.process.tasks import Duty
-from mesh.runtime.duties import AGENT, BESIDE_FOREIGN, RELAYS, SERVERS
+from mesh.runtime.duties import AGENT, BESIDE_FOREIGN, RELAYS, RELAYS_TO_ONE_LOOP, SERVERS
 from router.process.duties import LEADER, POD, WORKERS
 from tests.support import sabotage
 from tests.support.certificates import certificate
+from tests.support.fakemlserver import FakeMLServer
 from tests.support.foreign import ForeignMesh, answered, child_of
 from tests.support.localmesh import Client, LocalMesh, Program, children, command
 from tests.support.waiting import until
@@ -139,7 +140,7 @@ def test_every_duty_is_in_one_of_the_tables() -> None:
     only beside a foreign server."""
     modules = (mesh.envoy.duties, mesh.local.duties, mesh.runtime.duties, router.process.duties)
     defined = {duty for module in modules for duty in vars(module).values() if isinstance(duty, Duty)}
-    assert defined == {*POD, *LEADER, *WORKERS, *AGENT, *SERVERS, *RELAYS, *BESIDE_FOREIGN, *UP}
+    assert defined == {*POD, *LEADER, *WORKERS, *AGENT, *SERVERS, *RELAYS, *BESIDE_FOREIGN, *RELAYS_TO_ONE_LOOP, *UP}
 
 
 @pytest.mark.timeout(300)
@@ -202,6 +203,26 @@ async def test_the_end_of_any_duty_of_a_relay_loses_no_model(
         os.replace(orders / "new", orders / f"agent {name}")
         await ended(mesh.pods[0], "agent", name, how)
         assert dict((await answered(it, "m")).results) == {"m": "hello"}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+async def test_the_end_of_a_duty_of_a_relay_to_one_event_loop_ends_the_relay(
+    tmp_path: Path, etcd_server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When an additional duty of a relay to a server with one event loop ends, the relay gives the reason and ends."""
+    obey(orders := tmp_path / "orders", monkeypatch)
+    root = tmp_path / "server" / "models"
+    root.mkdir(parents=True)
+    async with FakeMLServer(root) as server:
+        pod = ["--adapter", "mlserver", "--server", server.address, "--server-models", str(root.parent)]
+        async with LocalMesh(tmp_path, etcd_server, pods=1, log_level="info", runtime_options=pod) as mesh:
+            for name, how in essential(RELAYS_TO_ONE_LOOP):
+                before = child_of(mesh, "mesh.runtime.relay")
+                (orders / "new").write_text(how)
+                os.replace(orders / "new", orders / f"relay {name}")
+                await until(lambda: child_of(mesh, "mesh.runtime.relay") not in (0, before), timeout=40, why=name)  # noqa: B023
+                says_why(last_line(mesh.pods[0], "relay"), name, how)
 
 
 async def test_what_a_process_can_do_without_is_started_again(mesh_of_duties: Mesh) -> None:

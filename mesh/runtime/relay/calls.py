@@ -21,6 +21,7 @@ from mesh.runtime.relay.carried import VERSIONED, Carried
 from mesh.runtime.relay.egress import Answer, Egress, Outgoing
 from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.methods import Methods
+from mesh.runtime.relay.silence import Silence
 from mesh.runtime.relay.splice import SpliceError, drop, splice
 from mesh.runtime.relay.table import Table
 from mesh.runtime.sharedmemory.board import METHODS, Board
@@ -48,7 +49,17 @@ class _NotHere(Exception):
 class RelayPort:
     """The handler of the data port's calls. For use in the event loop's thread only."""
 
-    def __init__(self, table: Table, board: Board, link: Link, egress: Egress, *, max_message: int) -> None:
+    def __init__(
+        self,
+        table: Table,
+        board: Board,
+        link: Link,
+        egress: Egress,
+        *,
+        max_message: int,
+        silence: Silence | None = None,
+    ) -> None:
+        """Makes the handler. `silence` watches a server that one call can block."""
         self.methods: Methods | None = None  # None: the server has not reported its status yet
         self.in_flight = 0
         self._table = table
@@ -56,6 +67,7 @@ class RelayPort:
         self._link = link
         self._egress = egress
         self._max_message = max_message
+        self._silence = silence
         self._loop = asyncio.get_running_loop()
 
     def forwards(self, call: Call) -> bool:
@@ -115,6 +127,8 @@ class RelayPort:
             copy.row.ran(0)
             return False
         carried.began_ns = carried.started_ns
+        if self._silence is not None:
+            self._silence.began(carried)
         copy.calls.add(carried)
         if call.deadline is not None:
             carried.timer = self._loop.call_at(call.deadline, carried.late)
@@ -188,6 +202,8 @@ class RelayPort:
                 if not carried.began_ns:
                     copy.row.run()
                     carried.began_ns = time.monotonic_ns()
+                    if self._silence is not None:
+                        self._silence.began(carried)
                 code = await self._forward(carried)
         except (Exception, asyncio.CancelledError) as error:
             code = self._failed(carried, error)
@@ -220,6 +236,8 @@ class RelayPort:
     def _count(self, carried: Carried, code: int) -> None:
         """Counts the end of a call."""
         carried.call.on_cancel(None)
+        if self._silence is not None:
+            self._silence.ended(carried, code)
         now = time.monotonic_ns()
         ran = carried.began_ns > 0
         busy_ns = now - carried.began_ns if ran else 0

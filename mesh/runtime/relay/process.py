@@ -30,6 +30,7 @@ from mesh.runtime.relay.grpcegress import GrpcEgress
 from mesh.runtime.relay.journal import Journal
 from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.settings import RelaySettings
+from mesh.runtime.relay.silence import Silence
 from mesh.runtime.relay.spi import RelaySpi
 from mesh.runtime.relay.table import Table
 from mesh.runtime.relay.translating import TranslatingEgress
@@ -81,7 +82,9 @@ async def serve(settings: RelaySettings) -> int:
     egress = await _egress(settings, link, budget, on_lost=ending.because)
     if (translation := choice.translation(settings.adapter)) is not None:
         egress = TranslatingEgress(egress, translation, max_message=settings.max_message)
-    port = RelayPort(table, board, link, egress, max_message=settings.max_message)
+    question = choice.question(settings.adapter, link.channel)
+    silence = None if question is None else Silence(link, question, hang_timeout=settings.hang_timeout)
+    port = RelayPort(table, board, link, egress, max_message=settings.max_message, silence=silence)
     pieces = Pieces(wanted=port.forwards)
     data = Server(port.handle, max_message=settings.max_message, budget=budget, pieces=pieces)
     left = journal.read()
@@ -94,7 +97,7 @@ async def serve(settings: RelaySettings) -> int:
     try:
         bound = await _listen(data, settings, identity)
         address = format_address(settings.host, bound)
-        servicer = RelaySpi(settings, link, table, port, tasks, data_address=address, pid=os.getpid())
+        servicer = RelaySpi(settings, link, table, port, tasks, data_address=address, pid=os.getpid(), silence=silence)
         if left is not None:
             status, held = left
             table.resume(status, held, named=link.control.name)
@@ -112,6 +115,8 @@ async def serve(settings: RelaySettings) -> int:
 
     tasks.run(duties.LINK, follow)
     tasks.run(duties.LINK_WATCH, link.watch)
+    if silence is not None:
+        tasks.run(duties.SILENCE, silence.run)
     log.info("relay ready", data=address, server=settings.server)
     link.ended.add_done_callback(lambda _: leave.set())
     ends, leaving = asyncio.ensure_future(ending.wait()), asyncio.ensure_future(leave.wait())
@@ -123,6 +128,8 @@ async def serve(settings: RelaySettings) -> int:
     if link.ended.done():
         journal.discard()
         await asyncio.sleep(_LAST_WORDS)
+        if silence is not None:
+            silence.mark((*table.copies, *table.going.values()))
         # At once: tasks that are cancelled would take their work from the use board, which shows it to the agent.
         logging.shutdown()
         sys.stderr.flush()

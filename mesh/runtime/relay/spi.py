@@ -9,7 +9,9 @@ that takes over from a dead one answers from the journal.
 """
 
 import asyncio
+import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 import grpc
 
@@ -23,6 +25,7 @@ from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.methods import Methods
 from mesh.runtime.relay.reported import Trailers
 from mesh.runtime.relay.settings import RelaySettings
+from mesh.runtime.relay.silence import Silence
 from mesh.runtime.relay.table import RelayedCopy, Table
 from mesh.runtime.sharedmemory.slot import SlotState
 from mesh.schema import copytoken
@@ -54,6 +57,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         *,
         data_address: str,
         pid: int,
+        silence: Silence | None = None,
     ) -> None:
         self.ready = asyncio.Event()
         self._settings = settings
@@ -61,6 +65,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         self._table = table
         self._port = port
         self._tasks = tasks
+        self._silence = silence
         self._told = (("mesh-data", data_address), ("mesh-pid", str(pid)))
         self._status: pb.RuntimeStatusResponse | None = None
         self._reported: Trailers = ()  # with the status
@@ -130,7 +135,8 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         timeout = self._settings.load_timeout or own
         epoch, began = self._link.epoch, time.monotonic()
         try:
-            response, told = await self._link.control.load(request, timeout=timeout or None)
+            with self._allowed(timeout + _CLEAN_UP if timeout else math.inf, began):
+                response, told = await self._link.control.load(request, timeout=timeout or None)
         except grpc.aio.AioRpcError as error:
             lost = error.code() is grpc.StatusCode.UNAVAILABLE
             if lost and await self._link.broken(epoch, error.details() or ""):
@@ -143,7 +149,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         except asyncio.CancelledError:
             if timeout:  # the agent asks for the unload
                 within = max(0.0, timeout - (time.monotonic() - began)) + _CLEAN_UP
-                self._tasks.start(self._answers(within), f"end load {request.modelId}")
+                self._tasks.start(self._answers(within, began), f"end load {request.modelId}")
             raise
         else:
             return response, self._link.note(told)
@@ -151,11 +157,16 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         await self._clean_up(request.modelId)
         raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended")
 
-    async def _answers(self, within: float) -> None:
+    def _allowed(self, seconds: float, began: float) -> AbstractContextManager[None]:
+        """Allows a server whose loads block it to be silent for a load."""
+        return nullcontext() if self._silence is None else self._silence.loading(seconds, began=began)
+
+    async def _answers(self, within: float, began: float) -> None:
         """Gives the server up unless it answers within a number of seconds. An endless load blocks some servers, even
         if the load is cancelled."""
         try:
-            await self._link.holds("", timeout=within)
+            with self._allowed(within, began):
+                await self._link.holds("", timeout=within)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 self._link.give_up(f"did not answer for {within:.0f} s after a load that was cancelled")

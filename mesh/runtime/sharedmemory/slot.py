@@ -113,6 +113,12 @@ class Row:
         self._busy_ns += busy_ns
         _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
 
+    def accuse(self, running: bool) -> None:
+        """Shows whether the model may still be running in a server that is given up, whatever its calls say. The writer
+        ends afterwards."""
+        self._running = int(running)
+        _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
+
     def end(self, now_ns: int, *, runs: int, busy_ns: int, failed: bool) -> None:
         """Counts an answered call. With `runs=1`, the model ran for the call, for `busy_ns`."""
         self.in_flight -= 1

@@ -1,6 +1,6 @@
 """The adapters by the names that users give."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -8,6 +8,7 @@ import grpc
 
 from mesh.runtime.relay.adapters.mlserver import MLServer
 from mesh.runtime.relay.adapters.ovms import Ovms
+from mesh.runtime.relay.adapters.repository import Repository
 from mesh.runtime.relay.adapters.torchserve import TorchServe, V2OverPredictions
 from mesh.runtime.relay.adapters.triton import Triton
 from mesh.runtime.relay.control import Control, SpiControl
@@ -32,6 +33,9 @@ _MAKERS: dict[str, _Maker] = {
 _TRANSLATIONS: dict[str, Translation] = {"torchserve": V2OverPredictions()}
 """The translation of V2's calls for servers that need one."""
 
+_IN_ONE_LOOP = frozenset({"mlserver"})
+"""The kinds of servers whose event loop a prediction can block. The others run predictions elsewhere."""
+
 
 def managed(name: str, root: Path | None, *, load_timeout: float, allow_code: bool, rest: str = "") -> Managed:
     """Returns the maker of the control for a kind of server; "" means one that speaks the SPI. The server reads its
@@ -48,3 +52,12 @@ def managed(name: str, root: Path | None, *, load_timeout: float, allow_code: bo
 def translation(name: str) -> Translation | None:
     """Returns the translation of calls for a kind of server, or None if it answers V2 as it is."""
     return _TRANSLATIONS.get(name)
+
+
+def question(name: str, channel: grpc.aio.Channel) -> Callable[[], Awaitable[object]] | None:
+    """Returns a request that only the event loop of this kind of server can answer, or None if no prediction can block
+    such a server."""
+    if name not in _IN_ONE_LOOP:
+        return None
+    repository = Repository(channel)
+    return lambda: repository.live(timeout=None)

@@ -20,7 +20,7 @@ class Repository:
         self._load = _method(channel, "RepositoryModelLoad", pb.RepositoryModelLoadResponse)
         self._unload = _method(channel, "RepositoryModelUnload", pb.RepositoryModelUnloadResponse)
 
-    async def live(self, *, timeout: float) -> bool:
+    async def live(self, *, timeout: float | None) -> bool:
         """Returns whether the server is live."""
         return bool((await self._stub.ServerLive(v2.ServerLiveRequest(), timeout=timeout)).live)
 
