@@ -111,7 +111,7 @@ async def test_two_first_loads_of_a_file_that_is_replaced_in_between(an_agent: A
 
 @pytest.mark.long
 async def test_a_name_is_taken_only_once_by_pods_that_speak_tls(an_agent: AnAgent, tmp_path: Path) -> None:
-    """With mutual TLS, a pod whose name is taken asks the present holder whether it lives, and gives the name up."""
+    """With mutual TLS, a pod whose name is taken asks the present holder for a sign of life, and gives up the name."""
     options = ("--internal-tls", str(Mounted.of(tmp_path / "tls", Authority()).path))
     async with an_agent(*options):
         second = an_agent(*options, "--model-dir", str(tmp_path / "twin"))

@@ -42,13 +42,13 @@ def test_wrong_options_are_refused_with_a_text(option: str, value: str, says: st
 
 
 def neighbour(**options: Any) -> ModelServer:
-    """Returns the options of a server that others start, and that has an adapter."""
+    """Returns the options of a pod whose model server others start, and which Mesh manages through an adapter."""
     return ModelServer(server="127.0.0.1:8001", adapter="mlserver", server_models=Path("/models"), **options)
 
 
 def test_the_capacity_of_a_server_with_an_adapter_follows_from_its_memory() -> None:
-    """A server with an adapter reports no capacity, so most of its container's memory is for models. Without the
-    option, the operator has to name the capacity. A server without an adapter reports its own."""
+    """A server with an adapter reports no capacity, so most of its container's memory is for models. Without the option
+    for that memory, the operator has to name the capacity. A server without an adapter reports its own capacity."""
     server = neighbour(server_memory_limit="4GiB")
     auto = Memory().split(foreign=True, at_hand=server.at_hand())
     assert auto == (capacity.auto_capacity(4 << 30), 0)
@@ -90,7 +90,7 @@ def test_slots_follow_the_capacity() -> None:
 def test_adapters_are_refused_without_what_they_need(
     options: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server with an adapter is installed, or shares a folder with the pod."""
+    """A server with an adapter must either be installed or share a folder with the pod."""
     monkeypatch.setenv("MESH_SERVERS_DIR", str(tmp_path))
     result = CliRunner().invoke(app, options, env={"COLUMNS": "200"})
     assert result.exit_code == 2

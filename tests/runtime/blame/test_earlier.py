@@ -22,8 +22,8 @@ from mesh.runtime.sharedmemory.board import Board
 def test_a_pod_that_was_killed_whole_blames_models_only_for_its_memory(
     looks: list[int], blamed: bool, tmp_path: Path
 ) -> None:
-    """A pod whose agent and server were both killed blames models only if memory ran out, which the last samples of its
-    former life show."""
+    """A pod whose agent and server were both killed blames models only if the last samples of its former life show that
+    memory ran out."""
     board = Board.create(tmp_path / earlier.BOARD, 4)
     board.row(0).loading(77, 1)
     left = iter(looks)

@@ -76,8 +76,8 @@ async def test_other_content_is_refused_before_the_model_server_sees_it(pod: Fak
 
 
 async def test_of_two_first_loads_the_second_is_refused_where_it_holds_something_else(pod: FakePod) -> None:
-    """When two first loads are claimed before either is published, the second one is refused if its content differs. It
-    has answered no call."""
+    """When two first loads are claimed before either is published, the second one is refused if its content differs.
+    The refused copy has answered no call."""
     go = pod.server.hold("load", "m")
     load = asyncio.create_task(pod.load("m", 10))
     await pod.asked("load", "m")
@@ -188,8 +188,8 @@ async def test_a_reload_that_fails_leaves_the_old_copy_as_it_was(pod: FakePod, h
 
 
 async def test_a_reload_makes_room_and_never_takes_the_old_copys(pod: FakePod) -> None:
-    """A reload may evict other copies, but never the old copy. If it still lacks room, it fails with that reason and
-    the old copy stays."""
+    """A reload may evict other copies, but never the old copy. If room is still lacking, the reload fails with that
+    reason and the old copy stays."""
     await pod.fill("m", size=400_000)
     await pod.fill("other", size=500_000)
     reloaded(pod)

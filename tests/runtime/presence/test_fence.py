@@ -101,8 +101,8 @@ async def test_a_lease_that_is_renewed_proves_and_one_that_is_not_lets_routers_v
 
 
 async def test_an_agent_that_was_stopped_does_not_take_etcds_absence_for_granted(world):
-    """After a pause, an agent requires that routers have read the record, because its keys may be gone. It serves
-    without that only once it has found that etcd is unavailable."""
+    """After a pause, an agent requires that routers have read the record, because the pod's keys may be gone. It serves
+    without this proof only once it has found that etcd is unavailable."""
     fence = world.fence()
     world.keyed = True
     world.renew()
@@ -237,8 +237,8 @@ async def test_a_lease_that_etcd_has_ended_does_not_make_etcd_away(world):
 
 
 async def test_a_pod_says_why_it_is_silent(world):
-    """A pod gives a reason only while it may not answer. A permission that ran out during a pause is checked again
-    first."""
+    """A pod gives a reason only while it may not answer. If its permission ran out during a pause, the fence is checked
+    again first."""
     fence = world.fence(serve_without_etcd=20)
     assert "published" in fence.why_silent()
     world.renew()

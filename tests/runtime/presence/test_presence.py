@@ -315,8 +315,8 @@ async def test_a_copy_without_its_key_is_known(pod: Pod) -> None:
 
 
 async def test_a_copy_that_was_never_claimed_has_to_be_current(pod: Pod) -> None:
-    """A copy that was never claimed gets a key only if its registration is current. Until it has a key or is silenced,
-    the pod does not count as fully keyed."""
+    """A copy that was never claimed gets a key only if its registration is current. Until the copy has a key or is
+    silenced, the pod does not count as fully keyed."""
     told: list[bool] = []
     pod.presence.listen(lambda: told.append(pod.presence.keyed))
     created = await register(pod, "m")

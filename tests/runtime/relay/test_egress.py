@@ -1,4 +1,5 @@
-"""Calls through an egress to a real gRPC server: whatever the server answers, and whenever, arrives unchanged."""
+"""Calls through an egress to a real gRPC server: the server's answer arrives unchanged, whatever it is and whenever it
+comes."""
 
 import asyncio
 import tempfile
@@ -31,7 +32,7 @@ LIMIT = 16 << 20
 
 
 class Server:
-    """A real gRPC server. The name of a method says what it does; all methods take streams."""
+    """A real gRPC server, whose methods do what their names say. All methods take streams."""
 
     def __init__(self) -> None:
         self.cancelled = self.hanging = 0
@@ -49,14 +50,14 @@ class Server:
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not now", (("trailing-bin", b"\0\xff"),))
 
     async def answer(self, _: Any, context: Any) -> None:
-        """Answers three messages without reading any."""
+        """Sends three messages without reading a request."""
         await context.send_initial_metadata((("initial", "1"),))
         for number in range(3):
             await context.write(b"%d" % number)
         context.set_trailing_metadata((("trailing-bin", b"\0\xff"),))
 
     async def produce(self, requests: Any, context: Any) -> AsyncIterator[bytes]:
-        """Answers each request with as many bytes as it says."""
+        """Answers each request with as many bytes as the request asks for."""
         async for request in requests:
             yield bytes(int(request))
 
@@ -108,7 +109,7 @@ async def egress(request: pytest.FixtureRequest, server: Server) -> AsyncIterato
 
 
 async def outcome(outgoing: Any) -> tuple[list[bytes], Reply, list[Any]]:
-    """Returns the messages of an answer, its end and its initial metadata."""
+    """Returns the messages, the end and the initial metadata of an answer."""
     answer = await outgoing.first()
     if isinstance(answer, Reply):
         return [] if answer.frame is None else [framing.unpack(answer.frame, limit=LIMIT)], answer, answer.headers
@@ -129,9 +130,9 @@ async def outcome(outgoing: Any) -> tuple[list[bytes], Reply, list[Any]]:
 async def test_a_status_that_comes_during_writes_arrives_unchanged(
     egress: Egress, method: str, messages: list[bytes], code: Code, text: str | None
 ) -> None:
-    """A server may end a call while its request is still being written. The client gets all messages, the status, its
-    text and all metadata of the server, at whatever moment the end comes. Only initial metadata that no message follows
-    is sometimes lost in `grpc.aio`."""
+    """A server may end a call while its request is still being written. At whatever moment this happens, the client
+    gets all messages, the status with its text, and all metadata of the server. Only initial metadata without a message
+    after it is sometimes lost in `grpc.aio`."""
     seen: Counter[Any] = Counter()
     for _ in range(60):
         outgoing = egress.open(f"/test/{method}".encode(), [], timeout=20, encoding=b"")
@@ -159,7 +160,8 @@ async def test_a_status_that_comes_during_writes_arrives_unchanged(
 async def test_an_answer_above_the_limit_is_refused_with_the_limit_and_its_option(
     egress: Egress, streamed: bool
 ) -> None:
-    """An answer that is held whole must be within the limit, whichever egress carries it."""
+    """An answer that the relay holds as a whole must be within the limit, whichever egress carries it. The error names
+    the limit and its option."""
     size = LIMIT + 1
     if streamed:
         outgoing = egress.open(b"/test/produce", [], timeout=60, encoding=b"")
@@ -174,7 +176,7 @@ async def test_an_answer_above_the_limit_is_refused_with_the_limit_and_its_optio
 
 
 async def test_messages_pass_in_both_directions(egress: Egress) -> None:
-    """A request of one message, and a stream whose messages are answered one by one."""
+    """A request of one message passes, and so does a stream whose messages are answered one by one."""
     frame = framing.pack(b"hello")
     assert (await outcome(egress.send(b"/test/echo", [], frame, timeout=20, encoding=b"")))[:1] == ([b"hello"],)
     outgoing = egress.open(b"/test/echo", [], timeout=20, encoding=b"")
@@ -191,7 +193,7 @@ async def test_messages_pass_in_both_directions(egress: Egress) -> None:
 
 
 async def test_a_call_without_messages_is_answered(egress: Egress) -> None:
-    """A request may end without a message, and its answer too."""
+    """A request without a message is passed on, and so is an answer without one."""
     outgoing = egress.open(b"/test/echo", [], timeout=20, encoding=b"")
     outgoing.end()
     messages, reply, _ = await outcome(outgoing)
@@ -200,7 +202,7 @@ async def test_a_call_without_messages_is_answered(egress: Egress) -> None:
 
 @pytest.mark.parametrize("one", [True, False])
 async def test_a_cancellation_reaches_the_server(egress: Egress, server: Server, one: bool) -> None:
-    """Cancelling a call ends it at the server, and the task that waits for its answer gets `Lost`."""
+    """Cancelling a call ends it at the server. The task that waits for the answer gets `Lost`."""
     before = server.cancelled
     if one:
         outgoing = egress.send(b"/test/hang", [], framing.pack(b""), timeout=None, encoding=b"")
@@ -217,8 +219,8 @@ async def test_a_cancellation_reaches_the_server(egress: Egress, server: Server,
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 async def test_the_end_of_a_call_reaches_a_server_that_reads_nothing(egress: Egress, server: Server, how: str) -> None:
-    """A call is cancelled, or its deadline passes, while its writer waits because all buffers on the way are full. The
-    server learns of it, and the writer gets `Lost`."""
+    """When a call is cancelled, or its deadline passes, while its writer waits because all buffers on the way are full,
+    the call ends at the server and the writer gets `Lost`."""
     before, hanging = server.cancelled, server.hanging
     outgoing = egress.open(b"/test/hang", [], timeout=None if how == "cancel" else 3, encoding=b"")
     written = 0
@@ -250,7 +252,7 @@ async def test_the_end_of_a_call_reaches_a_server_that_reads_nothing(egress: Egr
 
 
 async def test_a_deadline_reaches_the_server(egress: Egress, server: Server) -> None:
-    """A call whose deadline passes ends with DEADLINE_EXCEEDED, and at the server as well."""
+    """A call whose deadline passes ends with DEADLINE_EXCEEDED, and also ends at the server."""
     before = server.cancelled
     outgoing = egress.send(b"/test/hang", [], framing.pack(b""), timeout=0.3, encoding=b"")
     _, reply, _ = await outcome(outgoing)
@@ -259,8 +261,8 @@ async def test_a_deadline_reaches_the_server(egress: Egress, server: Server) -> 
 
 
 async def test_a_connection_for_calls_alone_may_break(server: Server) -> None:
-    """If calls go to an address of their own, a connection that breaks there is `Lost`, although the link still has its
-    server. The server's own UNAVAILABLE is its answer."""
+    """If calls have an address of their own and a connection to this address breaks, the call is `Lost`, although the
+    link still reaches its server. An UNAVAILABLE that the server sends itself is its answer."""
     async with Proxy(server.port) as proxy:
         calls = proxy.endpoint.removeprefix("http://")
         table = Table(Board.private(1), Journal(None))

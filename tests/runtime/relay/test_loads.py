@@ -17,7 +17,7 @@ from tests.support.waiting import until
 
 
 class Blocked:
-    """The control of a server whose loads run into their time limit, and whose unloads do so too if it is stuck."""
+    """The control of a server whose loads exceed their time limit. Once the server is stuck, its unloads do so too."""
 
     former = False
 
@@ -28,7 +28,7 @@ class Blocked:
         self.asked: list[float | None] = []
 
     async def load(self, request: Any, *, timeout: float | None) -> Any:
-        """Fails as a call does whose deadline passes."""
+        """Fails like a call whose deadline passes."""
         raise self.fails
 
     async def size(self, request: Any, *, timeout: float | None) -> Any:
@@ -61,7 +61,8 @@ def _spi(control: Blocked) -> tuple[RelaySpi, Link]:
 
 @pytest.mark.parametrize("by", ["the server's call", "the adapter"])
 async def test_a_load_that_was_ended_is_unloaded(by: str) -> None:
-    """A server that answers again after the time limit of a load continues. The adapter may end the load, or gRPC."""
+    """A server that answers again after the time limit of a load stays in use, whether the adapter or gRPC ended the
+    load. The model is unloaded."""
     own = MeshError(Reason.DEADLINE, "the load took longer than 1 s and was ended")
     control = Blocked(stuck=False, fails=own if by == "the adapter" else None)
     spi, link = _spi(control)
@@ -74,7 +75,7 @@ async def test_a_load_that_was_ended_is_unloaded(by: str) -> None:
 
 @pytest.mark.parametrize("stuck", [True, False])
 async def test_a_load_that_is_cancelled_may_have_blocked_the_server(stuck: bool) -> None:
-    """After a load that its agent has cancelled, the server must answer once the load's time limit has passed."""
+    """After an agent has cancelled a load, the server must answer once the load's time limit has passed."""
     control = Blocked(stuck=stuck, fails=asyncio.CancelledError())  # type: ignore[arg-type]
     spi, link = _spi(control)
     with pytest.raises(asyncio.CancelledError):
@@ -90,8 +91,8 @@ async def test_a_load_that_is_cancelled_may_have_blocked_the_server(stuck: bool)
 
 
 async def test_a_server_that_is_stuck_in_a_load_counts_as_hung() -> None:
-    """A server that answers not even the unload is given up, while the use board still shows its load: the load does
-    not return."""
+    """A server that does not even answer the unload is given up. The use board still shows its load, because the load
+    never returns."""
     spi, link = _spi(Blocked(stuck=True))
     load = asyncio.ensure_future(spi._load(pb.LoadModelRequest(modelId="m")))
     await until(link.ended.done, why="the server is given up")

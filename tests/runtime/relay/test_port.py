@@ -1,4 +1,5 @@
-"""Calls of one message on the relay's data port: usually without a task, and with one as soon as it takes longer."""
+"""Calls of one message on the relay's data port. Usually they need no task; a call gets one as soon as it takes
+longer."""
 
 import asyncio
 from types import SimpleNamespace
@@ -36,7 +37,7 @@ FRAME = b"\0\0\0\0\x03\x0a\x01m"
 
 
 class FakeLink:
-    """A connection to a server that is always the same one."""
+    """A connection that never changes its server."""
 
     def __init__(self) -> None:
         self.is_up = True
@@ -93,11 +94,11 @@ class Relay:
         return call
 
     def sent(self, number: int = 0) -> Sent:
-        """Returns a call that was sent to the server."""
+        """Makes a call, checks that it was sent to the server, and returns it."""
         return self.pool.sent[number]
 
     def check_nothing_is_left(self, *, failed: int) -> None:
-        """Fails unless all calls have ended, and were counted."""
+        """Checks that all calls have ended and were counted."""
         assert (self.port.in_flight, self.copy.calls, self.copy.row.in_flight, self.copy.row._running) == (
             0,
             set(),
@@ -118,7 +119,8 @@ def tasks() -> int:
 
 
 async def test_a_call_and_its_reply_need_no_task(relay: Relay) -> None:
-    """The usual call is sent at once, under the copy's id, and its reply is passed back within the same turn."""
+    """The usual call is sent at once under the copy's id, and its reply is passed back within the same turn of the
+    event loop."""
     call = relay.call(b"/a.B/named", (b"own", b"1"), deadline=asyncio.get_running_loop().time() + 60)
     assert (relay.port.in_flight, relay.copy.row._running, tasks()) == (1, 1, 0)
     sent = relay.sent()
@@ -143,8 +145,8 @@ async def test_a_failure_of_the_server_is_passed_back(relay: Relay) -> None:
 async def test_a_server_with_names_of_its_own_gets_them_and_the_caller_does_not(
     relay: Relay, takes_versions: bool
 ) -> None:
-    """A request has the server's name for the model, and its reply and its errors have the id. Mesh's version reaches
-    only servers that take it."""
+    """A request carries the server's name for the model, and its reply and errors carry the id. Mesh's version reaches
+    only servers that accept versions."""
     relay.copy.name = "0f0f"
     relay.link.control.takes_versions = takes_versions
     asked = v2.ModelInferRequest(model_name="alias", model_version="1", id="7")
@@ -163,7 +165,8 @@ async def test_a_server_with_names_of_its_own_gets_them_and_the_caller_does_not(
 
 
 async def test_a_model_whose_process_died_is_withdrawn_and_its_call_is_not_repeated(relay: Relay) -> None:
-    """The call may have ended the process, so it must not reach another copy. The next call loads the model again."""
+    """A call that may have ended its model's process must not reach another copy, so it is not repeated. The next call
+    loads the model again."""
     call = relay.call()
     relay.sent().fail(Code.INTERNAL, "Stub process 'm_0' is not healthy.")
     assert (call.code, call.text) == (Code.INTERNAL, "Stub process 'm_0' is not healthy.")
@@ -182,8 +185,8 @@ async def test_a_lost_model_is_not_here(relay: Relay) -> None:
 
 
 async def test_every_call_that_meets_a_loss_may_be_answered_elsewhere(relay: Relay) -> None:
-    """Calls in flight find the model lost one after the other. None of them takes that for the model's own answer, even
-    if the copy has never answered."""
+    """Calls in flight find the model lost one after the other. None of them treats the loss as the model's own answer,
+    even if the copy has never answered."""
     calls = [relay.call(), relay.call()]
     for number in range(2):
         relay.sent(number).fail(Code.NOT_FOUND, "no such model")
@@ -192,8 +195,8 @@ async def test_every_call_that_meets_a_loss_may_be_answered_elsewhere(relay: Rel
 
 
 async def test_a_call_that_waits_for_the_server_notices_that_its_copy_is_lost(relay: Relay) -> None:
-    """A call waits while the link finds out which models the server has lost. If its own is among them, the server does
-    not get the call."""
+    """A call waits while the link finds out which models the server has lost. If the call's model is lost, the server
+    does not get the call."""
     relay.link.is_up = False
     relay.envoy.running.clear()
     call = relay.call()
@@ -229,7 +232,7 @@ async def test_a_deadline_ends_a_call(relay: Relay) -> None:
 
 
 async def test_metadata_or_a_message_that_cannot_be_passed_on_is_refused(relay: Relay) -> None:
-    """Nothing is sent for a request that is no message, or whose method has no valid name."""
+    """A request that is not a valid message, or whose method has no valid name, is refused before anything is sent."""
     call = FakeCall(b"/a.B/named", [*addressed("m", b"life.7")], b"\0\0\0\0\x02\xff\xff")
     relay.port.handle(call)
     assert call.code == Code.INVALID_ARGUMENT
@@ -249,7 +252,7 @@ async def test_metadata_or_a_message_that_cannot_be_passed_on_is_refused(relay: 
 
 
 async def test_a_call_waits_while_envoy_is_restarted(relay: Relay) -> None:
-    """While Envoy does not run, a call becomes a task, which sends it once Envoy runs again."""
+    """A call that arrives while Envoy is restarting becomes a task, which sends the call once Envoy runs again."""
     relay.envoy.running.clear()
     call = relay.call()
     await asyncio.sleep(0)
@@ -263,7 +266,7 @@ async def test_a_call_waits_while_envoy_is_restarted(relay: Relay) -> None:
 
 
 async def test_a_call_that_envoy_did_not_get_is_sent_again(relay: Relay) -> None:
-    """A call that was lost unsent, because Envoy has just died, is sent to the next one."""
+    """A call that was lost unsent because Envoy has just died is sent to the next Envoy."""
     call = relay.call()
     relay.sent().lose(LostKind.UNSENT)
     await until(lambda: len(relay.pool.sent) == 2, why="the call is sent again")
@@ -275,8 +278,8 @@ async def test_a_call_that_envoy_did_not_get_is_sent_again(relay: Relay) -> None
 
 @pytest.mark.parametrize("how", ["lost", "local"])
 async def test_a_call_whose_connection_is_lost_waits_for_what_happened_to_the_server(relay: Relay, how: str) -> None:
-    """A call that the server may have got is not sent again. An answer that Envoy makes itself, because it has lost the
-    server, is no answer of the server."""
+    """A call that the server may have received is not sent again. An answer that Envoy itself makes because it has lost
+    the server does not count as the server's answer."""
     call = relay.call()
     if how == "lost":
         relay.sent().lose(LostKind.SENT)
@@ -290,7 +293,7 @@ async def test_a_call_whose_connection_is_lost_waits_for_what_happened_to_the_se
 
 
 async def test_an_unload_waits_for_calls_and_ends_those_that_last(relay: Relay) -> None:
-    """A drain ends when the last call has left, or ends what remains after its grace."""
+    """A drain ends when the last call has ended. After its grace period, it ends the calls that remain."""
     first = relay.call()
     drained = asyncio.create_task(relay.copy.drain(60))
     await asyncio.sleep(0)
@@ -332,8 +335,8 @@ async def test_calls_of_a_limited_copy_wait_at_its_gate(relay: Relay) -> None:
 async def test_a_fault_in_the_relay_fails_only_the_call(
     relay: Relay, monkeypatch: pytest.MonkeyPatch, place: str, when: str
 ) -> None:
-    """A bug while a call is sent, answered or taken over by a task becomes INTERNAL, and the call is counted as
-    ended."""
+    """If a bug strikes while a call is sent, answered or taken over by a task, only this call fails, with INTERNAL, and
+    it is counted as ended."""
     if when == "sent":
         monkeypatch.setattr(place, lambda *_: 1 / 0)
     call = relay.call()

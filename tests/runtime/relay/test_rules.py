@@ -49,8 +49,8 @@ def test_any_method_passes_where_the_server_lists_none_or_says_so(status: pb.Run
     ids=["lists no method", "lists other methods"],
 )
 def test_a_v2_message_gets_the_id_even_if_the_server_does_not_say_where(status: pb.RuntimeStatusResponse) -> None:
-    """No V2 message names another model than the one that the call was routed to. Methods that act on the whole
-    server, and those that this version does not know, pass only if the server lists them."""
+    """No V2 message names another model than the one to which the call was routed. Methods that act on the whole
+    server, and methods that this version of Mesh does not know, pass only if the server lists them."""
     methods = Methods(status)
     for request in (pb2.ModelInferRequest, pb2.ModelReadyRequest, pb2.ModelMetadataRequest):
         name = request.DESCRIPTOR.name.removesuffix("Request")
@@ -64,7 +64,7 @@ def test_a_v2_message_gets_the_id_even_if_the_server_does_not_say_where(status: 
 
 
 def test_what_a_server_lists_for_a_v2_method_counts() -> None:
-    """A server that lists a V2 method decides itself where the id goes. Unlisted methods need `allowAnyMethod`."""
+    """A server that lists a V2 method determines itself where the id goes. Unlisted methods need `allowAnyMethod`."""
     listed = {f"{V2}/ModelInfer": pb.RuntimeStatusResponse.MethodInfo(), f"{V2}/RepositoryIndex": {}}
     methods = Methods(pb.RuntimeStatusResponse(methodInfos=listed))
     assert methods.path(f"{V2}/ModelInfer".encode()) == ()
@@ -75,7 +75,7 @@ def test_what_a_server_lists_for_a_v2_method_counts() -> None:
 
 @pytest.mark.parametrize("takes_pieces", [True, False])
 async def test_a_message_arrives_in_pieces_if_no_id_is_written_into_it(takes_pieces: bool) -> None:
-    """The relay takes large messages in pieces if it only passes them on, and its egress can write pieces."""
+    """The relay takes a large message in pieces if it writes no id into the message and its egress can write pieces."""
     egress: Any = SimpleNamespace(takes_pieces=takes_pieces)
     board = Board.private(1)
     port = RelayPort(Table(board, Journal(None)), board, None, egress, max_message=1000)  # type: ignore[arg-type]
@@ -166,7 +166,7 @@ def test_no_server_can_claim_that_a_model_is_not_here() -> None:
 
 
 def test_a_later_relay_reads_what_a_killed_one_held(tmp_path: Path) -> None:
-    """Loads and losses are in the journal the moment they happen. A missing or broken journal is not used."""
+    """Loads and losses are in the journal the moment they happen. A missing or broken journal is ignored."""
     path = tmp_path / "journal"
     assert Journal(path).read() is None
     writer = Journal(path)
@@ -182,7 +182,8 @@ def test_a_later_relay_reads_what_a_killed_one_held(tmp_path: Path) -> None:
 
 
 def test_models_that_were_registered_together_are_told_apart(tmp_path: Path) -> None:
-    """Models of one transaction have copies with equal tokens. Each is unloaded, lost and recorded by itself."""
+    """Models that were registered in one transaction have copies with equal tokens. Each copy is unloaded, lost and
+    recorded by itself."""
     board = Board.private(4)
     path = tmp_path / "journal"
     table = Table(board, Journal(path))

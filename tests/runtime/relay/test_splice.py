@@ -23,7 +23,8 @@ def encoded(parts: list[dict]) -> bytes:
 
 @given(made(), TEXTS)
 def test_a_string_at_any_path_of_any_message_reads_as_set(one: Made, model_id: str) -> None:
-    """In messages of any type, protobuf reads a spliced message as the original with the string at the path set."""
+    """In messages of any type, protobuf reads a spliced message as the original in which the string at the path is
+    set."""
     assert one.parse(splice(one.encoded, one.path, model_id.encode())) == one.with_text(model_id)
 
 
@@ -103,13 +104,13 @@ def test_groups_and_unknown_fields_stay() -> None:
 
 
 def test_values_are_added_to_a_repeated_field() -> None:
-    """New texts in a repeated field come after those that the message already has."""
+    """New texts in a repeated field follow those that the message already has."""
     message = inference_pb2.ModelMetadataResponse(name="m", versions=["1"]).SerializeToString()
     assert inference_pb2.ModelMetadataResponse.FromString(append(message, 2, [b"2", b"3"])).versions == ["1", "2", "3"]
 
 
 def test_a_field_is_dropped_wherever_it_stands() -> None:
-    """All occurrences of a field go, all other fields stay, and a message without the field is not copied."""
+    """All occurrences of a field are removed and all other fields stay. A message without the field is not copied."""
     message = inference_pb2.ModelInferRequest(model_name="m", model_version="1", id="7")
     twice = message.SerializeToString() + inference_pb2.ModelInferRequest(model_version="2").SerializeToString()
     left = drop(twice, 2)

@@ -1,4 +1,4 @@
-"""Calls of V2 through a translating egress, to a stand-in for TorchServe over real gRPC."""
+"""V2 calls through a translating egress, to a stand-in for TorchServe over real gRPC."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -54,7 +54,7 @@ async def egress(server: FakeTorchServe, tmp_path: Path) -> AsyncIterator[Transl
 
 
 async def answer(egress: TranslatingEgress, method: bytes, frame: bytes) -> tuple[Any, Reply]:
-    """Returns the only message of an answer, and its end."""
+    """Returns the only message of an answer, and the answer's end."""
     await egress.up()
     outgoing = egress.send(method, [], frame, timeout=5.0, encoding=b"")
     answered = await outgoing.first()
@@ -66,7 +66,7 @@ async def answer(egress: TranslatingEgress, method: bytes, frame: bytes) -> tupl
 
 
 async def test_a_call_keeps_its_raw_contents(egress: TranslatingEgress) -> None:
-    """The server gets V2's message as it is, and the caller gets V2's answer, byte for byte."""
+    """The server gets the caller's V2 message unchanged, and the caller gets the server's V2 answer, byte for byte."""
     frame, reply = await answer(egress, INFER, request())
     assert reply.code == Code.OK
     response = v2.ModelInferResponse.FromString(framing.unpack(frame, limit=LIMIT))
@@ -107,7 +107,7 @@ async def test_the_servers_own_calls_pass_as_they_are(egress: TranslatingEgress,
 async def test_an_error_of_the_handler_reaches_the_caller(
     egress: TranslatingEgress, server: FakeTorchServe, answers: bytes, reason: Reason, text: str
 ) -> None:
-    """TorchServe would replace its code and its text."""
+    """The code and the text of a handler's error reach the caller, although TorchServe would replace both."""
     server.answers = answers
     with pytest.raises(MeshError, match=text) as error:
         await answer(egress, INFER, request())
@@ -115,7 +115,8 @@ async def test_an_error_of_the_handler_reaches_the_caller(
 
 
 async def test_a_process_that_dies_counts_as_a_lost_server(egress: TranslatingEgress, server: FakeTorchServe) -> None:
-    """The router may therefore ask another copy. The next call is answered."""
+    """The death of a model's process counts as a lost server, so the router may ask another copy. The next call is
+    answered."""
     server.died = True
     with pytest.raises(MeshError, match="process in TorchServe ended") as error:
         await answer(egress, INFER, request())
@@ -124,7 +125,8 @@ async def test_a_process_that_dies_counts_as_a_lost_server(egress: TranslatingEg
 
 
 async def test_an_unknown_model_keeps_the_servers_status(egress: TranslatingEgress) -> None:
-    """The relay recognises TorchServe's text, and withdraws the copy."""
+    """The relay recognises TorchServe's text for an unknown model, withdraws the copy, and keeps TorchServe's
+    status."""
     _, reply = await answer(egress, INFER, request("other"))
     assert reply.code == Code.INTERNAL
     assert reply.text.startswith("Model not found: other")

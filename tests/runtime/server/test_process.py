@@ -64,8 +64,8 @@ def code(error: grpc.aio.AioRpcError) -> Code:
 
 
 async def test_it_says_what_it_is(server):
-    """The server reports everything that an agent must know, in the SPI's message or in the metadata that extends
-    it."""
+    """The server reports everything that an agent must know, in the SPI's message or in the metadata that extends this
+    message."""
     status = server.status
     assert status.status == modelruntime_pb2.RuntimeStatusResponse.READY
     assert (status.capacityInBytes, status.maxLoadingConcurrency, status.modelLoadingTimeoutMs) == (64 << 20, 2, 1500)

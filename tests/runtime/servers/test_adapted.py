@@ -1,4 +1,4 @@
-"""The start of a model server that Mesh has installed: its settings."""
+"""The settings with which a model server that Mesh has installed starts."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,8 @@ ALL = ["mlserver_xgboost", "mlserver_lightgbm", "mlserver_catboost", "mlserver_s
 def test_the_packages_of_the_pods_types_are_imported_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, types: tuple[str, ...], packages: list[str]
 ) -> None:
-    """A library belongs to the memory that the server takes without models, and only the libraries that the pod's types
-    need are imported."""
+    """The server imports the packages that the pod's types need, and no others, before it loads models. The libraries
+    then belong to the memory that the server takes without models."""
     monkeypatch.setattr(environments, "installed", lambda kind: tmp_path / kind)
     started = adapted.begin("mlserver", tmp_path / "folder", threads=1, types=types)
     settings = json.loads(Path(started.words[-1]).read_text())
@@ -32,7 +32,7 @@ def test_the_packages_of_the_pods_types_are_imported_first(
 
 def test_a_server_that_others_start_finds_its_launcher_in_the_common_folder(tmp_path: Path) -> None:
     """The pod leaves MLServer's launcher beside the folder of models, with the packages of the pod's types. A pod that
-    starts again replaces both."""
+    starts again replaces both the launcher and the list of packages."""
     for types, package in ((("sklearn",), "mlserver_sklearn"), (("xgboost",), "mlserver_xgboost")):
         adapted.share("mlserver", tmp_path / "folder", types=types)
         there = {path.name: path for path in (tmp_path / "folder").iterdir()}

@@ -9,7 +9,7 @@ from tests.support.waiting import until
 
 
 async def test_a_server_that_says_nothing_is_left_alone() -> None:
-    """A server of others gives no signs of life to the agent, so its silence is no reason to replace it."""
+    """A foreign server gives no signs of life to the agent, so its silence is no reason to replace it."""
     lost: list[str] = []
     server = ForeignServer((sys.executable, "-c", "import signal; signal.pause()"), on_given_up=lost.append)
     program = server._supervisor.program

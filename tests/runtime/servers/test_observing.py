@@ -1,4 +1,4 @@
-"""A foreign server's memory, seen from outside: found by its address, followed through its lives, or not visible."""
+"""A foreign server's memory, observed from outside: found by its address, followed through restarts, or not visible."""
 
 import asyncio
 import os
@@ -40,7 +40,8 @@ async def listening(path: Path) -> AsyncIterator[int]:
 
 
 async def test_a_neighbour_is_found_by_its_socket(tmp_path: Path) -> None:
-    """The server that listens on the socket is observed, and after its end the next one at the same address."""
+    """The server that listens on the socket is observed. After its end, the next server at the same address is
+    observed."""
     path = tmp_path / "s"
     memory = ServerMemory(f"unix:{path}")
     assert memory.read() is None
@@ -56,8 +57,8 @@ async def test_a_neighbour_is_found_by_its_socket(tmp_path: Path) -> None:
 
 
 async def test_what_is_not_visible_is_not_observed(tmp_path: Path) -> None:
-    """A server on another machine, one where nobody listens, and one that is not to be watched are not observed. The
-    reason says so."""
+    """A server is not observed if it runs on another machine or in another container, or if `--server-memory none`
+    turns observation off. The reason is reported."""
     for address, words in (("10.1.2.3:80", "another machine"), (f"unix:{tmp_path}/none", "another container")):
         memory = ServerMemory(address)
         assert not await memory.find()
@@ -69,8 +70,7 @@ async def test_what_is_not_visible_is_not_observed(tmp_path: Path) -> None:
 
 
 async def test_a_process_that_runs_the_pod_too_is_not_the_server(tmp_path: Path, monkeypatch) -> None:
-    """A listener that has this pod among its descendants, as an init process with socket activation has, is not
-    observed."""
+    """A listener that is an ancestor of this pod, such as an init process with socket activation, is not observed."""
     monkeypatch.setattr(processes, "behind_socket", lambda path: os.getppid())
     memory = ServerMemory(f"unix:{tmp_path}/s")
     assert not await memory.find()
@@ -78,8 +78,8 @@ async def test_a_process_that_runs_the_pod_too_is_not_the_server(tmp_path: Path,
 
 
 async def test_a_child_counts_with_its_descendants_only_if_it_listens(tmp_path: Path, monkeypatch) -> None:
-    """The pod's child is observed if it, or a descendant, listens at the address. Otherwise the process that does is,
-    because the child may be the client of a container engine."""
+    """The pod's child is observed if the child, or a descendant, listens at the address. Otherwise the listening
+    process is observed, because the child may be the client of a container engine."""
     async with listening(tmp_path / "s") as pid:
         memory = ServerMemory(f"unix:{tmp_path}/s", lambda: pid)
         assert await memory.find()
@@ -95,7 +95,8 @@ async def test_a_child_counts_with_its_descendants_only_if_it_listens(tmp_path: 
 async def test_a_process_that_was_started_a_moment_ago_counts_when_it_is_looked_for(
     tmp_path: Path, monkeypatch
 ) -> None:
-    """The list of the server's processes is kept for seconds, but a load's growth includes the process of its model."""
+    """The list of the server's processes is cached for seconds, but a load's growth includes the new process of its
+    model."""
     async with listening(tmp_path / "s") as pid, listening(tmp_path / "model") as model:
         tree = processes.tree
         memory = ServerMemory(f"unix:{tmp_path}/s")

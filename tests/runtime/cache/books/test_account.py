@@ -1,4 +1,4 @@
-"""The account of a pod: base, growth and factor, from a memory that the test determines."""
+"""The account of a pod (base, growth and factor), computed from memory figures that the test sets."""
 
 from mesh.runtime.cache.books.account import Account
 from mesh.runtime.cache.books.entries import CacheEntry, EntryState
@@ -10,7 +10,7 @@ MIB = 1 << 20
 
 
 class SeenNow:
-    """A memory of a server, as the test sets it."""
+    """The memory of a server, as the test sets it."""
 
     def __init__(self, used: int = 100 * MIB) -> None:
         self.used: int | None = used
@@ -24,7 +24,7 @@ class SeenNow:
         return self.used is not None
 
     def read(self, *, relook: bool = False) -> int | None:
-        """Returns the bytes in use. The newest process counts only if it is looked for."""
+        """Returns the bytes in use. The newest process counts only if the caller asks to look for new processes."""
         return self.used + self.newest * relook if self.used is not None else None
 
 
@@ -51,8 +51,8 @@ class Pod:
 
 
 async def test_the_books_follow_the_memory_both_ways():
-    """Copies count for more if the server takes more than their sizes, and guesses for less if it takes less. What was
-    measured always counts in full."""
+    """Copies count for more if the server takes more memory than their sizes, and estimates count for less if it takes
+    less. Measured sizes always count in full."""
     pod = Pod()
     await pod.account.prepare()
     said, guess = pod.add("a", 100 * MIB), pod.add("b", 100 * MIB, guessed=True, least=80 * MIB)
@@ -69,8 +69,8 @@ async def test_the_books_follow_the_memory_both_ways():
 
 
 async def test_a_new_server_begins_with_a_base_and_a_factor_of_its_own():
-    """A server that was started again has other memory without models, and nothing that was learned of the former one
-    applies."""
+    """A server that was started again needs other memory without models, and nothing that was learned about its
+    predecessor applies."""
     pod = Pod()
     await pod.account.prepare()
     pod.ledger.factor.value, pod.ledger.factor.believed = 4.0, False
@@ -86,8 +86,8 @@ async def test_a_new_server_begins_with_a_base_and_a_factor_of_its_own():
 
 
 async def test_only_a_load_that_runs_alone_is_measured():
-    """A load beside another one, or beside an unload, does not count as alone. The first load of a server, and loads
-    after an unload, are told apart."""
+    """A load beside another load, or beside an unload, does not count as alone. The first load of a server and loads
+    after an unload are marked as such."""
     pod = Pod()
     await pod.account.prepare()
     one, two = pod.account.begin(), pod.account.begin()
@@ -111,7 +111,7 @@ async def test_only_a_load_that_runs_alone_is_measured():
 
 
 async def test_a_weighing_ends_with_its_server():
-    """A load whose server was replaced meanwhile has no growth."""
+    """A load whose server was replaced in the meantime has no growth."""
     pod = Pod()
     await pod.account.prepare()
     weighing = pod.account.begin()
@@ -121,8 +121,8 @@ async def test_a_weighing_ends_with_its_server():
 
 
 async def test_the_limit_is_the_least_of_what_there_is():
-    """The limit for models and calls is the capacity with its headroom, or what the server's own limit, or the machine,
-    leaves beyond the base."""
+    """The limit for models and calls is the capacity with its headroom or, if that is less, what the server's own
+    memory limit leaves beyond the base."""
     pod = Pod()
     await pod.account.prepare()
     assert pod.account.limit_bytes == 1250 * MIB
@@ -143,7 +143,8 @@ async def test_our_own_server_is_left_alone():
 
 
 async def test_the_growth_of_a_load_includes_the_process_of_its_model():
-    """Some servers start a process for each model, which the list of the server's processes does not have yet."""
+    """Some servers start a process for each model. The growth of a load includes this process, although the list of the
+    server's processes does not have it yet."""
     pod = Pod()
     await pod.account.prepare()
     weighing = pod.account.begin()

@@ -122,7 +122,7 @@ def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
 
 
 def test_what_a_server_measures_on_a_device_stands_as_it_is(pod: Pod) -> None:
-    """A size that the server measured on a device is taken as it is. A size measured in host memory alone is also
+    """A size that the server measured on a device is used unchanged. A size measured in host memory alone is also
     expected on the device."""
     pod.ledger.equip(SESSION_BYTES + (1 << 20))
     pod.ledger.capacity = Footprint(1 << 20, pod.ledger.capacity.device_bytes)
@@ -145,7 +145,7 @@ def test_least_recently_used_goes_first(pod: Pod) -> None:
 
 
 def test_a_copy_nobody_has_called_is_as_old_as_it_was_said_to_be(pod: Pod) -> None:
-    """Until its first call a copy keeps the age that its load was given."""
+    """Until its first call, a copy keeps the age that its load request gave."""
     pod.load("used")
     preloaded = pod.load("preloaded", idle_ms=3_600_000)
     assert pod.order() == ["preloaded", "used"]

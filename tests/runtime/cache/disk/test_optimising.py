@@ -1,4 +1,4 @@
-"""Loads whose models are optimised afterwards, by the real optimiser, and what happens to the optimised form."""
+"""Optimisation of models after their loads, by the real optimiser, and what happens to the optimised form."""
 
 import asyncio
 import json
@@ -100,7 +100,7 @@ async def test_what_is_not_worth_a_look(make, tmp_path, change):
 
 
 async def test_a_bad_model_or_a_lack_of_memory_is_no_trouble(make, tmp_path):
-    """A model that the optimiser rejects is not tried again. A model for which memory was lacking is tried again
+    """A model that the optimiser rejects is not tried again. A model for which memory was too short is tried again
     later."""
     made = make(Shelf())
     made.loaded("m", pulled(tmp_path), 1000.0)
@@ -134,8 +134,8 @@ async def test_an_optimiser_that_hangs_is_ended(tmp_path, monkeypatch):
 
 
 def test_processors_are_told_apart_by_what_they_can_do(tmp_path):
-    """Processors are identified by their set of features. The order in which the kernel lists these, and the clock
-    rate, do not matter."""
+    """Processors are identified by their set of features. The order in which the kernel lists the features, and the
+    clock rate, do not matter."""
     info = tmp_path / "cpuinfo"
     info.write_text("flags\t: fpu sse2 avx\ncpu MHz : 1\n")
     one = processor(info)

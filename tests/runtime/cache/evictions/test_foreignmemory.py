@@ -1,4 +1,4 @@
-"""The watch over a foreign server's memory: evictions by what is observed, as long as they help."""
+"""The watch over a foreign server's memory: the observed memory decides about evictions, as long as they help."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from tests.runtime.cache.books.test_account import MIB, Pod
 
 
 class Watched(Pod):
-    """A pod of eight copies, whose server's unloads free `frees` bytes each."""
+    """A pod of eight copies. Each unload frees `frees` bytes in its server."""
 
     def __init__(self, *, frees: int, size: int = 100 * MIB) -> None:
         super().__init__()
@@ -42,8 +42,8 @@ class Watched(Pod):
 
 
 async def test_evictions_follow_the_memory_and_not_the_books():
-    """Above nine tenths of its limit, a server's oldest copies are evicted. Copies that count for next to nothing are
-    evicted by their share of the memory, so not all at once."""
+    """When a server exceeds nine tenths of its limit, its oldest copies are evicted. Copies that count for almost
+    nothing are evicted by their share of the memory, so not all at once."""
     for size in (100 * MIB, 1):
         pod = Watched(frees=150 * MIB, size=size)
         await pod.fill()
@@ -60,8 +60,8 @@ async def test_evictions_follow_the_memory_and_not_the_books():
 
 
 async def test_evictions_end_if_they_do_not_help():
-    """A server that keeps the memory of unloaded models loses three times some of them, and then no more. Once its
-    memory falls, evictions are possible again."""
+    """If a server keeps the memory of unloaded models, the agent evicts copies three times and then stops. Once the
+    server's memory falls, evictions are possible again."""
     pod = Watched(frees=0)
     await pod.fill()
     pod.memory.used = (100 + 1200) * MIB
@@ -103,8 +103,8 @@ async def test_an_unload_that_never_ends_does_not_end_all_evictions():
 
 
 async def test_memory_is_looked_at_before_each_load():
-    """A server may load many models between two looks, so its memory is also looked at before each load. This changes
-    nothing else."""
+    """A server may load many models between two regular readings, so its memory is also read before each load. This
+    reading has no other effect."""
     pod = Watched(frees=0)
     await pod.fill()
     pod.looks(1)

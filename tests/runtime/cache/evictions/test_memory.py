@@ -48,8 +48,8 @@ async def test_memory_above_the_limits(pod: FakePod) -> None:
 
 
 async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
-    """Each reading of a device's memory triggers only one eviction: readings are a second old, so freed memory shows
-    only in the next one."""
+    """Each reading of a device's memory triggers only one eviction. A reading is up to a second old, so only the next
+    one shows the freed memory."""
     pod.ledger.equip(1 << 30)
     pod.server.on_device = True
     await pod.fill("a", "b", "c", "d", size=100_000)

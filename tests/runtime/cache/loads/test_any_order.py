@@ -212,7 +212,7 @@ class Story:
 
 @contextmanager
 def looking_all_the_time() -> Iterator[None]:
-    """Makes loads that wait for room look for it again without a pause."""
+    """Makes loads that wait for room check for it again without a pause."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rooms, "LOOK", 0.0)
         patch.setattr(rooms, "_LOOK_SHARE", 1e9)

@@ -47,7 +47,7 @@ async def test_a_load_claims_pulls_measures_publishes_and_answers(pod: FakePod) 
 
 
 async def test_a_server_that_tells_sizes_only_when_asked(pod: FakePod) -> None:
-    """A server that reports a model's size only in reply to `modelSize`, as the SPI allows, is asked for it."""
+    """A server that reports a model's size only in reply to `modelSize`, as the SPI allows, is asked for the size."""
     pod.server.in_trailers = False
     outcome = await pod.load("m", 5000, known=False)
     assert isinstance(outcome, Loaded)
@@ -158,8 +158,8 @@ async def test_a_model_on_probation_is_loaded_apart_from_others(pod: FakePod) ->
 
 
 async def test_a_quarantined_model_is_not_loaded(pod: FakePod) -> None:
-    """A quarantined model is not loaded. The claim returns the record that says so, which may be newer than the
-    router's."""
+    """A quarantined model is not loaded. The claim returns the record with the quarantine, which may be newer than the
+    router's record."""
     pod.claims.records["m"] = ModelRecord(type="t", killed=("one", "two"))
     outcome = await pod.load("m")
     assert isinstance(outcome, Refused)

@@ -96,7 +96,8 @@ async def test_loads_that_were_all_guessed_too_small_do_not_wait_for_each_other(
 
 
 async def test_who_waits_is_served_when_a_call_ends(pod: FakePod) -> None:
-    """A load that waits because all copies are busy proceeds after a call has ended. It finds out by looking again."""
+    """A load that waits because all copies are busy proceeds after a call has ended, because it checks for room again
+    and again."""
     await pod.fill("a", "b", size=500_000)
     pod.busy("a")
     pod.busy("b")
@@ -109,7 +110,7 @@ async def test_who_waits_is_served_when_a_call_ends(pod: FakePod) -> None:
 
 async def test_in_the_order_of_arrival_but_one_that_finds_none_holds_up_nobody(pod: FakePod) -> None:
     """Loads get room in order of arrival, but a large load that needs the room of two copies does not block smaller
-    ones behind it."""
+    loads behind it."""
     await pod.fill("a", "b", size=500_000)
     for name in "ab":
         pod.busy(name)
@@ -281,8 +282,8 @@ async def test_what_a_dead_server_held_is_promised_to_nobody(pod: FakePod) -> No
 async def test_a_load_that_was_not_even_asked_about_is_refused_in_the_end(
     pod: FakePod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When two loads wait for room until their time is up, both are refused. The second one was once loaded without any
-    room."""
+    """When two loads wait for room until their time is up, both are refused. The second load used to proceed without
+    any room."""
     monkeypatch.setattr(rooms, "WAIT", 0.2)
     await pod.fill("a", size=900_000)
     pod.busy("a")

@@ -1,4 +1,4 @@
-"""The memory of a server's GPUs by its metrics, in Triton's form, from a server of the test's own."""
+"""The memory of a server's GPUs, read from metrics in Triton's form that a small server of the test publishes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ nv_inference_request_success{{model="nv_gpu_memory_used_bytes 5",version="1"}} 3
 
 
 class Server:
-    """A server's metrics, and a control that loads nothing."""
+    """The metrics of a server, and a control that loads nothing."""
 
     def __init__(self) -> None:
         self.answer = b""
@@ -40,7 +40,7 @@ class Server:
         self.takes_versions = False
 
     def show(self) -> None:
-        """Publishes the present memory, as Triton does at its interval."""
+        """Publishes the present memory, as Triton does at each interval."""
         text = METRICS.format(first=self.used)
         self.answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
 
@@ -72,7 +72,7 @@ class Server:
 
 @asynccontextmanager
 async def served() -> AsyncIterator[tuple[Server, OnDevice]]:
-    """Runs metrics on a port, and yields the control with them."""
+    """Serves metrics on a port, and yields a control that reads them."""
     server = Server()
     server.show()
     listener = await asyncio.start_server(server.respond, "127.0.0.1", 0)
@@ -82,14 +82,15 @@ async def served() -> AsyncIterator[tuple[Server, OnDevice]]:
 
 
 def test_metrics_of_all_gpus_are_summed() -> None:
-    """The totals are those of all GPUs, and numbers within labels do not count. Without a GPU there is no memory."""
+    """The totals are sums over all GPUs, and numbers within labels are ignored. A server without a GPU reports no
+    device memory."""
     assert devicemetrics.parse(METRICS.format(first="2000000.0").encode()) == DeviceMemory(2 * 85899345920, 3_000_000)
     assert devicemetrics.parse(b"nv_cpu_utilization 0.5\n") is None
     assert devicemetrics.parse(b"nv_gpu_memory_total_bytes ...\nnv_gpu_memory_used_bytes 5\n") is None
 
 
 async def test_a_server_that_is_ready_reports_its_gpus() -> None:
-    """The status has the memory of the GPUs once the server is ready, and then one load at a time."""
+    """Once the server is ready, its status contains the memory of the GPUs, and allows one load at a time."""
     async with served() as (server, control):
         server.status_is = STARTING
         status, told = await control.status(timeout=1.0)
@@ -103,8 +104,8 @@ async def test_a_server_that_is_ready_reports_its_gpus() -> None:
 
 
 async def test_a_model_takes_what_the_gpu_has_grown_by() -> None:
-    """The numbers are read again once the server has had time to renew them. If they have not grown, the model takes
-    the size of its files."""
+    """The size of a model is the growth of the GPU's memory, read once the server has had time to renew its metrics.
+    Without growth, the size of the model's files counts."""
     request = pb.LoadModelRequest(modelId="m", modelKey='{"disk_size_bytes": 4000}')
     async with served() as (server, control):
         server.load_takes = 5_000_000
@@ -121,7 +122,7 @@ async def test_a_model_takes_what_the_gpu_has_grown_by() -> None:
 
 
 async def test_loads_on_a_gpu_take_turns() -> None:
-    """The growth of the memory belongs to one model."""
+    """Loads on a GPU take turns, so that any growth of the memory belongs to one model."""
     async with served() as (server, control):
         server.load_takes = 1_000_000
         loads = (control.load(pb.LoadModelRequest(modelId=f"m{number}"), timeout=1.0) for number in range(4))
@@ -132,7 +133,7 @@ async def test_loads_on_a_gpu_take_turns() -> None:
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 404 Not Found\r\n\r\n", b"", b"HTTP/1.1 200 OK\r\n\r\nno_gpu 1\n"])
 async def test_without_metrics_of_a_gpu_nothing_is_reported(answer: bytes) -> None:
-    """A server whose metrics cannot be read, or that has no GPU, is used like one without metrics."""
+    """A server whose metrics cannot be read, or that has no GPU, is treated like a server without metrics."""
     async with served() as (server, control):
         server.answer = answer
         status, told = await control.status(timeout=1.0)
@@ -143,7 +144,7 @@ async def test_without_metrics_of_a_gpu_nothing_is_reported(answer: bytes) -> No
 
 
 async def test_an_answer_without_end_is_not_read_to_the_end() -> None:
-    """A server that sends metrics without end, or none at all, holds up no load."""
+    """A server that sends metrics without end, or never answers, delays no load."""
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")

@@ -37,11 +37,11 @@ class Served:
         self.control = self.managed()
 
     def managed(self, *, allow_code: bool = True) -> MLServer:
-        """Returns another control of the same server, as another relay has it."""
+        """Returns another control of the same server, as the next relay would have."""
         return MLServer(self.channel, self.server.root.parent, load_timeout=5.0, allow_code=allow_code)
 
     def write(self, files: dict[str, bytes | str]) -> None:
-        """Writes pulled files."""
+        """Writes files as if an agent had pulled them."""
         for name, content in files.items():
             path = self.folder / "pulled" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ class Served:
         return self.server.loaded[model_id]
 
     async def refused(self, path: str, kind: str) -> MeshError:
-        """Returns the error of a load, after which nothing of the model is left."""
+        """Returns the error of a load that must fail, and checks that nothing of the model is left."""
         with pytest.raises(MeshError) as error:
             await self.load(path, kind)
         root = self.server.root.parent
@@ -94,8 +94,8 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 async def test_each_layout_is_described_to_the_server(
     served: Served, files: dict[str, Any], path: str, kind: str, implementation: str, link: str
 ) -> None:
-    """Files and folders are found by their names and contents, and the server gets a link to them, whose name it does
-    not decode."""
+    """The adapter recognises files and folders by their names and contents. The server gets a link to them, whose name
+    it does not decode."""
     served.write(files)
     settings = await served.load(path, kind, "team/churn ä")
     assert implementation in settings["implementation"]
@@ -113,7 +113,8 @@ async def test_each_layout_is_described_to_the_server(
 
 
 async def test_a_load_reads_the_settings_of_no_other_model(served: Served) -> None:
-    """The server searches its whole repository at each load, so it finds no loaded model there."""
+    """The server searches its whole repository at each load, so the repository holds no model that is already
+    loaded."""
     served.write({"a.txt": LIGHTGBM, "b.txt": LIGHTGBM})
     await served.load("a.txt", "lightgbm", "a")
     await served.load("b.txt", "lightgbm", "b")
@@ -122,7 +123,7 @@ async def test_a_load_reads_the_settings_of_no_other_model(served: Served) -> No
 
 
 async def test_a_folder_within_a_model_passes_for_no_other_model(served: Served) -> None:
-    """Settings deep in an MLflow folder do not reach the server, which would take them for a model of that name."""
+    """Settings deep in an MLflow folder do not reach the server, which would take them for a separate model."""
     deep = json.dumps({"name": "victim", "implementation": "evil.Model"})
     served.write({"f/MLmodel": MLMODEL, "f/code/model-settings.json": deep})
     await served.load("f", "mlflow")
@@ -130,8 +131,8 @@ async def test_a_folder_within_a_model_passes_for_no_other_model(served: Served)
 
 
 async def test_settings_that_came_with_a_model_are_completed(served: Served) -> None:
-    """A model's own settings keep what they say, under the model's id and with an absolute path. The files that were
-    pulled are not changed."""
+    """The settings that came with a model keep their content, and get the model's id and an absolute path. The pulled
+    files are not changed."""
     own = {"name": "mine", "implementation": "mlserver_xgboost.XGBoostModel", "max_batch_size": 8}
     text = json.dumps(own | {"parameters": {"uri": "./booster.json", "version": "3"}})
     served.write({"d/model-settings.json": text, "d/booster.json": XGBOOST, "s.json": '{"inputs": [{"name": "x"}]}'})
@@ -144,7 +145,7 @@ async def test_settings_that_came_with_a_model_are_completed(served: Served) -> 
 
 
 async def test_settings_without_a_path_mean_their_own_folder(served: Served) -> None:
-    """MLServer's default is the folder of the settings, where it looks for a file with a usual name."""
+    """Without a path, settings mean their own folder, where MLServer looks for a file with one of its default names."""
     own = {"implementation": "mlserver_xgboost.XGBoostModel"}
     served.write({"d/model-settings.json": json.dumps(own), "d/model.json": XGBOOST})
     served.control = served.managed(allow_code=False)
@@ -153,8 +154,8 @@ async def test_settings_without_a_path_mean_their_own_folder(served: Served) -> 
 
 
 async def test_modules_of_a_model_are_found_beside_its_settings(served: Served) -> None:
-    """Python modules that own settings name are linked into the model's folder, where the server imports them from. A
-    second module of the same name is refused, because Python would give both models the same one."""
+    """Python modules that a model's own settings name are linked into the model's folder, from which the server imports
+    them. A second module of the same name is refused, because Python would give both models the same module."""
     files = {"model-settings.json": '{"implementation": "mine.Model"}', "mine.py": "class Model: ...", "data/x.bin": ""}
     served.write({f"{folder}/{name}": content for folder in ("a", "b") for name, content in files.items()})
     await served.load("a", "python", "a")
@@ -199,7 +200,7 @@ async def test_modules_of_a_model_are_found_beside_its_settings(served: Served) 
 async def test_what_cannot_be_loaded_is_refused_with_the_reason(
     served: Served, files: dict[str, Any], path: str, kind: str, says: str
 ) -> None:
-    """The error says which file is missing, or what the file is instead."""
+    """A model that cannot be loaded is refused. The error says which file is missing, or what the file is instead."""
     served.write(files)
     error = await served.refused(path, kind)
     assert error.reason is Reason.BAD_REQUEST
@@ -219,7 +220,7 @@ async def test_what_cannot_be_loaded_is_refused_with_the_reason(
 async def test_code_is_refused_unless_the_pod_allows_it(
     served: Served, files: dict[str, Any], path: str, kind: str
 ) -> None:
-    """Whatever the type says, the files decide whether a load would run code."""
+    """The files, not the model's type, decide whether a load would run code."""
     served.write(files)
     served.control = served.managed(allow_code=False)
     error = await served.refused(path, kind)
@@ -243,7 +244,8 @@ async def test_an_archive_is_unpacked_and_removed_with_the_model(served: Served)
 
 
 async def test_a_server_is_ready_once_it_is_live_and_empty(served: Served) -> None:
-    """Models that the server still holds for a former agent are unloaded first, also those that it does not list."""
+    """Before the server counts as ready, models that it still holds for a former agent are unloaded, even those that it
+    does not list."""
     served.write({"a.txt": LIGHTGBM})
     await served.load("a.txt", "lightgbm", "left")
     served.server.live = False
@@ -278,7 +280,7 @@ async def test_a_model_that_is_not_ready_after_its_load_is_not_loaded(served: Se
 
 
 async def test_a_load_that_does_not_end_is_ended(served: Served) -> None:
-    """A load has a time limit, after which the relay has the model unloaded."""
+    """A load has a time limit, after which the relay unloads the model."""
     served.write({"a.txt": LIGHTGBM})
     served.server.hangs = True
     request = pb.LoadModelRequest(modelId="m", modelType="lightgbm", modelPath=str(served.folder / "pulled/a.txt"))
@@ -291,7 +293,7 @@ async def test_a_load_that_does_not_end_is_ended(served: Served) -> None:
 
 
 async def test_a_model_that_the_server_lacks_is_not_found(served: Served) -> None:
-    """The size of a model is unknown, but the answer says whether the server has the model."""
+    """The size of a model is unknown, but the answer shows whether the server has the model."""
     served.write({"a.txt": LIGHTGBM})
     await served.load("a.txt", "lightgbm", "a")
     size, _ = await served.control.size(pb.ModelSizeRequest(modelId="a"), timeout=5)

@@ -1,4 +1,5 @@
-"""The adapter for OVMS, against a process that follows OVMS's documentation (no registry has the real one)."""
+"""The adapter for OVMS, against a process that follows OVMS's documentation (no package registry has the real
+server)."""
 
 import asyncio
 import json
@@ -35,7 +36,7 @@ class Served:
         self.control = self.managed()
 
     def managed(self) -> Ovms:
-        """Returns another control of the same server, as another relay has it."""
+        """Returns another control of the same server, as the next relay would have."""
         return Ovms(self.channel, self.folder / "server", load_timeout=10.0, rest=f"127.0.0.1:{self.rest}")
 
     def listed(self) -> list[str]:
@@ -44,7 +45,7 @@ class Served:
         return [one["config"]["name"] for one in content["model_config_list"]]
 
     def write(self, files: dict[str, str]) -> None:
-        """Writes pulled files."""
+        """Writes files as if an agent had pulled them."""
         for name, content in files.items():
             path = self.folder / "pulled" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ class Served:
         return float(np.frombuffer(response.raw_output_contents[0], "<f4")[0])
 
     async def reloads(self) -> int:
-        """Returns how often the server has read its file."""
+        """Returns how often the server has read its configuration file."""
         return int((await self.stub.ServerMetadata(v2.ServerMetadataRequest(), timeout=10)).version)
 
 
@@ -103,7 +104,8 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 async def test_each_layout_is_served(
     served: Served, files: dict[str, str], path: str, kind: str, factor: float
 ) -> None:
-    """The server gets a folder with one version. Ids that are no plain names become digests."""
+    """For each layout the server gets a folder with one version. An id that is not a plain name is replaced by a
+    digest."""
     served.write(files)
     await served.load(path, "team/net ä", kind)
     assert await served.times("team/net ä") == factor
@@ -131,7 +133,7 @@ async def test_each_layout_is_served(
 async def test_a_bad_model_is_refused_with_the_reason(
     served: Served, files: dict[str, str], kind: str, says: str
 ) -> None:
-    """The server is not asked, and nothing is left."""
+    """A bad model is refused with the reason, the server is not asked, and no file is left."""
     served.write(files)
     before = await served.reloads()
     with pytest.raises(MeshError) as error:
@@ -143,7 +145,8 @@ async def test_a_bad_model_is_refused_with_the_reason(
 
 
 async def test_loads_and_unloads_that_arrive_together_are_one_change(served: Served) -> None:
-    """A model that fails does not keep the others from being loaded, and is not listed afterwards."""
+    """Loads and unloads that arrive together are one change. A model that fails does not prevent the others from being
+    loaded, and is not listed afterwards."""
     served.write(
         {f"{number}/m.{end}": "broken" if number == 3 else str(number) for number in range(6) for end in ("bin",)}
     )
@@ -167,7 +170,7 @@ async def test_loads_and_unloads_that_arrive_together_are_one_change(served: Ser
 
 
 async def test_new_content_under_the_same_id_is_loaded(served: Served) -> None:
-    """The server ignores new files below a path that it knows, so each load has another path."""
+    """The server ignores new files below a path that it knows, so each load uses another path."""
     served.write({"a/m.xml": XML, "a/m.bin": "2", "b/m.xml": XML, "b/m.bin": "7"})
     await served.load("a")
     await asyncio.gather(served.unload(), asyncio.sleep(0))
@@ -176,7 +179,8 @@ async def test_new_content_under_the_same_id_is_loaded(served: Served) -> None:
 
 
 async def test_a_server_is_ready_once_it_has_dropped_all_models(served: Served) -> None:
-    """Models of a former relay are dropped. A relay that continues keeps them."""
+    """A new relay drops all models of a former relay before the server is ready. A relay that resumes keeps its
+    models."""
     served.write({"a/m.xml": XML, "a/m.bin": "2", "b/m.xml": XML, "b/m.bin": "3"})
     await served.load("a")
     following = served.managed()
@@ -194,7 +198,8 @@ async def test_a_server_is_ready_once_it_has_dropped_all_models(served: Served) 
 
 
 async def test_a_change_that_failed_is_made_up_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the server does not answer, the unload fails, and the next one reaches the server even if it is the same."""
+    """If the server does not answer, an unload fails. The next unload reaches the server even if it makes the same
+    change."""
     served.write({"a/m.xml": XML, "a/m.bin": "2"})
     await served.load("a")
     rest = served.control._reloads._rest

@@ -1,4 +1,4 @@
-"""The expected size of a model from that of its files."""
+"""The expected size of a model, computed from the size of its files."""
 
 import pytest
 
@@ -19,6 +19,7 @@ from mesh.runtime.relay.adapters import sizes
     ],
 )
 def test_a_model_takes_a_quarter_more_than_its_files(key: str, expected: int) -> None:
-    """The size of the files counts with a quarter more; without a usable size, the default does."""
+    """A model's expected size is that of its files and a quarter more. If the size of the files is unusable, the
+    default counts."""
     request = pb.PredictModelSizeRequest(modelId="m", modelKey=key)
     assert sizes.predicted(request, default=7).sizeInBytes == expected

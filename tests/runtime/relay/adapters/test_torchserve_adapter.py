@@ -21,7 +21,7 @@ from tests.support.faketorchserve import FakeTorchServe
 
 
 def zipped(**files: bytes | str) -> bytes:
-    """Returns a zip archive of files, whose names have `__` for a slash."""
+    """Returns a zip archive of files. In their names, `__` stands for a slash."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
         for name, content in files.items():
@@ -30,7 +30,7 @@ def zipped(**files: bytes | str) -> bytes:
 
 
 def manifest(**model: Any) -> str:
-    """Returns a manifest of an archive."""
+    """Returns the manifest of an archive."""
     return json.dumps({"runtime": "python", "model": {"modelName": "mine", "handler": "own.py:run", **model}})
 
 
@@ -51,11 +51,11 @@ class Served:
         self.control = self.managed()
 
     def managed(self, *, allow_code: bool = True) -> TorchServe:
-        """Returns another control of the same server, as another relay has it."""
+        """Returns another control of the same server, as the next relay would have."""
         return TorchServe(self.channel, self.server.root.parent, load_timeout=5.0, allow_code=allow_code)
 
     def write(self, files: dict[str, bytes | str]) -> None:
-        """Writes pulled files."""
+        """Writes files as if an agent had pulled them."""
         for name, content in files.items():
             path = self.folder / "pulled" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ class Served:
         return self.server.root / self.server.requests[-1].url
 
     async def refused(self, path: str, kind: str) -> MeshError:
-        """Returns the error of a load, after which nothing of the model is left."""
+        """Returns the error of a load that must fail, and checks that nothing of the model is left."""
         with pytest.raises(MeshError) as error:
             await self.load(path, kind)
         root = self.server.root.parent
@@ -100,7 +100,8 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 async def test_a_torchscript_file_gets_meshs_handler(
     served: Served, files: dict[str, Any], path: str, link: str
 ) -> None:
-    """The server gets a folder with a link to the file, a manifest, and the handler with its helper."""
+    """For a TorchScript file, the server gets a folder with a link to the file, a manifest, and Mesh's handler with its
+    helper."""
     served.write(files)
     folder = await served.load(path, "mt:pytorch:1", "team/net ä")
     described = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
@@ -116,7 +117,7 @@ async def test_a_torchscript_file_gets_meshs_handler(
 
 
 def tgz() -> bytes:
-    """Returns an archive in the other form that torch-model-archiver writes."""
+    """Returns an archive in the `tgz` form that torch-model-archiver can also write."""
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w:gz") as archive:
         for name, content in (("MAR-INF/MANIFEST.json", manifest()), ("own.py", "1"), ("pkg/deep.py", "2")):
@@ -141,7 +142,8 @@ def tgz() -> bytes:
 async def test_an_archive_keeps_its_handler_behind_meshs(
     served: Served, files: dict[str, Any], path: str, kind: str
 ) -> None:
-    """A `.mar` is unpacked, and its own handler is named to Mesh's. What was pulled is not changed."""
+    """A `.mar` is unpacked, and Mesh's handler gets the name of the archive's own handler. The pulled files are not
+    changed."""
     served.write(files)
     folder = await served.load(path, kind)
     described = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
@@ -185,7 +187,8 @@ async def test_an_archive_keeps_its_handler_behind_meshs(
 async def test_a_bad_model_is_refused_with_the_reason(
     served: Served, files: dict[str, Any], kind: str, says: str
 ) -> None:
-    """The error says what is wrong with the file, the server is not asked, and nothing is left."""
+    """A bad model is refused: the error says what is wrong with the file, the server is not asked, and no file is
+    left."""
     served.write(files)
     error = await served.refused("m", kind)
     assert error.reason is Reason.BAD_REQUEST
@@ -195,7 +198,8 @@ async def test_a_bad_model_is_refused_with_the_reason(
 
 @pytest.mark.parametrize(("content", "kind"), [(TORCHSCRIPT, "pytorch"), (MAR, "pytorch-mar")])
 async def test_nothing_is_loaded_where_code_is_not_allowed(served: Served, content: bytes, kind: str) -> None:
-    """TorchScript counts as code as well, because it can overwrite files."""
+    """A pod that does not allow code loads no TorchServe model. TorchScript counts as code too, because it can
+    overwrite files."""
     served.write({"m": content})
     served.control = served.managed(allow_code=False)
     error = await served.refused("m", kind)
@@ -205,7 +209,8 @@ async def test_nothing_is_loaded_where_code_is_not_allowed(served: Served, conte
 
 
 async def test_a_failed_load_says_what_the_handler_left(served: Served) -> None:
-    """TorchServe itself says nothing about why a process did not start, and keeps the model registered."""
+    """The error of a failed load contains what Mesh's handler recorded, because TorchServe does not say why a process
+    did not start. TorchServe would keep the model registered, so the adapter removes it."""
     served.write({"m": TORCHSCRIPT})
     served.server.fails = "ValueError: bad weights in {folder}/model.pt"
     assert (
@@ -220,7 +225,7 @@ async def test_a_failed_load_says_what_the_handler_left(served: Served) -> None:
 
 
 async def test_a_load_that_takes_too_long_is_ended(served: Served) -> None:
-    """The model is dropped, and can be loaded again."""
+    """After a load that takes too long, the model is dropped and can be loaded again."""
     served.write({"m": TORCHSCRIPT})
     served.server.hangs = True
     with pytest.raises((MeshError, grpc.aio.AioRpcError)):
@@ -232,7 +237,8 @@ async def test_a_load_that_takes_too_long_is_ended(served: Served) -> None:
 
 
 async def test_a_server_is_ready_once_it_has_dropped_all_models(served: Served) -> None:
-    """Models of several pages are dropped, and folders that a former relay has left are removed."""
+    """A server is ready once all its models are dropped, even if their list has several pages, and once the folders of
+    a former relay are removed."""
     served.write({"m": TORCHSCRIPT})
     folder = await served.load("m", "pytorch")
     served.server.loaded |= {f"other-{number}": {} for number in range(250)}
@@ -245,14 +251,14 @@ async def test_a_server_is_ready_once_it_has_dropped_all_models(served: Served) 
 
 
 async def test_a_model_needs_a_process_and_its_own_bytes(served: Served) -> None:
-    """The process takes most of the memory of a small model."""
+    """The size of a model includes its process, which takes most of the memory of a small model."""
     for key, size in (("", 250_000_000), ('{"disk_size_bytes": 400000000}', 750_000_000)):
         answer = await served.control.predict(pb.PredictModelSizeRequest(modelKey=key), timeout=1.0)
         assert answer.sizeInBytes == size
 
 
 async def test_the_server_is_asked_whether_it_has_a_model(served: Served) -> None:
-    """A model that it lacks is NOT_FOUND, and to unload one is no error."""
+    """The size of a model that the server lacks is NOT_FOUND. Unloading such a model is no error."""
     served.write({"m": TORCHSCRIPT})
     await served.load("m", "pytorch")
     answer, _ = await served.control.size(pb.ModelSizeRequest(modelId="m"), timeout=5.0)
@@ -275,14 +281,16 @@ async def test_the_server_is_asked_whether_it_has_a_model(served: Served) -> Non
     ],
 )
 def test_only_plain_ids_are_names_at_the_server(served: Served, model_id: str, kept: bool) -> None:
-    """Others become digests, because TorchServe writes names into its log. An id that looks like one does as well."""
+    """Only a plain id is used as a name at the server. Any other id becomes a digest, because TorchServe writes names
+    into its log. So does an id that looks like a digest."""
     name = served.control.name(model_id)
     assert (name == model_id) is kept
     assert kept or len(name) == 32
 
 
 def test_only_v2s_calls_of_models_are_translated() -> None:
-    """TorchServe's own calls pass as they are. A message that names no model in UTF-8 is refused."""
+    """Only V2's calls of models are translated; TorchServe's own calls pass unchanged. A message without a model name
+    in UTF-8 is refused."""
     translation = V2OverPredictions()
     infer = b"/inference.GRPCInferenceService/ModelInfer"
     assert translation.method(infer) == b"/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"

@@ -36,18 +36,18 @@ class Served:
         self.control = self.managed()
 
     def managed(self, *, allow_code: bool = True) -> Triton:
-        """Returns another control of the same server, as another relay has it."""
+        """Returns another control of the same server, as the next relay would have."""
         return Triton(self.channel, self.server.root.parent, load_timeout=5.0, allow_code=allow_code)
 
     def write(self, files: dict[str, bytes | str]) -> None:
-        """Writes pulled files."""
+        """Writes files as if an agent had pulled them."""
         for name, content in files.items():
             path = self.folder / "pulled" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.encode() if isinstance(content, str) else content)
 
     async def load(self, path: str, kind: str, model_id: str = "m", **key: Any) -> dict[str, str]:
-        """Loads a model, and returns the paths in its folder, with what each leads to in what was pulled."""
+        """Loads a model, and returns the paths in its folder with the pulled files to which they lead."""
         request = pb.LoadModelRequest(
             modelId=model_id, modelType=kind, modelPath=str(self.folder / "pulled" / path), modelKey=json.dumps(key)
         )
@@ -61,7 +61,7 @@ class Served:
         }
 
     async def refused(self, path: str, kind: str, **key: Any) -> MeshError:
-        """Returns the error of a load, after which nothing of the model is left."""
+        """Returns the error of a load that must fail, and checks that nothing of the model is left."""
         with pytest.raises(MeshError) as error:
             await self.load(path, kind, **key)
         root = self.server.root.parent
@@ -134,7 +134,8 @@ async def test_each_layout_becomes_a_folder_of_the_repository(
 
 
 async def test_a_folder_of_a_repository_keeps_its_description(served: Served) -> None:
-    """The name is left out, all else stays, and so do the versions. The files that were pulled are not changed."""
+    """A folder of a Triton repository keeps its versions and its description, except for the name. The pulled files are
+    not changed."""
     served.write({"r/config.pbtxt": FIL, "r/1/xgboost.json": b"", "r/2/xgboost.json": b"", "r/labels.txt": b""})
     links = await served.load("r", "triton")
     assert links == {name: f"r/{name}" for name in ("1/xgboost.json", "2/xgboost.json", "labels.txt")}
@@ -148,8 +149,8 @@ async def test_a_folder_of_a_repository_keeps_its_description(served: Served) ->
 
 
 async def test_a_schema_becomes_inputs_and_outputs(served: Served) -> None:
-    """The schema that was pulled with a model describes it, or replaces what its own description says. Where the model
-    takes batches, the batch's dimension is left out."""
+    """The schema that was pulled with a model describes its inputs and outputs, or replaces those in the model's own
+    description. If the model takes batches, the dimension of the batch is left out."""
     tensors = {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
         "outputs": [{"name": "y", "datatype": "BYTES", "shape": [-1]}],
@@ -211,7 +212,8 @@ async def test_a_schema_becomes_inputs_and_outputs(served: Served) -> None:
 async def test_what_cannot_be_loaded_is_refused_with_the_reason(
     served: Served, files: dict[str, Any], path: str, kind: str, says: str
 ) -> None:
-    """The error says which file is missing, or what is wrong with the description."""
+    """A model that cannot be loaded is refused. The error says which file is missing, or what is wrong with the
+    description."""
     served.write(files)
     error = await served.refused(path, kind)
     assert error.reason is Reason.BAD_REQUEST
@@ -232,7 +234,7 @@ async def test_what_cannot_be_loaded_is_refused_with_the_reason(
     ],
 )
 async def test_a_wrong_schema_is_refused(served: Served, schema: Any, says: str) -> None:
-    """A schema that does not fit the description, or is none, is the user's error."""
+    """A schema that does not fit the description, or is not a schema, is the user's error."""
     text = schema if isinstance(schema, str) else json.dumps(schema)
     served.write({"r/config.pbtxt": FIL, "r/1/f": b"", "s.json": text})
     error = await served.refused("r", "triton", schema_path=str(served.folder / "pulled/s.json"))
@@ -268,7 +270,7 @@ async def test_a_wrong_schema_is_refused(served: Served, schema: Any, says: str)
 async def test_code_is_refused_unless_the_pod_allows_it(
     served: Served, files: dict[str, Any], path: str, kind: str
 ) -> None:
-    """Whatever the type says, the description and the files decide whether a model may run code."""
+    """The description and the files, not the model's type, decide whether a model may run code."""
     served.write(files)
     served.control = served.managed(allow_code=False)
     error = await served.refused(path, kind)
@@ -288,7 +290,8 @@ async def test_data_is_served_without_the_permission(served: Served) -> None:
 
 
 async def test_ids_that_a_folder_or_a_shell_would_misread_get_another_name(served: Served) -> None:
-    """An id without special characters is the model's name. Any other, and one that looks like such a name, is not."""
+    """An id without special characters is the model's name in Triton. Any other id, and one that looks like a digest,
+    is replaced by a digest."""
     served.write({"p.py": ""})
     plain = ("a", "Churn-2.v_1")
     odd = ("team/churn", "..", ".x", "a b", "$(id)", "ä", "x" * 129, "0123456789abcdef0123456789abcdef", "\udcff")
@@ -318,8 +321,8 @@ async def test_an_archive_is_unpacked_and_removed_with_the_model(served: Served)
 
 
 async def test_a_server_is_ready_once_it_is_live_and_empty(served: Served) -> None:
-    """Models that the server still holds for others are unloaded first, with those that belong to them. Until they are
-    gone, the status is not READY."""
+    """Models that the server still holds for others are unloaded first, together with the models that belong to them.
+    Until they are gone, the status is not READY."""
     served.write({"p.py": ""})
     await served.load("p.py", "triton-python", "left/one")
     served.server.loaded["theirs"] = None
@@ -341,7 +344,8 @@ async def test_a_server_is_ready_once_it_is_live_and_empty(served: Served) -> No
 
 
 async def test_an_unload_ends_once_the_model_is_gone(served: Served) -> None:
-    """Triton answers before the model has left its memory, so its index is asked."""
+    """An unload ends once Triton's index no longer shows the model, because Triton answers before the model has left
+    its memory."""
     served.write({"p.py": ""})
     await served.load("p.py", "triton-python")
     served.server.slow = 3
@@ -352,7 +356,8 @@ async def test_an_unload_ends_once_the_model_is_gone(served: Served) -> None:
 
 
 async def test_a_model_that_never_goes_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton reports a model whose process has died as UNLOADING without end, and can load it again all the same."""
+    """An unload does not wait forever for a model whose process has died. Triton reports such a model as UNLOADING
+    without end, but can load it again."""
     monkeypatch.setattr(triton, "_GONE", 0.1)
     served.write({"p.py": ""})
     await served.load("p.py", "triton-python")
@@ -376,7 +381,7 @@ async def test_a_failed_load_says_why_without_paths(served: Served) -> None:
 
 
 async def test_a_load_that_does_not_end_is_ended(served: Served) -> None:
-    """A load has a time limit, after which the relay has the model unloaded."""
+    """A load has a time limit, after which the relay unloads the model."""
     served.write({"p.py": ""})
     served.server.hangs = True
     request = pb.LoadModelRequest(modelId="m", modelType="triton-python", modelPath=str(served.folder / "pulled/p.py"))
@@ -389,7 +394,7 @@ async def test_a_load_that_does_not_end_is_ended(served: Served) -> None:
 
 
 async def test_a_model_that_the_server_lacks_is_not_found(served: Served) -> None:
-    """The size of a model is unknown, but the answer says whether the server has the model."""
+    """The size of a model is unknown, but the answer shows whether the server has the model."""
     served.write({"p.py": ""})
     await served.load("p.py", "triton-python", "a/b")
     size, _ = await served.control.size(pb.ModelSizeRequest(modelId="a/b"), timeout=5)

@@ -165,7 +165,7 @@ async def test_large_messages_are_answered_too(parts):
 @pytest.mark.parametrize("beside", [None, "FP32", "BF16"])
 @pytest.mark.parametrize("datatype", sorted(models.ONNX_TYPES))
 async def test_every_datatype_shape_and_encoding_by_both_ways_of_running(parts, datatype, beside):
-    """Every datatype, shape and encoding comes back unchanged, alone, next to an ordinary input, and next to BF16,
+    """Every datatype, shape and encoding comes back unchanged: alone, next to an ordinary input, and next to BF16,
     which runs differently. Other values are sent in between to reveal reused memory."""
     datatypes = [datatype] if beside is None else [datatype, beside]
     kinds = [OF_NAME[name] for name in datatypes]

@@ -15,7 +15,7 @@ OLD, NEW, NEWEST, OTHER = b"a.7", b"a.7.1", b"a.7.2", b"a.8"
 
 
 def value(parts, token: bytes) -> float | None:
-    """Returns the value that the copy with the token answers. None means *not here*."""
+    """Returns the value with which the copy with the token answers. None means *not here*."""
     copy = parts.copies.find(b"m", token)
     if copy is None:
         return None

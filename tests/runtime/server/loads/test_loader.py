@@ -78,8 +78,8 @@ async def test_a_model_that_is_loaded_answers(parts):
 
 
 async def test_the_board_says_loading_before_the_file_is_touched(parts):
-    """The board shows a load before its file is touched, so that a file that kills the server, or never finishes
-    loading, is known."""
+    """The board shows a load before its file is touched, so a file that kills the server, or never finishes loading,
+    can be identified."""
     task = asyncio.create_task(parts.load("m", models.endless_loop(), token=b"a.5", slot=2))
     await until(lambda: parts.board.read(2).state, why="the load is on the board")
     assert (parts.board.read(2).state, parts.board.read(2).revision) == (SlotState.LOADING, 5)
@@ -345,7 +345,7 @@ async def test_memory_is_given_back_once_for_many_unloads(parts):
 
 async def test_warm_ups_that_do_not_end_give_their_places_to_others(make, monkeypatch):
     """Warm-ups that do not end give their turns to other loads, which are then measured as usual, even if more warm-ups
-    hang than there are turns."""
+    hang than turns exist."""
     monkeypatch.setattr(turns, "LONG", 0.02)
     monkeypatch.setattr(making, "MEASURING_WAIT", 0.05)
     parts = make(concurrency=2)

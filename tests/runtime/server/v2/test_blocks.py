@@ -1,4 +1,4 @@
-"""Memory of large requests: where contents begin in it, and when it is used again."""
+"""Memory of large requests: where contents begin in it, and when the memory is reused."""
 
 import numpy as np
 import pytest
@@ -20,21 +20,22 @@ FP32 = np.dtype(np.float32)
 
 
 def placed(memory: Blocks, frame: bytes, begun: int = 1000) -> memoryview:
-    """Returns a frame in memory that was made when its first bytes had arrived."""
+    """Returns a frame in memory that was allocated when the frame's first bytes had arrived."""
     view = memory.memory(len(frame), frame[:begun])
     view[:] = frame
     return view
 
 
 def boundary(view: memoryview) -> int:
-    """Returns the distance of the memory from the boundary before it."""
+    """Returns the distance of the memory's address from the alignment boundary before it."""
     return int(np.frombuffer(view, np.uint8).ctypes.data % alignment.BOUNDARY)
 
 
 @settings(max_examples=examples(100), deadline=None)
 @given(st.text(max_size=70), st.text(max_size=300), st.lists(st.integers(0, 1 << 40), max_size=9), st.integers(1, 4000))
 def test_contents_begin_at_a_boundary_wherever_they_are_in_the_message(name, request_id, shape, begun):
-    """Whatever comes before the raw contents, they begin at a boundary, if their beginning had arrived."""
+    """Raw contents begin at an alignment boundary, whatever precedes them in the message, if their first bytes had
+    arrived in time."""
     message = pb.ModelInferRequest(model_name=name, id=request_id, raw_input_contents=[bytes(range(256)) * 64])
     message.inputs.add(name="x", datatype="FP32", shape=shape)
     frame = framing.pack(message.SerializeToString())
@@ -66,7 +67,7 @@ def test_contents_at_a_boundary_are_not_copied():
 
 
 def test_memory_is_used_again_once_nothing_refers_to_the_message():
-    """As long as a frame, a part of it or an array of its contents is left, its memory is not used for another
+    """As long as a frame, a part of it or an array of its contents exists, its memory is not used for another
     message."""
     memory = Blocks()
     first = placed(memory, b"\0" * SIZE)

@@ -100,7 +100,7 @@ def test_typed_contents_arrive_as_they_were_sent(sample):
 @given(arrays(list(DATATYPES)), st.booleans(), st.text(max_size=200))
 @settings(max_examples=examples(100), deadline=None)
 def test_replies_say_what_the_model_answered(sample, raw, request_id):
-    """Replies are encoded by hand, and protobuf reads from them the model, id, name, datatype, shape and contents."""
+    """Replies are encoded by hand. Protobuf reads the model, id, name, datatype, shape and contents from them."""
     kind, array = sample
     answer = ReplyWriter("modèl", [tensor(kind, name="y")])
     for _ in range(2):
