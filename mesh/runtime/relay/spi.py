@@ -39,6 +39,8 @@ UNLOAD_GRACE = 30.0  # maximum seconds for calls in flight
 
 _STATUS_TIMEOUT = 8.0  # seconds
 _PREDICT_TIMEOUT = 0.5  # seconds, the predecessor's
+_LAST_WORDS = 0.5  # seconds between the answer to such a load and the end of this process
+
 _CLEAN_UP = 10.0
 """Seconds for the unload after a load that took too long. The agent waits for the answer to a load for 15 seconds
 beyond the load's time limit, and by then the server must have answered, or be known to hang."""
@@ -179,8 +181,10 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise
-            self._link.give_up(f"did not answer for {_CLEAN_UP:g} s after a load that was ended")
-            await self._link.survived()
+            why = f"did not answer for {_CLEAN_UP:g} s after a load that was ended"
+            # After the answer, by which the agent learns which model is to blame.
+            asyncio.get_running_loop().call_later(_LAST_WORDS, self._link.give_up, why)
+            raise MeshError(Reason.DEADLINE, f"the model server {why}", details={spi.STUCK: "1"}) from None
         except TimeoutError:  # it answers, but has not ended the load yet: the agent asks again
             log.warning("the model server has not ended a load yet", model=model_id)
 

@@ -10,6 +10,7 @@ import pytest
 from mesh.pb import modelruntime_pb2 as pb
 from mesh.process.tasks import Tasks
 from mesh.runtime.port.outcomes import HUNG
+from mesh.runtime.port.spi import STUCK
 from mesh.runtime.relay.link import Link
 from mesh.runtime.relay.spi import RelaySpi
 from mesh.statuses import MeshError, Reason
@@ -91,12 +92,12 @@ async def test_a_load_that_is_cancelled_may_have_blocked_the_server(stuck: bool)
 
 
 async def test_a_server_that_is_stuck_in_a_load_counts_as_hung() -> None:
-    """A server that does not even answer the unload is given up. The use board still shows its load, because the load
-    never returns."""
+    """A server that does not even answer the unload is given up. The agent learns first that this model blocks it."""
     spi, link = _spi(Blocked(stuck=True))
-    load = asyncio.ensure_future(spi._load(pb.LoadModelRequest(modelId="m")))
+    with pytest.raises(MeshError, match="after a load that was ended") as error:
+        await spi._load(pb.LoadModelRequest(modelId="m"))
+    assert STUCK in error.value.details
+    assert not link.ended.done()
     await until(link.ended.done, why="the server is given up")
     assert link.ended.result() == HUNG
-    assert not load.done()
-    load.cancel()
     await link.close()
