@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from mesh.modelfiles import mar, mlflow, pbtxt, sniffing
+from mesh.modelfiles import mar, mlflow, pbtxt, sniffing, usercode
 
 SETTINGS = "model-settings.json"
 """The file by which MLServer describes a model."""
@@ -56,6 +56,8 @@ def of_file(path: Path) -> Guess | None:
             return _of_mlflow(path)
         if (path / CONFIG).is_file():
             return _of_triton(path / CONFIG)
+    if (found := usercode.type_in(path)) is not None:
+        return Guess(found.type, found.because)
     kind = sniffing.look(path)
     if kind is not None and kind.archive:
         return _of_archive(path) or of_name(path.name)

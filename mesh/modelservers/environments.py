@@ -49,6 +49,12 @@ def launcher_of(kind: str) -> Path:
     return Path(str(resources.files("mesh.modelservers"))) / "launchers" / f"{kind}_app.py"
 
 
+def companions_of(kind: str) -> list[Path]:
+    """Returns the paths of the modules that a server imports from the folder of its launcher."""
+    launcher = launcher_of(kind)
+    return sorted(path for path in launcher.parent.glob(f"{kind}_*.py") if path != launcher)
+
+
 def handlers() -> Path:
     """Returns the folder of the modules that are copied beside models, for servers that import them."""
     return Path(str(resources.files("mesh.modelservers"))) / "handlers"

@@ -29,9 +29,9 @@ class ServerKind:
 
 MLSERVER = ServerKind(
     "mlserver",
-    "MLServer with scikit-learn, XGBoost, LightGBM, CatBoost and MLflow",
+    "MLServer with scikit-learn, XGBoost, LightGBM, CatBoost, MLflow and Python code",
     types=("xgboost", "lightgbm", "catboost"),
-    code_types=("sklearn", "mlflow"),
+    code_types=("sklearn", "mlflow", "python"),
     installs=True,
 )
 

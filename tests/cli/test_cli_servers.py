@@ -29,7 +29,7 @@ def test_servers_are_listed_with_their_types() -> None:
         environments.version("mlserver"),
         "no",
         "xgboost,lightgbm,catboost",
-        "sklearn,mlflow",
+        "sklearn,mlflow,python",
     ]
     assert lines["triton"] == [environments.version("triton"), "no", "triton-python"], "it has no other backend"
     found = json.loads(CliRunner().invoke(build(), ["servers", "--json"]).stdout)

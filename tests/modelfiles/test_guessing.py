@@ -9,6 +9,8 @@ import pytest
 
 from mesh.modelfiles import guessing
 
+PREDICTS = b"""# coding: utf-8\nclass Base: ...\nclass Mine(\n    Base,\n):\n    def predict(self, inputs): ...\n"""
+TRITON = b"class TritonPythonModel:\n    def execute(self, requests): ...\n    def predict(self): ..."
 BOOSTER = b'{"learner":{}}'
 
 
@@ -53,6 +55,14 @@ TORCHSCRIPT, CHECKPOINT = zipped("m/constants.pkl", "m/data.pkl"), zipped("m/dat
         ({"a.txt": b"hello"}, "a.txt", "", ""),
         ({"data.bst": b"\x89PNG\r\n"}, "data.bst", "", ""),
         ({"d/model-settings.json": b"{"}, "d", "", ""),
+        ({"d/model.py": PREDICTS, "d/w.bin": b"CBM1"}, "d", "python", "class Mine with the method predict"),
+        ({"mine.py": PREDICTS}, "mine.py", "python", "mine.py defines the class Mine"),
+        ({"d/model.py": TRITON, "d/x": b""}, "d", "triton-python", "defines the class TritonPythonModel"),
+        ({"d/model.py": PREDICTS, "d/config.pbtxt": b'backend: "fil"'}, "d", "triton", "it has a config.pbtxt"),
+        ({"m.py": b"def predict(x): ..."}, "m.py", "", ""),
+        ({"m.py": b"class Mine:\n  def predict("}, "m.py", "", ""),
+        ({"m.py": b"\xff\0"}, "m.py", "", ""),
+        ({"m.py": b"(" * 100_000}, "m.py", "", ""),
         ({"d/MLmodel": b"["}, "d", "", ""),
     ],
 )

@@ -14,35 +14,20 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-import yaml
 
-from deploy import manifests
 from mesh.pb import inference_pb2 as v2
 from mesh.pb import inference_pb2_grpc, modelmesh_pb2
 from mesh.process import free_port
 from mesh.runtime.relay.adapters.repository import Repository
+from tests.servers.neighbours import neighbour
 from tests.servers.trained_app import INPUT, ROWS
 from tests.support.localmesh import LocalMesh, Program
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
 
-PRESET = yaml.safe_load((manifests.CHART / "files" / "presets.yaml").read_text())["mlserver"]
-SHARED = "/var/lib/mesh/server"
 NAMES = ("xgboost-json", "xgboost-ranker", "lightgbm", "catboost", "catboost-regressor")
 """Models that are only data, so that both pods take them."""
-
-
-def neighbour(environment: Path, shared: Path, folder: Path, grpc_port: int) -> Program:
-    """Returns MLServer as the preset starts it."""
-    ports = {"8001": str(grpc_port), "8002": str(free_port())}
-    variables = {one["name"]: ports.get(one["value"], one["value"]) for one in PRESET["env"]}
-    variables |= {"HOME": str(folder), "PATH": f"{environment / 'bin'}:/usr/bin:/bin"}
-    command = [word.replace(SHARED, str(shared)) for word in PRESET["command"]]
-    assert f"{shared}/mlserver_app.py" in command[-1]
-    return Program(
-        "neighbour", ["env", "-i", *(f"{name}={value}" for name, value in variables.items()), *command], folder
-    )
 
 
 class Beside:

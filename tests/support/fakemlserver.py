@@ -28,6 +28,7 @@ class FakeMLServer:
         self.loaded: dict[str, dict[str, Any]] = {}  # settings by name
         self.found: list[list[str]] = []  # the names of all models in the repository, at each load
         self.unloads: list[str] = []
+        self.stated = 0  # the size that the code of a user states, in bytes
         self.live = True
         self.asked = 0  # times that it was asked whether it is live
         self.unblocked = asyncio.Event()  # cleared: its event loop is blocked by a prediction
@@ -89,7 +90,11 @@ class FakeMLServer:
     async def _metadata(self, request: Any, context: Any) -> Any:
         if request.name not in self.loaded:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"Model {request.name} not found")
-        return v2.ModelMetadataResponse(name=request.name)
+        answer = v2.ModelMetadataResponse(name=request.name)
+        if self.stated:  # in field 6, as MLServer has it
+            entry = v2.ModelInferRequest.ParametersEntry(key="size_bytes", value={"int64_param": self.stated})
+            answer.MergeFromString(b"\x32" + bytes([entry.ByteSize()]) + entry.SerializeToString())
+        return answer
 
     async def _index(self, request: Any, context: Any) -> Any:
         models = [pb.RepositoryIndexResponse.ModelIndex(name=one["name"]) for one in self.settings()]

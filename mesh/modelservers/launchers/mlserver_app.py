@@ -4,6 +4,8 @@ MLServer's own command reads the current folder and the variables MLSERVER_*, an
 where the folder of a model could hide a package of the same name. None of that happens here, except that the variables
 count if the settings say so (`variables`), as they do for a server in a container of its own.
 
+The folder of this file is the last on Python's path. It holds the runtime for Python code of users, `mlserver_python`.
+
 The packages of the runtimes are imported first: `preload` in the settings lists them. Two of them are completed, as
 MLServer 1.7 loads every CatBoost model as a classifier, and no ranker of XGBoost.
 """
@@ -87,6 +89,7 @@ def main() -> None:
         for name in list(os.environ):
             if name.startswith("MLSERVER_"):
                 del os.environ[name]
+    sys.path.append(str(Path(__file__).resolve().parent))
     from mlserver.utils import install_uvloop_event_loop
 
     install_uvloop_event_loop()

@@ -68,10 +68,11 @@ def share(kind: str, folder: Path, *, types: Collection[str]) -> None:
     # The server's environment has the other settings: ports, for example.
     given = {PRELOAD: _packages(types), "variables": True, "model_repository_root": str(models)}
     (folder / "settings.json").write_text(json.dumps(given | {"load_models_at_startup": False}))
-    launcher = environments.launcher_of(kind)
-    copy = folder / f".{launcher.name}"
-    shutil.copyfile(launcher, copy)
-    copy.replace(folder / launcher.name)  # whole at once, because the server waits for the name
+    # The launcher is last, because the server waits for it.
+    for file in (*environments.companions_of(kind), environments.launcher_of(kind)):
+        copy = folder / f".{file.name}"
+        shutil.copyfile(file, copy)
+        copy.replace(folder / file.name)  # whole at once
 
 
 def prepare(kind: str, folder: Path) -> None:

@@ -8,7 +8,10 @@ import pytest
 from mesh.modelservers import environments
 from mesh.runtime.servers import adapted
 
-ALL = ["mlserver_xgboost", "mlserver_lightgbm", "mlserver_catboost", "mlserver_sklearn", "mlserver_mlflow"]
+ALL = [
+    *("mlserver_xgboost", "mlserver_lightgbm", "mlserver_catboost", "mlserver_sklearn", "mlserver_mlflow"),
+    "mlserver_python",  # the launcher's own
+]
 
 
 @pytest.mark.parametrize(
@@ -36,8 +39,11 @@ def test_a_server_that_others_start_finds_its_launcher_in_the_common_folder(tmp_
     for types, package in ((("sklearn",), "mlserver_sklearn"), (("xgboost",), "mlserver_xgboost")):
         adapted.share("mlserver", tmp_path / "folder", types=types)
         there = {path.name: path for path in (tmp_path / "folder").iterdir()}
-        assert set(there) == {"models", "settings.json", "mlserver_app.py"}
-        assert there["mlserver_app.py"].read_bytes() == environments.launcher_of("mlserver").read_bytes()
+        programs = {"mlserver_app.py", "mlserver_python.py", "mlserver_usercode.py"}
+        assert set(there) == {"models", "settings.json", *programs}
+        for name in programs:
+            own = environments.launcher_of("mlserver").with_name(name)
+            assert there[name].read_bytes() == own.read_bytes()
         assert json.loads(there["settings.json"].read_text())[adapted.PRELOAD] == [package]
     adapted.share("triton", tmp_path / "other", types=())
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["models"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh.modelfiles import archives, sniffing
+from mesh.modelfiles import archives, sniffing, usercode
 from mesh.modelfiles.sniffing import Kind
 from mesh.statuses import MeshError, Reason
 
@@ -129,6 +129,18 @@ def tree_of_links(folder: Path, name: Path) -> None:
                 link(entry, target / entry.name)
 
     fill(folder, name, 1)
+
+
+def python_code(pulled: Path, name: Path) -> None:
+    """Makes the folder of a model that is Python code: a file, or a folder with `model.py`. The server's bytecode is
+    written there, and not beside what was pulled. Raises OSError and MeshError."""
+    if pulled.is_dir():
+        tree_of_links(with_file(pulled, usercode.CODE), name)
+        return
+    if (kind := sniffing.look(pulled)) is not None:
+        raise bad(f"the model is {kind.what}, instead of Python code or a folder with {usercode.CODE}")
+    name.mkdir()
+    link(pulled, name / usercode.CODE)
 
 
 def bad(text: str) -> MeshError:

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import grpc
 
-from mesh.modelfiles import mlflow, sniffing
+from mesh.modelfiles import mlflow, sniffing, usercode
 from mesh.pb import modelruntime_pb2 as pb
 from mesh.runtime.relay.adapters import contents, keys, refusals, schemas, sizes
 from mesh.runtime.relay.adapters.folders import Folders, ModelFolders
@@ -67,6 +67,7 @@ RUNTIMES = {
     "mlflow": Runtime(
         "mlserver_mlflow.MLflowRuntime", (mlflow.DESCRIPTION,), (), folder=True, code=True, content_type="np"
     ),
+    "python": Runtime("mlserver_python.PythonModel", (usercode.CODE,), (usercode.SUFFIX,), folder=True, code=True),
     "huggingface": Runtime("mlserver_huggingface.HuggingFaceRuntime", ("config.json",), (), folder=True, code=True),
 }
 """MLServer's runtimes by model type. A folder with its own model-settings.json may name any other."""
@@ -80,6 +81,8 @@ _ENDINGS = {sniffing.XGBOOST_JSON: ".json", sniffing.XGBOOST_UBJ: ".ubj"}
 """Endings of files whose library tells their format by the ending. Other files keep theirs."""
 
 _MODEL = "model"  # the name of the link: without characters that MLServer or MLflow would decode
+
+_SIZE = "size_bytes"  # the parameter in which the runtime for Python code reports the size that the code states
 
 _METHODS = {f"inference.GRPCInferenceService/{name}": [1] for name in ("ModelInfer", "ModelMetadata")}
 
@@ -156,10 +159,10 @@ class MLServer:
     async def size(
         self, request: pb.ModelSizeRequest, *, timeout: float | None
     ) -> tuple[pb.ModelSizeResponse, Trailers]:
-        """Returns 0, as MLServer does not know the size of a model. Raises AioRpcError with NOT_FOUND if the server
-        does not have the model."""
-        await self._repository.describe(request.modelId, timeout=timeout)
-        return pb.ModelSizeResponse(), ()
+        """Returns the size that the code of a user states, and 0 for other models, whose size MLServer does not know.
+        Raises AioRpcError with NOT_FOUND if the server does not have the model."""
+        parameters = await self._repository.describe(request.modelId, timeout=timeout)
+        return pb.ModelSizeResponse(sizeInBytes=max(0, parameters.get(_SIZE, 0))), ()
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
         """Returns the size that the model's files suggest."""
@@ -228,6 +231,9 @@ class MLServer:
             raise contents.bad(text + ", ".join(RUNTIMES))
         if runtime.folder:
             self._check_code(f"a model of type {model_type}")
+            if model_type == usercode.TYPE:
+                contents.python_code(pulled, place.files / _MODEL)
+                return _described(runtime.implementation, place.files / _MODEL)
             # MLflow decodes percent signs in the path of a folder, and does not follow links out of it.
             contents.mirror(contents.with_file(pulled, runtime.names[0]), place.files / _MODEL)
             return _described(runtime.implementation, place.files / _MODEL, runtime.content_type)

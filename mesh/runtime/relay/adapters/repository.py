@@ -3,10 +3,14 @@
 from typing import Any
 
 import grpc
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from mesh.pb import inference_pb2 as v2
 from mesh.pb import inference_pb2_grpc
 from mesh.pb import repository_pb2 as pb
+
+_PARAMETERS = 6
+"""The field of a model's metadata with parameters, which our messages lack because its type differs between servers."""
 
 _PATH = "/inference.GRPCInferenceService/"
 
@@ -56,9 +60,16 @@ class Repository:
         """Returns whether a model is ready for calls."""
         return bool((await self._stub.ModelReady(v2.ModelReadyRequest(name=name), timeout=timeout)).ready)
 
-    async def describe(self, name: str, *, timeout: float | None) -> None:
-        """Asks for a model's metadata, which fails if the server does not have the model."""
-        await self._stub.ModelMetadata(v2.ModelMetadataRequest(name=name), timeout=timeout)
+    async def describe(self, name: str, *, timeout: float | None) -> dict[str, int]:
+        """Returns the integers among the parameters of a model's metadata, which only MLServer reports. Fails if the
+        server does not have the model."""
+        answer = await self._stub.ModelMetadata(v2.ModelMetadataRequest(name=name), timeout=timeout)
+        found = {}
+        for field in UnknownFieldSet(answer):  # type: ignore[attr-defined]  # the stubs lack it
+            if field.field_number == _PARAMETERS:
+                entry = v2.ModelInferRequest.ParametersEntry.FromString(field.data)
+                found[entry.key] = entry.value.int64_param
+        return found
 
 
 def _method(channel: grpc.aio.Channel, name: str, answer: Any) -> Any:

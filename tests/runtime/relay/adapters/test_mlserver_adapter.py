@@ -24,6 +24,7 @@ XGBOOST_UBJ = b"{L\0\0\0\0\0\0\0\x07learner{}}"
 LIGHTGBM = b"tree\nversion=v4\n"
 CATBOOST = b"CBM1" + bytes(20)
 ELSEWHERE = {"implementation": "mlserver_xgboost.XGBoostModel", "parameters": {"environment_path": "/opt/other"}}
+CODE = "class Model:\n    def predict(self, inputs): ..."
 MLMODEL = "flavors:\n  python_function:\n    loader_module: mlflow.sklearn\n  sklearn:\n    pickled_model: model.pkl\n"
 
 
@@ -193,6 +194,8 @@ async def test_modules_of_a_model_are_found_beside_its_settings(served: Served) 
             "sklearn",
             "a subfolder holds settings",
         ),
+        ({"d/mine.py": CODE}, "d", "python", "lacks the file model.py; it has mine.py"),
+        ({"m.pkl": SKLEARN}, "m.pkl", "python", "is a pickle .*, instead of Python code or a folder with model.py"),
         ({"m.onnx": b""}, "m.onnx", "tensorrt", "models of type tensorrt need a folder with model-settings.json"),
         ({"m.zip": b"PK\x03\x04 damaged"}, "m.zip", "xgboost", "the file is a zip archive"),
     ],
@@ -213,6 +216,7 @@ async def test_what_cannot_be_loaded_is_refused_with_the_reason(
         ({"m.joblib": SKLEARN}, "m.joblib", "sklearn"),
         ({"m.pkl": pickle.dumps("xgboost.sklearn")}, "m.pkl", "xgboost"),
         ({"f/MLmodel": MLMODEL}, "f", "mlflow"),
+        ({"m.py": CODE}, "m.py", "python"),
         ({"d/model-settings.json": '{"implementation": "mine.Model"}'}, "d", "xgboost"),
         ({"d/model-settings.json": json.dumps(ELSEWHERE), "d/model.json": XGBOOST}, "d", "xgboost"),
     ],
@@ -228,6 +232,41 @@ async def test_code_is_refused_unless_the_pod_allows_it(
     assert "--allow-code" in error.text
     served.control = served.managed(allow_code=True)
     await served.load(path, kind)
+
+
+@pytest.mark.parametrize(
+    ("files", "path"),
+    [
+        ({"d/model.py": CODE, "d/part/helper.py": "A = 1"}, "d"),
+        ({"d/1/model.py": "", "d/2/model.py": CODE, "d/2/part/helper.py": "A = 1"}, "d"),
+        ({"mine.py": CODE}, "mine.py"),
+    ],
+)
+async def test_python_code_gets_a_folder_of_its_own(served: Served, files: dict[str, Any], path: str) -> None:
+    """The server gets a folder with `model.py` and all that lies beside it, and what the server writes there does not
+    reach the pulled files. The folder goes with the model."""
+    served.write(files)
+    settings = await served.load(path, "python")
+    assert settings["implementation"] == "mlserver_python.PythonModel"
+    folder = Path(settings["parameters"]["uri"])
+    assert (folder / "model.py").read_text() == CODE
+    if len(files) > 1:
+        assert (folder / "part" / "helper.py").read_text() == "A = 1"
+    (folder / "__pycache__").mkdir()
+    assert not [*(served.folder / "pulled").rglob("__pycache__")]
+    await served.control.unload(pb.UnloadModelRequest(modelId="m"), timeout=5)
+    assert not folder.exists()
+    assert all((served.folder / "pulled" / name).exists() for name in files)
+
+
+async def test_the_size_that_code_states_is_reported(served: Served) -> None:
+    """The size is among the parameters of the model's metadata. A negative one means nothing."""
+    served.write({"m.py": CODE})
+    await served.load("m.py", "python")
+    for stated, bytes_ in ((0, 0), (123_456_789_012, 123_456_789_012), (-1, 0)):
+        served.server.stated = stated
+        size, _ = await served.control.size(pb.ModelSizeRequest(modelId="m"), timeout=5)
+        assert size.sizeInBytes == bytes_
 
 
 async def test_an_archive_is_unpacked_and_removed_with_the_model(served: Served) -> None:
