@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from deploy import manifests
-from mesh.modelservers import kinds
+from mesh.modelservers import kinds, ovms
 from tests.deploy import installs
 
 PRESETS = yaml.safe_load((manifests.CHART / "files" / "presets.yaml").read_text())
@@ -58,6 +58,7 @@ def test_a_preset_is_all_that_a_pool_needs(preset: str):
     assert env["MESH_SERVER"] == wanted["spi"]
     assert env["MESH_SERVER"].startswith("127.0.0.1:"), "no other pod can reach the server"
     assert env.get("MESH_SERVER_CALLS") == wanted.get("calls")
+    assert env.get("MESH_SERVER_REST") == wanted.get("rest")
     assert env["MESH_SERVER_MEMORY_LIMIT"] == {
         "resourceFieldRef": {"containerName": server["name"], "resource": "limits.memory"}
     }
@@ -169,6 +170,18 @@ def test_triton_has_the_gpus_of_a_pool_and_tells_their_memory():
     assert "MESH_SERVER_METRICS" not in installs.env(agent)
 
 
+def test_ovms_listens_where_the_agent_expects_it_and_waits_for_its_configuration():
+    """OVMS's ports are those of the agent's addresses, on loopback only. OVMS reads the file that the agent writes."""
+    _, server, agent = pod_of(preset="ovms")
+    env, args = installs.env(agent), server["args"]
+    assert f"--port={env['MESH_SERVER'].rpartition(':')[2]}" in args
+    assert f"--rest_port={env['MESH_SERVER_REST'].rpartition(':')[2]}" in args
+    assert {"--grpc_bind_address=127.0.0.1", "--rest_bind_address=127.0.0.1"} <= set(args)
+    file = f"{env['MESH_SERVER_MODELS']}/models/{ovms.FILE}"
+    assert f"--config_path={file}" in args
+    assert f"until [ -f {file} ]" in server["command"][2]
+
+
 def test_a_preset_for_all_pools():
     """A preset and values of its server may be set for all pools. A pool may then change them, or have the ONNX server
     after all."""
@@ -205,6 +218,9 @@ def test_refusals_say_what_to_do():
         assert f"server.{missing} is missing" in text
         assert "or set the pool's preset" in text
     assert "listens on port 8085" in refusal(preset="mlserver", server={"calls": "127.0.0.1:8085"})
+    assert "listens on port 8086" in refusal(preset="ovms", server={"rest": "127.0.0.1:8086"})
+    assert "server.rest is missing" in refusal(server={"image": "a", "adapter": "ovms", "spi": "127.0.0.1:1"})
+    assert "only has an effect with adapter ovms" in refusal(preset="triton", server={"rest": "127.0.0.1:1"})
 
 
 @ALL
