@@ -1,4 +1,5 @@
-"""The account of a pod with a foreign server: the sizes of its models, and the factor that keeps the books true."""
+"""The account of a pod with a foreign server: the sizes of its models, and the factor that adapts the books to the
+observed memory."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,14 +25,15 @@ def settled(**given):
 
 
 def test_a_servers_word_counts():
-    """A size that a server states is taken, whether or not its memory is observed."""
+    """A size that the server states is used, whether or not the server's memory is observed."""
     for growth in (None, Growth(50 * MIB), Growth(0)):
         found = settled(said=7 * MIB, predicted=50 * MIB, growth=growth)
         assert (found.bytes, found.basis) == (7 * MIB, SizeBasis.SAID)
 
 
 def test_without_a_word_the_larger_of_growth_and_prediction_counts():
-    """The size of a model whose server states none is its growth, or the prediction if that is larger."""
+    """If the server states no size for a model, the size is the growth of the memory, or the prediction if that is
+    larger."""
     larger = settled(predicted=5 * MIB, growth=Growth(9 * MIB))
     assert (larger.bytes, larger.basis, larger.guessed) == (9 * MIB, SizeBasis.GROWN, False)
     smaller = settled(predicted=9 * MIB, growth=Growth(5 * MIB))
@@ -39,7 +41,7 @@ def test_without_a_word_the_larger_of_growth_and_prediction_counts():
 
 
 def test_a_lie_that_cannot_be_true_is_no_word():
-    """Sizes of zero, negative sizes, and sizes beyond the capacity do not count if the memory shows another one."""
+    """Stated sizes that are zero, negative, or beyond the capacity do not count if the memory shows another size."""
     for said in (0, (1 << 64) - 5 * MIB, 1 << 62, CAPACITY + 1):
         found = settled(said=said, predicted=MIB, growth=Growth(9 * MIB))
         assert (found.bytes, found.basis) == (9 * MIB, SizeBasis.GROWN)
@@ -49,14 +51,14 @@ def test_a_lie_that_cannot_be_true_is_no_word():
 
 
 def test_a_server_that_is_not_believed_only_predicts():
-    """Once a server's sizes are refuted, they count as predictions beside the growth."""
+    """Once a server's stated sizes are refuted, they count as predictions beside the growth."""
     found = settled(said=MIB, growth=Growth(9 * MIB), believed=False)
     assert (found.bytes, found.basis) == (9 * MIB, SizeBasis.GROWN)
     assert settled(said=20 * MIB, growth=Growth(9 * MIB), believed=False).guessed
 
 
 def test_a_growth_beside_other_loads_is_no_measurement():
-    """The growth of a load that did not run alone may belong to another one, so it is not used."""
+    """The growth of a load that did not run alone may belong to another load, so it is not used."""
     found = settled(predicted=2 * MIB, growth=Growth(100 * MIB, alone=False))
     assert (found.bytes, found.guessed) == (2 * MIB, True)
 
@@ -69,7 +71,7 @@ def test_the_first_load_is_not_remembered():
 
 
 def test_a_remembered_size_that_is_wrong_is_forgotten():
-    """A remembered size that no later load confirms is halved by each of them, down to the growth."""
+    """A remembered size that no later load confirms is halved at each later load, down to the growth."""
     remembered = 100 * MIB
     for _ in range(8):
         remembered = settled(remembered=remembered, growth=Growth(3 * MIB)).bytes
@@ -81,8 +83,8 @@ def test_a_remembered_size_that_is_wrong_is_forgotten():
     st.booleans(),
 )  # fmt: skip
 def test_no_size_falls_below_what_was_measured(said, predicted, remembered, reserved, free, capacity, growth, believed):
-    """A settled size is never below the growth of a load that ran alone, unless the server states the size. A guess
-    never exceeds what was measured or reserved by more than the free memory, so that it evicts nothing."""
+    """A settled size is never below the growth of a load that ran alone, unless the server states the size. An estimate
+    exceeds the measured or reserved size by no more than the free memory, so that it evicts nothing."""
     reserved = min(reserved, capacity)
     found = settle(
         said=said,
@@ -106,7 +108,8 @@ def test_no_size_falls_below_what_was_measured(said, predicted, remembered, rese
 
 @given(st.integers(1, 200 * MIB), st.integers(0, 64 * MIB), st.floats(LEAST, MOST))
 def test_a_guess_evicts_about_twice_its_file_with_any_factor(file_bytes, base, value):
-    """An estimate counted with the pod's factor still evicts no more than about twice the model's file."""
+    """An estimate that is multiplied by the pod's factor still evicts no more than about twice the size of the model's
+    file."""
     known, factor = Sizes(), Factor()
     factor.value = value
     for _ in range(5):
@@ -130,7 +133,8 @@ def test_the_factor_is_bounded(seen):
 
 @given(looks, sizes, st.booleans(), sizes)
 def test_a_counted_size_is_never_below_what_was_measured(seen, size, guessed, least):
-    """Whatever the factor, a measured or stated size counts in full, and a guess with at least its measured part."""
+    """Whatever the factor, a measured or stated size counts in full, and an estimate counts with at least its measured
+    part."""
     factor, least = Factor(), min(least, size)
     for observed, accounted, seconds in seen:
         factor.look(observed, accounted, capacity=CAPACITY, seconds=seconds)
@@ -142,8 +146,8 @@ def test_a_counted_size_is_never_below_what_was_measured(seen, size, guessed, le
 
 @given(st.integers(SLACK_BYTES, 16 * GIB), st.integers(MIB, 4 * GIB))
 def test_the_books_settle_at_what_is_observed(observed, accounted):
-    """If memory and books stay as they are, the books with their factor reach the observed memory, as far as the factor
-    goes and but for the slack. They do not exceed it by more than they did before."""
+    """If memory and books stay as they are, the books with their factor reach the observed memory, within the bounds of
+    the factor and the slack. They do not exceed the observed memory by more than they did before."""
     factor = Factor()
     for _ in range(200):
         factor.look(observed, accounted, capacity=CAPACITY, seconds=1.0)
@@ -154,14 +158,15 @@ def test_the_books_settle_at_what_is_observed(observed, accounted):
 
 
 def test_one_look_decides_nothing():
-    """A peak of memory that lasts one second moves the factor by a fifth of the way at most."""
+    """A peak of memory that lasts one second moves the factor by at most a fifth of the way."""
     factor = Factor()
     factor.look(4 * GIB, GIB, capacity=2 * GIB, seconds=1.0)
     assert 1.0 < factor.value < 1.7
 
 
 def test_loads_that_no_factor_explains_refute_at_once():
-    """Three loads in a row after which the server's memory is far beyond its sizes refute them. Two do not."""
+    """Three loads in a row, after each of which the server's memory is far beyond its stated sizes, refute these sizes.
+    Two loads do not."""
     factor = Factor()
     for observed in (GIB, GIB, MIB, GIB, GIB):
         factor.loaded(observed, MIB, capacity=CAPACITY)
@@ -172,7 +177,7 @@ def test_loads_that_no_factor_explains_refute_at_once():
 
 
 def test_sizes_are_refuted_for_good():
-    """A server whose models take more than about four times what it states is not believed again."""
+    """A server whose models take more than about four times the stated sizes is never believed again."""
     factor = Factor()
     for _ in range(60):
         factor.look(GIB, GIB // 100, capacity=CAPACITY, seconds=1.0)

@@ -175,7 +175,7 @@ def test_the_draw_is_weighted_by_free_space():
 
 
 def test_a_new_pod_takes_only_its_share():
-    """A new pod takes its share of models from the old pods, and no model moves between those."""
+    """A new pod takes its share of models from the old pods, and no model moves between the old pods."""
     pods = [a_pod(f"pod-{i}") for i in range(7)]
     before = {f"m{i}": choose(f"m{i}", MIB, pods).pod for i in range(500)}
     after = {model: choose(model, MIB, [*pods, a_pod("new")]).pod for model in before}

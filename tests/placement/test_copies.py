@@ -70,8 +70,8 @@ def test_a_quiet_model_keeps_one_copy():
 
 
 def test_many_copies_at_once_for_a_very_hot_model():
-    """A very hot model gets many copies at once. Its rate asks for five, but only four pods may hold it, so each of the
-    other three gets one."""
+    """A very hot model gets many copies at once. Its rate asks for five copies, but only four pods may hold it, so each
+    of the other three pods gets one."""
     made = plan([model(ReportedCopy("a", rate=9_000))], PODS)
     assert sorted(pod for _, pod in loads(made)) == ["b", "c", "d"]
     assert [action.expected_copies for action in made.actions] == [1, 2, 3]
@@ -134,8 +134,8 @@ def test_the_last_but_one_goes_when_unused_for_long():
     scale=st.sampled_from([PODS, FULL]),
 )
 def test_what_made_a_copy_never_unmakes_it(rates, in_flight, scale):
-    """No copy is evicted right after the plan that made it. All copies stay while the same load continues, spread over
-    them."""
+    """No copy is evicted right after the plan that made it. While the same load continues, spread over all copies, they
+    all stay."""
     before = [model(*(ReportedCopy(pod, rate=rate, age_ms=10**7) for pod, rate in zip("abcd", rates, strict=False)))]
     before = [replace(m, copies=(replace(m.copies[0], in_flight=in_flight), *m.copies[1:])) for m in before]
     made = plan(before, scale)

@@ -46,8 +46,8 @@ def test_a_failure_that_nobody_can_tell_anything_of_holds_until_it_expires():
 
 @pytest.mark.parametrize("kind", SOON)
 def test_other_kinds_are_tried_again_from_a_second_on(kind):
-    """A failure of another kind is retried after a second at first. However long it lasts, the next try comes at most
-    half a minute after the last."""
+    """A failure of another kind is retried after a second at first. However long the cause lasts, the next try comes at
+    most half a minute after the last."""
     failures = Failures()
     now, tries = 0, 0
     while now < 10 * 60_000:
@@ -90,8 +90,9 @@ def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_pod():
 )
 @settings(deadline=None)
 def test_what_has_passed_is_served_again_after_at_most_as_long_again(kind, outage, took, pods):
-    """After any outage a caller is served within the outage's length again, or half a minute. Meanwhile the store is
-    asked a few times, not thousands. Both hold for any kind of failure, number of pods and duration of tries."""
+    """After an outage of any length, a caller is served within the same time again, at most half a minute. Meanwhile
+    the store is asked a few times, not thousands. Both hold for any kind of failure, number of pods and duration of
+    tries."""
     failures = Failures()
     now = tries = 0
     while now <= outage:
@@ -176,8 +177,8 @@ def unhealthy(failures: Failures, pod: str = "a", now_ms: int = 0) -> None:
 
 
 def test_a_pod_where_everything_fails_is_not_the_models_fault():
-    """A pod in which all loads fail gets no more of them, and its failures do not count towards the bound of tries for
-    a model."""
+    """A pod in which all loads fail gets no more loads, and its failures do not count towards a model's bound of
+    tries."""
     failures = Failures()
     unhealthy(failures)
     assert "4 models that loaded elsewhere" in failures.avoided(PODS, 10)["a"]
@@ -278,7 +279,7 @@ def test_where_all_pods_fail_none_is_unhealthy():
 
 
 def test_what_a_pod_that_is_gone_has_failed_is_forgotten():
-    """The failures of a missing pod are forgotten. After its restart it may be healthy, and its models are worth
+    """The failures of a missing pod are forgotten. After its restart the pod may be healthy, and its models are worth
     another try."""
     failures = Failures()
     unhealthy(failures)

@@ -78,7 +78,7 @@ def test_serving_without_etcd_ends_where_the_operator_says():
 
 
 def test_etcd_away_is_no_excuse_where_the_pod_reaches_etcd():
-    """A router's claim that etcd is unavailable does not count if the pod reaches etcd. For a copy without a key, the
+    """If the pod reaches etcd, a router's claim that etcd is unavailable does not count. For a copy without a key, the
     router must have read the record."""
     for proof in (0.0, None):
         permission = fence.permit(standing(1.0, proof=proof, keyed=False, away=False))

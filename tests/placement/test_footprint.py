@@ -12,8 +12,8 @@ sizes = st.integers(0, 1 << 40)
 
 @given(st.builds(Footprint, sizes, sizes), st.booleans())
 def test_what_it_is_on_a_pod_it_stays_there(footprint, device):
-    """A footprint on a pod without a device has no device memory. On a device it includes a session, and nothing else
-    is added or lost."""
+    """A footprint on a pod without a device has no device memory. On a device it includes a session. Nothing else is
+    added or lost."""
     there = footprint.on(device=device)
     assert there.on(device=device) == there
     assert bool(there.device_bytes) == device or not there.total_bytes

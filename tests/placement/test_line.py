@@ -118,7 +118,7 @@ class Pod:
         self.waiting[key] = WaitingLoad(key, place, 0, least, in_memory=in_memory)
 
     def loaded(self, key: str) -> None:
-        """Measures a load, which then needs its measured size."""
+        """Measures a load, which then needs room for its measured size."""
         if self.grown[key] <= self.held[key]:
             self.copies.add(key)
             return
@@ -147,7 +147,7 @@ class Pod:
         return "growing" if waiter.in_memory and other in self.waiting else "loading"
 
     def serve(self) -> None:
-        """Repeats the look at the line until nothing changes, as the agent does whenever memory was freed."""
+        """Repeats the line's decisions until nothing changes, as the agent does whenever memory was freed."""
         while self._look():
             pass
 

@@ -38,7 +38,7 @@ def pod(name: str, types: frozenset[str], used: int = 0) -> Candidate:
 
 
 def test_a_model_goes_only_to_pods_that_take_its_type() -> None:
-    """A pod that takes other types is passed over, however much room it has, and the text says which types it takes."""
+    """A pod that takes other types is skipped, however much room it has. The text lists the types that it takes."""
     pods = [pod("a", ONNX), pod("b", TRITON, used=90), pod("c", ONNX)]
     chosen = choose("m", 50, pods, model_type="sklearn")
     assert chosen.pod == "b"

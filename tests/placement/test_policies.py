@@ -168,7 +168,7 @@ def test_lru_is_the_order_of_last_use():
 
 
 def test_gdsf_lets_go_of_what_is_large_or_quick_to_load():
-    """`gdsf` evicts the largest of equally used copies first, then the one that is quickest to load."""
+    """`gdsf` evicts the largest of equally used copies first, then the copy that loads fastest."""
     pod = Pod("gdsf")
     pod.load("small and slow", size=MIB, cost=1000)
     pod.load("large", size=100 * MIB, cost=1000)
@@ -254,7 +254,7 @@ def test_a_scan_does_not_flush_what_is_used(base):
 
 
 def test_a_model_that_comes_back_soon_is_no_newcomer():
-    """A model that is loaded again soon after its eviction from the probation queue counts as proven."""
+    """A model that is loaded again soon after its eviction from the probation queue counts as proven, not as new."""
     pod = Pod("lru+probation")
     pod.load("back")
     for number in range(5):

@@ -20,8 +20,8 @@ def test_a_clock_that_is_ahead_makes_no_failure_of_the_future():
 
 
 def test_what_failed_with_another_secret_is_void():
-    """A failure with another version of the secret is void. If its pod is unknown it stays, because nobody can tell
-    which version that pod has."""
+    """A failure with another version of the secret is void. If its pod is unknown, the failure stays, because the pod's
+    version is unknown too."""
     entries = [Entry(pod, 0, "no", secrets="old") for pod in ("same", "changed", "unknown")]
     found = on_clock(entries, secrets={"same": "old", "changed": "new"}, now_ms=0, wall_ms=0)
     assert [failure.pod for failure in found] == ["same", "unknown"]

@@ -57,6 +57,6 @@ def test_another_answer_is_shown():
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"held": 3}', "null"])
 def test_what_is_no_decision(line):
-    """A line that is not a decision is reported with its number."""
+    """A line that does not contain a decision is reported with its number."""
     with pytest.raises(ValueError, match="line 1"):
         replay([line])

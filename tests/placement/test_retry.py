@@ -14,7 +14,7 @@ NOTHING_RAN = (Trouble.NOT_HERE, Trouble.VERIFY_FIRST, Trouble.UNREACHED, Troubl
 
 
 def one(trouble, **more):
-    """Returns a call after its first try, which may be sent again."""
+    """Returns a call after its first attempt, which may be sent again."""
     known = {"tries": 1, "safe": True, "repeated": False, "kept": True, "said": Said.NOTHING, "others": True}
     return Try(trouble=trouble, **(known | more))
 

@@ -26,7 +26,7 @@ def test_the_mark_ends_by_itself():
 
 
 def test_a_rollout_that_is_undone_marks_the_other_group():
-    """When a rollout is undone and the old group grows again, that group is no longer outgoing."""
+    """When a rollout is undone, the old group grows again and is no longer outgoing."""
     assert outgoing(pods("7d4b9c", 300, 1) + pods("85f6cd", 5)) == {}
 
 

@@ -166,7 +166,7 @@ def test_a_copy_whose_caller_has_not_come_yet_goes_last():
     ],
 )
 def test_whether_waiting_helps_is_told(held, passes):
-    """The refusal says whether waiting helps. It does if only copies at work are in the way."""
+    """The refusal says whether waiting helps. Waiting helps if only copies with calls in flight are in the way."""
     room = make_room(Need.of_host(50, 0, 100), held)
     assert (room.verdict, room.passes) == (RoomVerdict.NO_ROOM, passes)
 
@@ -184,7 +184,7 @@ def test_a_victim_whose_caller_is_on_its_way_is_told():
 
 
 def test_the_policy_decides_the_order():
-    """If copies are given with a standing, it overrides their ages."""
+    """If copies are given with a standing, the standing overrides their ages."""
     held = [ResidentCopy("older", 10, 900, standing=(1, 5.0)), ResidentCopy("cheaper", 10, 100, standing=(1, 2.0))]
     assert make_room(Need.of_host(10, 0, 100), held).victims == ("cheaper",)
 

@@ -1,4 +1,4 @@
-"""Tests of the share of its calls that a shadow gets: all of them, unless it slows callers down."""
+"""The share of an alias's calls that a shadow gets: all calls, unless the shadow slows callers down."""
 
 import random
 
@@ -8,8 +8,8 @@ from placement.shadowing import ENOUGH, LEAST, STALE, Shadowing
 
 
 def drive(shadowing, calls, *, slower, overlap=0.9, seed=1):
-    """Makes calls in a row and returns how many of them the shadow got. While the shadow has one in flight, most calls
-    begin beside it and take `slower` times as long."""
+    """Makes calls in a row and returns how many of them the shadow got. While the shadow has a call in flight, most
+    calls begin beside it and take `slower` times as long."""
     draw = random.Random(seed)
     given = 0
     busy = False
@@ -23,7 +23,7 @@ def drive(shadowing, calls, *, slower, overlap=0.9, seed=1):
 
 
 def test_a_shadow_that_nobody_notices_gets_its_calls():
-    """If calls beside the shadow's are as fast as others, the shadow gets nearly all. It pauses now and then for
+    """If calls beside the shadow's are as fast as others, the shadow gets nearly all calls. It pauses now and then for
     comparison."""
     shadowing = Shadowing()
     assert drive(shadowing, 20_000, slower=1.0) > 17_000
@@ -40,7 +40,7 @@ def test_a_shadow_that_slows_callers_down_gets_few_calls(slower):
 
 
 def test_a_shadow_gets_its_calls_back_once_callers_are_fast_again():
-    """A slowdown that has passed is forgotten, although the shadow has few calls left to show that it passed."""
+    """A slowdown that has passed is forgotten, although the shadow then gets only few calls to show it."""
     shadowing = Shadowing()
     drive(shadowing, 5_000, slower=3)
     assert shadowing.part < 3 * LEAST

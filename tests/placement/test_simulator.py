@@ -52,7 +52,7 @@ def test_azure_is_mostly_idle_models():
 
 
 def test_a_day_wanders():
-    """In the daily trace, the hot models of one quarter differ from those of another quarter."""
+    """In the daily trace, the hot models change from one quarter to the next."""
     made = [model for _, model in traces.diurnal(500, 40_000)]
     tops = [{m for m, _ in Counter(made[i : i + 5000]).most_common(50)} for i in (0, 10_000)]
     assert len(tops[0] & tops[1]) < 40
@@ -110,7 +110,8 @@ def test_nobody_beats_who_knows_the_future(models, capacity):
 
 
 def test_the_clairvoyant_counts_from_where_it_is_told():
-    """The clairvoyant leaves out the first requests, which fill the cache, if only the later ones are compared."""
+    """If only later requests are compared, the clairvoyant policy leaves out the first requests, which fill the
+    cache."""
     counts = optimum.clairvoyant(["a", "b", "a", "b", "c"], 2 * MIB, fleet.equal(MIB), since=2)
     assert (counts.requests, counts.hits, counts.misses) == (3, 2, 1)
 

@@ -50,8 +50,8 @@ def test_small_files_teach_no_slope():
 
 
 def test_slope_and_intercept_are_told_apart():
-    """Slope and intercept are learned separately, from small files or from large ones that differ. The runtime here
-    takes 30 MiB per session and three times the file."""
+    """Slope and intercept are learned separately, from small files or from large ones that differ. In this test, the
+    runtime takes 30 MiB per session and three times the file."""
     for small in (True, False):
         sizes = Sizes()
         for number in range(1, 8):
@@ -64,8 +64,8 @@ def test_slope_and_intercept_are_told_apart():
 
 
 def test_a_guess_evicts_about_twice_the_file_at_most():
-    """An estimate may use all free memory, but evicts copies for about twice the file at most. If there is not even
-    room for that, about the file's size is tried."""
+    """An estimate may use all free memory, but evicts copies for about twice the file at most. If even that much room
+    is lacking, about the file's size is tried."""
     sizes = Sizes()
     learn(sizes, 25.0, times=ENOUGH)
     guess = sizes.predict("tree", file_bytes=4 * MIB)

@@ -97,7 +97,7 @@ def test_every_model_is_tried_once_before_a_split_gives_up(weights, point):
 
 
 def test_calls_of_a_model_that_cannot_serve_are_spread_by_the_other_weights():
-    """With one of three models excluded, the other two share its calls in their own proportion."""
+    """If one of three models is excluded, the other two share its calls in their own proportion."""
     split = Split({"a": 50, "b": 30, "c": 10})
     got = Counter(split.at((number + 0.5) / 4000, {"a"}) for number in range(4000))
     assert got == {"b": 3000, "c": 1000}

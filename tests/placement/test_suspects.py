@@ -1,4 +1,4 @@
-"""The suspects for a model server's death. The crashed thread identifies them, and no model is blamed for a cause from
+"""The suspects for a model server's death: the crashed thread identifies them, and no model is blamed for a cause from
 outside."""
 
 import pytest
@@ -32,8 +32,8 @@ def names(cause: EndCause, *work: Work[str], thread: int = 0) -> list[tuple[str,
     ],
 )
 def test_how_it_ended_says_who_is_suspect(cause, thread, expected):
-    """The way a server ended determines the suspects among models that run in threads or in the event loop, load, or
-    are freed."""
+    """The way a server ended determines which models are suspects: those that run in threads or in the event loop, are
+    being loaded, or are being freed."""
     assert names(cause, RUNS, LOADS, IN_LOOP, FREES, thread=thread) == expected
 
 

@@ -74,8 +74,8 @@ def test_what_is_refused(owner, models, request_, cause, text):
 
 
 def test_the_expected_target_may_be_the_requested_one():
-    """A request that is repeated after its answer was lost is granted, although it has itself replaced the target that
-    it expects."""
+    """A request that is repeated after its answer was lost is granted, although the target that it expects was replaced
+    by the request itself."""
     before = VModelRecord("a", "b")
     assert changed(before, {"a": LOADED, "b": IDLE}, target="b", expected_target="a") == before
     assert changed(None, {"a": IDLE}, target="a", expected_target="a").active == "a"
@@ -273,7 +273,7 @@ def test_a_version_names_one_model():
 
 def test_weights_move_the_vmodel_to_the_heaviest():
     """Weights move the vmodel to the heaviest model. Programs that do not know splits, such as the predecessor, then
-    send all calls where most go."""
+    send all calls to the model that gets most of them."""
     models = {"a": LOADED, "b": LOADED}
     record = changed(VModelRecord("a", "a"), models, weights={"a": 90, "b": 10})
     assert (record.target, record.more.weights) == ("a", {"a": 90, "b": 10})

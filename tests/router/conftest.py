@@ -73,7 +73,7 @@ class Core:
     counted: metrics.Registry
 
     def rules(self, **changed: int) -> None:
-        """Changes values in the rules for cold starts."""
+        """Changes values in the settings of cold starts."""
         flights = self.coldstart._machine._flights
         flights.rules = replace(flights.rules, **changed)
 

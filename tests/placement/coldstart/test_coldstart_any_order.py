@@ -177,7 +177,7 @@ class Router(RuleBasedStateMachine):
     @precondition(lambda self: self.outstanding)
     @rule(data=st.data())
     def answer_until_an_agent_is_asked(self, data: st.DataObject) -> None:
-        """Answers requests until an agent is asked, because that takes many steps and most interesting states come
+        """Answers requests until an agent is asked, because this takes many steps and most interesting states come
         later."""
         model_id = data.draw(st.sampled_from(sorted(self.outstanding)))
         for _ in range(5):
@@ -230,7 +230,7 @@ class Router(RuleBasedStateMachine):
 
     @rule(ms=st.sampled_from((1, 100, 500, 1_500, 6_000)))
     def time_passes(self, ms: int) -> None:
-        """Tells the machine the time when it asked to be told, or a little later."""
+        """Tells the machine the time when its alarm is due, or a little later."""
         end = self.now_ms + ms
         while self.wanted_ms is not None and self.wanted_ms <= end:
             self.now_ms, self.wanted_ms = max(self.now_ms, self.wanted_ms), None
@@ -267,14 +267,14 @@ class Router(RuleBasedStateMachine):
 
     @invariant()
     def deadlines_are_kept(self) -> None:
-        """Checks that the machine asks to be told the time no later than the first waiter's deadline."""
+        """Checks that the machine's alarm is no later than the first waiter's deadline."""
         if self.waiting:
             assert self.wanted_ms is not None
             assert self.wanted_ms <= min(until_ms for _, _, until_ms in self.waiting.values())
 
     @invariant()
     def no_flight_stays_without_a_reason(self) -> None:
-        """Checks that each flight waits for an answer, or for a time at which the machine asked to be told."""
+        """Checks that each flight waits for an answer or for an alarm."""
         for model_id in MODELS:
             if self.machine.loading(model_id) and model_id not in self.outstanding:
                 assert self.wanted_ms is not None

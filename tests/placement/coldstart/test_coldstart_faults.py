@@ -315,8 +315,8 @@ def test_an_answer_of_another_version_is_waited_out():
 
 @pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.LASTING])
 def test_what_passes_is_told_with_a_time_and_tried_again_by_the_next_caller(kind):
-    """A passing failure is reported with the time to wait, and the next caller tries again. Trouble of the store is not
-    remembered for a quarter of an hour."""
+    """A passing failure is reported with the time to wait, and the next caller tries again. A failure of the store is
+    not remembered for a quarter of an hour."""
     carrier = asking("a")
     given = carrier.says(events.Failed, text="the store answers 503", kind=kind)
     assert isinstance(given[0], instructions.ForgetRecord)
@@ -396,7 +396,7 @@ def test_a_quarantined_model_is_not_loaded_but_a_copy_that_is_being_made_is_join
 
 
 def test_broken_models_make_no_pod_unhealthy():
-    """No pod becomes unhealthy if a broken model comes before each good one."""
+    """No pod becomes unhealthy if a broken model is loaded before each good model."""
     carrier = Carrier("a", "b")
     for number in range(20):
         carrier.join(model_id=f"bad{number}")
@@ -476,8 +476,8 @@ def test_refusals_become_the_answer_when_no_pod_is_left(refusals, told):
 
 @pytest.mark.parametrize("refusal", [ProblemReason.UNAVAILABLE, ProblemReason.REGISTRY_AWAY, ProblemReason.INTERNAL])
 def test_a_pod_that_is_not_up_to_it_is_passed_over_and_asked_again_later(refusal):
-    """A pod that is not ready for loads is skipped and asked again later. A load cut off by its server's death counts
-    as UNAVAILABLE for that pod and is tried in another."""
+    """A pod that is not ready for loads is skipped and asked again later. If a server's death ends a load, that pod
+    counts as UNAVAILABLE and the load is tried in another pod."""
     carrier = asking("a", "b")
     carrier.says(events.Refused, reason=refusal, text="its server restarts")
     assert sorted(carrier.asked) == ["a", "b"]

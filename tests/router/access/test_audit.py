@@ -65,7 +65,7 @@ def test_the_models_of_a_line_are_bounded(file):
 
 
 def test_a_bulk_request_notes_every_change_and_some_refusals():
-    """All changed models are noted, in lines of bounded length, and of the refused models the first hundred."""
+    """All changed models are noted, in lines of bounded length. Of the refused models, the first hundred are noted."""
     noted = []
     gathering = audit.Gathering(lambda models, result: noted.append((list(models), result)))
     for number in range(250):

@@ -45,7 +45,7 @@ def test_uris_and_dns_names_are_the_callers_names():
 
 
 def test_the_certificate_ends_with_its_validity():
-    """A connection may outlive its certificate; the caller does not."""
+    """A caller's identity ends when the certificate expires, even if the connection lasts longer."""
     now = [certificates.datetime.datetime.now(certificates.datetime.UTC).timestamp()]
     authenticator = ClientCertificates(wall=lambda: now[0])
     credentials = Credentials(b"", header(DNS("a")))
@@ -123,7 +123,8 @@ def test_a_certificate_has_the_grants_of_its_names():
 
 
 def test_a_key_counts_more_than_a_certificate():
-    """A request with both is the key's, and a wrong key is refused even with a valid certificate."""
+    """A request with a key and a certificate is the key's request. A wrong key is refused even with a valid
+    certificate."""
     guard = guard_of_certificates()
     certificate = (XFCC, header(URI(SPIFFE)))
     assert guard.known([certificate, (b"authorization", b"Bearer " + b"k" * 40)]).name == "key:k"
@@ -132,7 +133,7 @@ def test_a_key_counts_more_than_a_certificate():
 
 
 def test_without_an_authority_for_clients_the_header_means_nothing():
-    """Routers that do not verify certificates have no authenticator for them, so a client that sets the header is
+    """Routers that do not verify certificates have no authenticator for them, so a client that sets the header stays
     unknown."""
     authority = Authority(KEYS)
     guard = Guard(authority, mode="required")

@@ -1,4 +1,5 @@
-"""Tokens of service accounts, against a fake Kubernetes API: reviewed by it, or verified by its keys."""
+"""Tokens of service accounts, against a fake Kubernetes API: reviewed by the API, or verified with the cluster's
+keys."""
 
 import asyncio
 
@@ -154,7 +155,7 @@ async def test_a_missing_right_to_review_is_named_in_the_statistics(guard, sourc
 
 
 async def test_the_pods_own_token_is_read_for_each_review(guard, api):
-    """Kubernetes replaces the token of a pod every hour."""
+    """The pod's own token is read from its file for each review, because Kubernetes replaces it every hour."""
     await guard.identified(bearer(api.account_token("a")))
     (api.account / "token").write_text("another.token.of.kubernetes")
     assert (await guard.identified(bearer(api.account_token("b")))).name == "serviceaccount:team-a:b"
@@ -170,7 +171,8 @@ async def test_refused_tokens_do_not_flood_kubernetes(guard, source, api, monkey
 
 
 async def test_a_server_that_ignores_audiences_is_not_believed(api, monkeypatch):
-    """Kubernetes demands that clients check the audiences in the answer."""
+    """A review without the requested audience is not accepted. Kubernetes demands that clients check the audiences in
+    the answer."""
     reviewer = Reviewer(Cluster(api.url, api.account), ("mesh",))
     review = reviewer._judged(201, b'{"status": {"authenticated": true, "user": {"username": "u"}}}')
     assert not review.authenticated

@@ -113,7 +113,8 @@ async def test_a_clock_five_minutes_off_is_a_clear_error(guard, issuer, clock, m
 
 
 async def test_a_token_with_a_new_key_waits_until_the_key_is_read(guard, issuer, file):
-    """Rotation: the new key is published together with the first token that it signs."""
+    """A token that is signed with a new key waits until the key is read. In a rotation, the new key is published
+    together with the first token that it signs."""
     former = issuer.token()
     assert guard.known(bearer(former)).name == "user:anna"
     issuer.rotate()
@@ -136,7 +137,7 @@ async def test_tokens_of_a_key_that_is_not_published_any_more_are_refused(guard,
 
 
 async def test_rotation_over_http_refuses_no_call(clock):
-    """Three rotations while calls are made without a pause, each with a token that was just issued."""
+    """No call is refused during three rotations over HTTP. Each call has a token that was just issued."""
     issuer = FakeIssuer()
     async with IssuerServer(issuer) as server:
         (source,) = assembly.sources(TokenSettings(issuer=issuer.url, audiences=(AUDIENCE,)))
@@ -215,8 +216,8 @@ async def test_garbage_is_refused_unverified_once_too_much_has_failed(guard, tok
 
 
 async def test_unknown_keys_cause_few_readings():
-    """However many tokens name unknown keys, the keys are read only as often as the pauses allow, and a token that was
-    refused for its key causes none for a while."""
+    """However many tokens name unknown keys, the keys are read only as often as the pauses allow. A token that was
+    refused for its key causes no reading for a while."""
     issuer, other = FakeIssuer(), FakeIssuer()
     async with IssuerServer(issuer) as server:
         (source,) = assembly.sources(TokenSettings(issuer=issuer.url, audiences=(AUDIENCE,)))

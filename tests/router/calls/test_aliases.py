@@ -25,7 +25,7 @@ def by_header(core, name, header=b"mm-vmodel-id", method=OTHER):
 
 
 async def model_of(core, pod="a"):
-    """Answers the one call in flight, and returns the model that it was sent to."""
+    """Answers the one call in flight, and returns the model to which it was sent."""
     await until(lambda: any(not sent.over for sent in core.sent(pod)), interval=0.001, why="the call is sent")
     (sent,) = [sent for sent in core.sent(pod) if not sent.over]
     sent.reply()
@@ -33,7 +33,7 @@ async def model_of(core, pod="a"):
 
 
 def series(core, name):
-    """Returns the series of a metric by their labels. A value is a counter's value or a histogram's count."""
+    """Returns the series of a metric by their labels, each with a counter's value or a histogram's count."""
     (metric,) = [one for one in core.counted.snapshot()["metrics"] if one["name"] == name]
     counts = ((tuple(labels), value) for labels, value in metric["series"])
     return {labels: sum(value[0]) if isinstance(value, list) else value for labels, value in counts}
@@ -77,7 +77,7 @@ async def test_a_name_in_a_message_is_the_alias_and_in_a_header_what_the_header_
 
 
 async def test_a_call_with_a_vmodel_header_is_answered_under_the_models_id(core):
-    """As in the predecessor, the model server does not learn of the alias, so the reply has the model's own id."""
+    """As in the predecessor, the model server does not learn about the alias, so the reply has the model's own id."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
     by_header(core, "fraud")
@@ -122,7 +122,7 @@ async def test_an_alias_that_hides_a_cold_model_is_found_by_the_read_for_its_loa
 
 @pytest.mark.parametrize("kind", ["message", "header"])
 async def test_a_name_that_is_neither_is_not_found_after_one_read_for_all(core, kind):
-    """A hundred callers of an unknown name share a read of both keys that began after they came. At most two reads
+    """A hundred callers of an unknown name share one read of both keys, which began after they came. At most two reads
     happen."""
     calls = [core.call("fraud") if kind == "message" else by_header(core, "fraud") for _ in range(100)]
     for call in calls:
@@ -424,7 +424,7 @@ async def test_a_split_whose_models_all_fail_answers_with_the_last_error(core):
 
 
 async def test_a_version_that_was_asked_for_is_not_replaced(core):
-    """A caller that names a version of a split alias gets that version, or its error."""
+    """A caller that names a version of a split alias gets that version, or the error of that version."""
     core.resident("fraud@7", "a")
     core.register("fraud@8")
     core.agents.answers["a"] = fakecalls.failed("bad file")

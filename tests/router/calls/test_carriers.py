@@ -126,7 +126,7 @@ async def test_a_pod_that_goes_before_anything_is_sent_is_not_waited_for(core, c
 
 
 async def test_calls_are_cold_where_they_waited_for_a_load(core, carry):
-    """A call that waited for a load counts as cold, even if it first found a copy that turned out to be gone."""
+    """A call that waited for a load counts as cold, even if it first found a copy that had already gone."""
     resident(core, "a")
     call = carry()
     await play(core, call, "not_here")
@@ -193,8 +193,8 @@ async def test_a_stream_that_has_sent_too_much_is_not_sent_again(core, trouble):
 
 @pytest.mark.parametrize("pieces", [1, 2])
 async def test_a_message_in_pieces_is_sent_again_only_if_its_first_piece_was_all_that_was_sent(core, pieces):
-    """A large message arrives in pieces, of which only the first is kept. Once the second was sent, the call is not
-    sent again, even if the pod has run nothing."""
+    """Of a large message that arrives in pieces, only the first piece is kept. Once the second piece was sent, the call
+    is not sent again, even if the pod has run nothing."""
     resident(core, "a", "b")
     sizes = [streams._KEPT, streams._KEPT + 1][:pieces]
     messages = [bytes([number]) * size for number, size in enumerate(sizes)]
@@ -237,7 +237,8 @@ def _retry_after(call):
 
 
 def test_large_messages_arrive_in_pieces_only_if_they_are_passed_on_unread(core):
-    """A message is needed whole if the id is in it, if it goes to several models, or if the router answers itself."""
+    """A message is needed as a whole if it contains the id, if it goes to several models, or if the router answers
+    itself. Other large messages arrive in pieces."""
     one, several = [(b"mm-model-id", b"m")], [(b"mm-model-id", b"m"), (b"mm-model-id", b"n")]
     core.dispatcher.serve({b"/grpc.health.v1.Health/Watch": lambda call: None})
     forwards = core.dispatcher.forwards

@@ -74,8 +74,8 @@ def test_the_document_of_the_predecessors_controller_is_understood() -> None:
     ],
 )
 def test_defaults(document: str, methods: dict, others: bool) -> None:
-    """By default a listed method has its id in the metadata, an id in a message is a model's, and methods that are not
-    listed are refused."""
+    """By default, a listed method has its id in the metadata, an id in a message is a model's id, and unlisted methods
+    are refused."""
     parsed = dataplane.parse(document)
     assert (dict(parsed.methods), parsed.others) == (methods, others)
 
@@ -169,7 +169,7 @@ def test_an_empty_id_in_the_message_is_refused() -> None:
 
 @pytest.mark.parametrize(("flag", "kind"), [(True, routes.NAME), (False, routes.MODEL)], ids=["vmodel", "model"])
 def test_the_configuration_says_what_an_id_in_a_message_means(flag: bool, kind: int) -> None:
-    """With `vModelId`, an id in a message may be an alias's name. Without, it is a model's."""
+    """With `vModelId`, an id in a message may be an alias's name. Without this setting, it is a model's id."""
     rule = {"idExtractionPath": [1], "vModelId": flag}
     known = adopted(config({PREDICT[1:].decode(): rule, INFER[1:].decode(): rule}))
     assert asked(known, PREDICT, PredictRequest(model_name="a")) == ("a", kind)
@@ -177,7 +177,7 @@ def test_the_configuration_says_what_an_id_in_a_message_means(flag: bool, kind: 
 
 
 def test_methods_that_are_not_listed_are_refused_unless_others_are_allowed() -> None:
-    """A method that is not listed is refused, V2's included, unless `allowOtherRpcs` allows it."""
+    """An unlisted method, even one of V2, is refused unless `allowOtherRpcs` allows it."""
     rules = {PREDICT[1:].decode(): {}}
     closed, open_ = adopted(config(rules)), adopted(config(rules, others=True))
     for name in (OTHER, INFER):
@@ -196,8 +196,8 @@ def test_no_configuration_opens_the_servers_own_management() -> None:
 
 
 def test_v2_keeps_its_versions_under_a_configuration() -> None:
-    """A V2 method that the configuration lists with its usual path still has its version, and may still be sent
-    again."""
+    """A V2 method that the configuration lists with its usual path still has its version, and its calls may still be
+    sent again."""
     known = adopted(json.dumps(CONTROLLERS))
     method = known.method(INFER)
     assert method.safe

@@ -13,7 +13,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 
 @given(made())
 def test_the_string_at_any_path_of_any_message_is_the_one_that_protobuf_reads(one: Made):
-    """In messages of any type, the string at any path is read as protobuf reads it, and a missing one is missing."""
+    """In messages of any type, the string at any path is read as protobuf reads it. A missing string is reported as
+    missing."""
     assert fieldpath.extract(one.encoded, one.path) == one.text
     assert fieldpath.extract(b"12345" + one.encoded, one.path, 5) == one.text
 
@@ -33,7 +34,7 @@ def test_the_first_field_of_a_request_is_read(name, version, tensors, blob):
 @given(name=TEXT, version=TEXT, more=st.booleans())
 def test_name_and_version_of_a_v2_request_are_read_together(name, version, more):
     """The name and the version of a V2 request are read as protobuf's encoders write them, whatever their lengths and
-    even if one is left out."""
+    even if one of the two is left out."""
     request = inference_pb2.ModelInferRequest(model_name=name, model_version=version)
     if more:
         request.id = "7"
@@ -100,7 +101,8 @@ def test_any_bytes_give_a_string_nothing_or_a_value_error(message, path, start):
 
 @given(st.binary(max_size=40), st.binary(max_size=40))
 def test_cut_anywhere_it_never_reads_beyond(name, rest):
-    """A message that is cut off within the field is refused. It is never read short or beyond its end."""
+    """A message that is cut off within the field is refused. The reader never returns a shortened string and never
+    reads beyond the message's end."""
     message = bytes([0x0A]) + varint(len(name) + 5) + name
     with pytest.raises(ValueError, match="ends beyond"):
         fieldpath.extract(message, (1,))

@@ -1,4 +1,4 @@
-"""Tests of shadows: the calls they get, what is counted, and that callers are not affected."""
+"""Shadows: the calls that they get, what is counted, and that callers are not affected."""
 
 import itertools
 
@@ -157,7 +157,8 @@ async def test_a_shadow_that_hangs_gets_a_few_calls_and_then_a_pause(core, monke
 
 
 async def test_a_shadow_whose_server_dies_gets_a_pause(core):
-    """The death of a shadow's server counts against the shadow's model like any other. No caller's call is affected."""
+    """The death of a shadow's server counts against the shadow's model as it would for any other model. No caller's
+    call is affected."""
     shadowed(core)
     await answered(core)
     (sent,) = await mirrored(core)
@@ -192,8 +193,8 @@ async def test_a_shadow_that_is_not_there_is_forgotten(core):
 
 
 async def test_a_shadow_that_is_not_loaded_causes_one_load(core):
-    """A hundred calls of an alias whose shadow is not loaded request one load of it and are not mirrored. None of them
-    waits."""
+    """A hundred calls of an alias whose shadow is not loaded request one load of the shadow and are not mirrored. No
+    call waits."""
     core.resident("fraud@8")
     core.register("fraud@9")
     core.alias("fraud", "fraud@8", mirror=SHADOW)

@@ -1,4 +1,4 @@
-"""The model that a call is for, by the predecessor's rules and texts, and the metadata passed on in both directions."""
+"""The model that a call is for, by the predecessor's rules and texts, and the metadata that pass in both directions."""
 
 import base64
 import gzip
@@ -224,7 +224,7 @@ def test_what_clients_invent_is_not_remembered_without_bounds():
 
 def test_a_name_seen_before_is_the_same_again():
     """A message's name and version are read the same each time, also from messages that begin alike: with a version
-    after the name, with a longer name, or with another field between the two."""
+    after the name, with a longer name, or with another field between name and version."""
     known = routes.Routes()
     method = known.method(INFER)
 

@@ -62,7 +62,8 @@ def results(call):
 
 @pytest.mark.parametrize("headers", [of, in_binary], ids=["plain", "binary"])
 async def test_each_model_answers_and_the_replies_are_merged(core, calling, headers):
-    """A call with three ids is made of each model with the same request, and the reply is the merge of theirs."""
+    """A call with three ids is sent to each model with the same request, and the reply is the merge of their
+    replies."""
     for name in "abc":
         core.resident(name, "a")
     call = calling([*headers("a", "b", "c"), (b"own-header", b"1"), (b"mm-required", b"none")])
@@ -77,8 +78,8 @@ async def test_each_model_answers_and_the_replies_are_merged(core, calling, head
 
 
 async def test_the_replies_are_joined_in_the_order_of_the_ids(core, calling):
-    """The encoded replies are concatenated in the order of the ids, whichever model answers first. An id that stands
-    twice is called twice."""
+    """The encoded replies are concatenated in the order of the ids, whichever model answers first. A model whose id
+    occurs twice is called twice."""
     for name in "ab":
         core.resident(name, "a")
     call = calling(of("b", "a", "b"))
@@ -185,14 +186,14 @@ async def test_the_deadline_is_that_of_each_call(core, calling):
 
 
 class TestFewAtOnce:
-    """Calls with more ids than may be called at the same time."""
+    """Calls with more ids than models may be called at the same time."""
 
     @pytest.fixture
     def settings(self):
         return RouterSettings("router", multi_parallelism=2, max_message=100)
 
     async def test_no_more_are_in_flight_than_allowed(self, core, calling):
-        """The next model is called when one of those in flight has answered."""
+        """The next model is called when one of the calls in flight was answered."""
         for name in "abcd":
             core.resident(name, "a")
         call = calling(of("a", "b", "c", "d"))
@@ -204,7 +205,7 @@ class TestFewAtOnce:
         assert set(results(await core.answered(call))) == {"a", "b", "c", "d"}
 
     async def test_replies_that_are_too_large_together_are_refused(self, core, calling):
-        """Replies that together exceed `--max-message` fail the call, and none is kept beyond that."""
+        """Replies that together exceed `--max-message` fail the call, and no reply beyond the limit is kept."""
         for name in "abcd":
             core.resident(name, "a")
         call = calling(of("a", "b", "c", "d"))
@@ -217,7 +218,7 @@ class TestFewAtOnce:
 
 
 async def test_merged_headers_are_bounded(core, calling):
-    """Equal headers of several replies are passed on once, and no more of them than a client accepts."""
+    """Equal headers of several replies are passed on once, and no more headers than a client accepts."""
     for name in "ab":
         core.resident(name, "a")
     call = calling(of("a", "b"))
@@ -230,7 +231,7 @@ async def test_merged_headers_are_bounded(core, calling):
 
 
 async def test_a_stream_cannot_go_to_several_models(core):
-    """Several ids need a request of one message."""
+    """A call with several ids must have a request of exactly one message."""
     for messages in ([], [FRAME, FRAME]):
         call = StreamCall(PREDICT, of("a", "b"), messages)
         core.dispatcher.dispatch(call)
@@ -242,7 +243,7 @@ async def test_a_stream_cannot_go_to_several_models(core):
 
 
 async def test_an_id_in_the_message_beats_several_in_headers(core):
-    """For a method whose message has the id, several ids in headers do not matter."""
+    """For a method whose message contains the id, several ids in headers are ignored."""
     core.resident("m", "a")
     for call in (
         FakeCall(headers=of("x", "y"), frame=core.frame("m")),

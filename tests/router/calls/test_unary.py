@@ -41,8 +41,8 @@ def where(core, *pods):
 
 
 async def test_a_hit_is_sent_at_once_and_its_reply_comes_back_as_it_came(core):
-    """A hit is forwarded without a task or a read of etcd. The reply comes back unchanged, and neither direction has
-    headers of ours."""
+    """A hit is forwarded without a task or a read of etcd. The reply comes back unchanged, and Mesh's own headers
+    appear in neither direction."""
     resident(core)
     headers = [(b"x-trace", b"1"), (b"mesh-copy", b"forged"), (b"mm-model-id", b"forged"), (b"user-agent", b"u")]
     call = core.call(headers=headers)
@@ -293,8 +293,8 @@ async def test_a_call_whose_reply_had_begun_is_not_tried_again(core):
 
 
 async def test_a_model_in_whose_calls_two_servers_die_gets_no_third(core):
-    """After two servers died in a model's calls, no caller's call of that model is retried on a third. Later calls read
-    the record first."""
+    """After two servers died during a model's calls, no call of that model is retried in a third server. Later calls
+    read the record first."""
     resident(core, "a", "b", "c")
     calls = [core.call() for _ in range(3)]
     sent = {pod: core.sent(pod)[0] for pod in "abc"}
@@ -372,8 +372,8 @@ async def test_a_request_that_ends_after_its_message_is_held_against_deaths_too(
 
 
 async def test_a_router_that_has_lost_nothing_is_told_by_the_copy(core):
-    """A router that saw no death learns of it from a copy that was loaded after one, and reads the record before it
-    calls that copy."""
+    """A router that saw no death learns of it from a copy that was loaded after the death. The router then reads the
+    record before it calls that copy."""
     died_in(core, core.frame(payload=b"poison"))
     core.world.pod("a")
     core.agents.answers["a"] = fakecalls.loaded(blamed=True)
@@ -505,7 +505,7 @@ async def test_what_must_be_verified_and_is_registered_anew_is_loaded(core):
 @pytest.mark.parametrize(("digest", "answers"), [("", True), ("d" * 64, False)])
 async def test_content_that_was_replaced_does_not_answer_unproven(core, digest, answers):
     """Once the next generation was loaded somewhere, replaced content does not answer a call that must be verified.
-    Until then it does, because there is nothing else to answer from."""
+    Before that it answers, because no other copy exists."""
     resident(core)
     core.agents.answers["a"].loaded.generation = 1
     call = core.call()
@@ -562,8 +562,8 @@ async def test_a_probe_that_breaks_does_not_make_etcd_away_for_ever(core, monkey
 
 
 async def test_a_pod_that_knows_better_has_the_record_read_until_etcd_answers(core):
-    """A pod that reaches etcd rejects a router's claim that etcd is unavailable. It has the record read until etcd
-    answers the router too, because not everybody notices etcd's return at once."""
+    """A pod that reaches etcd rejects a router's claim that etcd is unavailable. The router reads the record until etcd
+    answers it too, because processes do not all notice etcd's return at once."""
     resident(core)
     core.etcd.away = True
     call = core.call()

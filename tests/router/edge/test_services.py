@@ -25,7 +25,7 @@ class Host:
         return self.reason
 
     def pod(self, name, state):
-        """Puts a pod into the view. With None, only copies of the pod are known."""
+        """Puts a pod into the view. If `state` is None, only copies of the pod are known."""
         self.pods[name] = types.SimpleNamespace(record=state and types.SimpleNamespace(state=state))
 
     def handler(self, call):

@@ -31,7 +31,7 @@ from tests.support.waiting import until
 
 @dataclass
 class Town:
-    """Management and a leader's care on a real etcd. Pods are mere keys, and agents do as the test says."""
+    """Management and a leader's fencing on a real etcd. Pods are mere keys, and agents do as the test says."""
 
     etcd: Etcd
     keys: Keys
@@ -86,7 +86,8 @@ class Town:
         self.view.lives.ended.update(ended)
 
     async def look(self) -> None:
-        """Lets the leader look twice, because it first notes what it then uses, and updates the view each time."""
+        """Lets the leader look twice, because the second look uses what the first one notes. Updates the view each
+        time."""
         for _ in range(2):
             await self.see()
             await self.lives.look()
@@ -215,8 +216,8 @@ async def test_an_id_waits_for_a_pod_that_held_it_and_is_cut_off(town, order):
 
 
 async def test_the_same_registration_does_not_wait(town):
-    """Registering the same content again does not wait for the old copy, because both give the same answers. Another
-    digest makes it other content."""
+    """Registering the same content again does not wait for the old copy, because both copies give the same answers.
+    Another digest makes it other content."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.management.unregister("m")

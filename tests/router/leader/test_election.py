@@ -1,4 +1,4 @@
-"""The election of one leader at a time, on a real etcd. Successors follow, and a leader that loses its lease stops at
+"""The election of one leader at a time, on a real etcd: successors follow, and a leader that loses its lease stops at
 once."""
 
 import asyncio

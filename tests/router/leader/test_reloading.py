@@ -279,7 +279,8 @@ async def test_a_pod_that_has_died_in_the_middle_holds_nothing_up(mesh):
 
 
 async def test_a_pod_that_does_not_answer_for_long_is_told_of(mesh, monkeypatch):
-    """A pod that does not answer the leader for long during a reload is logged, and asked again after a pause."""
+    """A pod that does not answer the leader for long during a reload is named in the log, and asked again after a
+    pause."""
     monkeypatch.setattr(reloading, "PATIENCE", 0.0)
     monkeypatch.setattr(reloading, "REST", 0.0)
     mesh.pod("a")

@@ -269,8 +269,8 @@ async def test_a_pod_that_leaves_is_emptied(world):
 
 
 async def test_a_key_that_says_nothing_is_tidied_up(world):
-    """The key for a model's limits is deleted if the model has no limits or is not registered. That takes two looks, in
-    case the limits are just being set."""
+    """The key for a model's limits is deleted if the model has no limits or is not registered. The deletion takes two
+    looks, in case the limits are just being set."""
     await world.register("m")
     for name in ("m", "gone"):
         await world.etcd.put(world.keys.want(name), b"")
@@ -353,7 +353,7 @@ async def test_a_quarantined_or_failing_model_is_not_preloaded(world):
 
 
 async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
-    """A pod in which all loads fail gets no more of them after a few, although it is empty and would always be
+    """A pod in which all loads fail gets no more loads after the first few, although it is empty and would always be
     chosen."""
     world.agents.broken = {"a"}
     for name in ("b", "c"):  # fuller than the broken one

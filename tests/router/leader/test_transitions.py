@@ -1,4 +1,4 @@
-"""Tests of the leader's moves of vmodels, with a real etcd that feeds a real view, and fake agents."""
+"""The leader's moves of vmodels, with a real etcd that feeds a real view, and fake agents."""
 
 import asyncio
 import json

@@ -52,7 +52,8 @@ async def test_a_call_of_a_model_without_a_copy_has_it_loaded_and_goes_through(c
 
 
 async def test_a_call_waits_for_the_only_pod_of_its_type_to_come_back(core):
-    """While the only pod that takes a type restarts, the other pods are no reason to refuse its models for good."""
+    """While the only pod that takes a type restarts, calls of the type's models wait, although other pods are
+    available."""
     core.register()
     core.world.pod("other", types=("sklearn",))
     core.world.pod("a", types=("onnx",))
@@ -68,7 +69,7 @@ async def test_a_call_waits_for_the_only_pod_of_its_type_to_come_back(core):
 
 
 async def test_a_type_that_no_pod_took_lately_is_refused_at_once(core):
-    """A pod of another type that has gone gives no hope."""
+    """If the pod that has gone took another type, a call of the model is refused at once."""
     core.register()
     core.world.pod("other", types=("sklearn",))
     core.world.pod("gone", types=("xgboost",))
@@ -219,8 +220,8 @@ async def test_a_claim_of_a_former_life_is_not_joined(core):
 
 
 async def test_the_claim_of_a_dead_pod_is_waited_for(core):
-    """Callers wait until a dead pod's claim ends with its lease. Then another pod loads the model, and the callers
-    notice nothing."""
+    """Callers wait until a dead pod's claim ends with its lease. Then another pod loads the model, and the calls
+    succeed."""
     core.rules(pause_ms=5)
     core.register()
     core.world.pod("dead")
@@ -314,8 +315,8 @@ async def test_refusals_become_the_answer_when_nobody_is_left(core, answers, rea
 
 
 async def test_a_model_that_fits_nowhere_is_tried_once(core):
-    """A model that fits nowhere is tried once and its measured size is recorded. No call asks a pod of that size again.
-    A router with an older record is corrected by the first pod that it asks."""
+    """A model that fits nowhere is tried once and its measured size is recorded. Afterwards no call asks a pod of that
+    size. A router with an older record is corrected by the first pod that it asks."""
 
     def answer(request):
         if not request.host_bytes:
@@ -490,8 +491,8 @@ async def test_a_failure_in_one_pod_is_tried_in_another(core):
 
 
 async def test_a_pod_in_which_everything_fails_gets_no_more_loads(core):
-    """A pod in which all loads fail gets no more of them, although it is empty and would be chosen first. Its failures
-    do not count against the models."""
+    """A pod in which all loads fail gets no more loads, although it is empty and would be chosen first. Its failures do
+    not count against the models."""
     core.world.pod("broken", capacity=1 << 50)
     core.world.pod("well", capacity=1 << 30)
     core.agents.answers = {"broken": fakecalls.failed("no such device"), "well": GO_ON}
@@ -570,7 +571,8 @@ async def test_a_failure_is_void_once_its_pods_secret_has_changed(core):
 
 
 async def test_a_clock_that_is_ahead_does_not_prolong_a_failure(core, passes):
-    """A clock that is ahead does not prolong a failure, because its pause begins when the router first reads of it."""
+    """A clock that is ahead does not prolong a failure, because the pause begins when the router first reads about the
+    failure."""
     one_pod(core)
     (failure,) = core.failed_in("a", ago_ms=-3_600_000)
     core.register(failures=(replace(failure, kind=FailureKind.PASSING),))
@@ -716,7 +718,7 @@ async def test_a_load_later_than_expected_refuses_nobody(core):
 
 
 class TestBounds:
-    """The bounds of waiting: calls and bytes for each model and in total, and time."""
+    """The bounds of waiting: calls, bytes and time, for each model and in total."""
 
     @pytest.fixture
     def settings(self):
@@ -756,7 +758,7 @@ class TestBounds:
         third.cancel()
 
     async def test_time(self, core):
-        """No call waits forever, even without a deadline. The load continues after the call has given up."""
+        """No call waits forever, even without a deadline. The load continues after its caller's wait has ended."""
         one_pod(core)
         held(core)
         call = await core.answered(core.call())
@@ -820,8 +822,8 @@ async def test_a_call_that_joins_makes_the_load_urgent(core):
 
 
 async def test_a_call_that_joins_later_makes_the_load_urgent_at_the_agent(core):
-    """A call that joins a load without a caller makes the load urgent. The agent is told so once, and does not load
-    twice."""
+    """A call that joins a load without a caller makes the load urgent. The agent is told so once, and does not load the
+    model twice."""
     one_pod(core)
     done = held(core)
     quiet = asyncio.create_task(core.coldstart.load("m", idle_ms=3_600_000))

@@ -60,7 +60,7 @@ def served(guard):
 
 
 async def code_of(handlers, name, message, key):
-    """Calls a method and returns its status. INTERNAL says that the request has reached its handler."""
+    """Calls a method and returns its status. INTERNAL shows that the request has reached its handler."""
     headers = [] if key is None else [(b"authorization", b"Bearer " + key.encode())]
     call = FakeCall(name, headers, framing.pack(message.SerializeToString()))
     handlers[name](call)
@@ -114,7 +114,8 @@ async def test_the_target_of_a_vmodel_is_noted(tmp_path):
 
 @pytest.mark.parametrize(("holder", "seen"), [("scoped", False), ("read", True)])
 async def test_the_status_of_a_vmodel_hides_models_that_the_caller_may_not_read(holder, seen):
-    """Errors and copies of a model are for callers with a right to the model. Its state is part of the vmodel's."""
+    """Errors and copies of a model are shown only to callers who may read the model. The model's state is part of the
+    vmodel's status."""
     copy = CopyInfo("pod-1", ModelStatus.LOADED, 5)
     other = StatusInfo(ModelStatus.LOADED, ("a secret path",), (copy,))
     info = VModelInfo("team/live", VModelRecord(owner="", active="other", target="other"), other)

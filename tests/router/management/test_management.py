@@ -184,7 +184,7 @@ DIGEST = "ab" * 32
 
 async def test_a_digest_is_part_of_a_registration_that_names_it(desk):
     """A digest in a registration is recorded in lower case. Registering again without a digest changes nothing. Another
-    digest is refused, and so is a first one for a registration without, because nothing would check it."""
+    digest is refused. A first digest for an existing registration is refused too, because nothing would check it."""
     await desk.management.register("m", "onnx", "p", sha256=DIGEST.upper())
     assert (await desk.record()).sha256 == DIGEST
     assert not (await desk.management.register("m", "onnx", "p")).created
@@ -219,7 +219,7 @@ async def test_the_recency_of_a_new_model(desk, given, load_now, expected):
 
 
 async def test_an_existing_model_only_becomes_much_more_recent(desk):
-    """An existing model's last use is rewritten only if the new one is later by more than an hour."""
+    """An existing model's last use is rewritten only if the new time is later by more than an hour."""
     await desk.management.register("m", "onnx", last_used_ms=NOW - 5 * HOUR)
     await desk.management.register("m", "onnx", last_used_ms=NOW - 4 * HOUR)
     assert (await desk.record()).last_used_ms == NOW - 5 * HOUR
@@ -388,7 +388,7 @@ async def test_quarantine_is_told_and_released(desk):
 
 @pytest.mark.parametrize("path", [".", "..", "./m.onnx", "../models/m.onnx", "~/m.onnx"])
 async def test_a_path_relative_to_no_folder_is_refused(desk, path):
-    """Every interface refuses a relative path without a folder to resolve it, and nothing is registered."""
+    """Every interface refuses a relative path without a folder to resolve it against, and registers nothing."""
     with pytest.raises(MeshError) as error:
         await desk.management.register("m", "onnx", path)
     assert error.value.reason is Reason.BAD_REQUEST
@@ -461,8 +461,8 @@ async def test_what_cannot_be_reloaded_says_why(desk):
 
 
 async def test_other_content_than_the_registrations_is_told(desk):
-    """If a model's content is not what it was registered with, that is reported with the way out, for as long as a
-    failure would be. It counts against no pod."""
+    """If a model's content differs from the registered content, the status reports it with the way out for as long as
+    it would report a failure. The difference counts against no pod."""
     await desk.management.register("m", "onnx")
     await desk.change(digest="one", digest_ms=NOW - HOUR, changed="two", changed_ms=NOW)
     status = await desk.management.status("m")
@@ -587,9 +587,9 @@ async def test_many_are_unregistered_in_few_transactions(desk, monkeypatch):
 
 
 async def test_each_of_many_is_unregistered_by_its_own_rules(desk):
-    """When many models are unregistered, each follows its own rules. A model with referents stays, one with copies has
-    them unloaded, and one that a suspect pod may hold is withdrawn there. An impossible id is refused, and the rest are
-    removed."""
+    """When many models are unregistered, each follows its own rules. A model with references stays, one with copies has
+    them unloaded, and one that a suspect pod may hold is withdrawn in that pod. An impossible id is refused, and the
+    rest are removed."""
     desk.pod("a")
     for name in ("free", "named", "loaded", "suspect"):
         await desk.management.register(name, "onnx")

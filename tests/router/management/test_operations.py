@@ -63,7 +63,7 @@ def test_every_method_of_the_service_is_in_the_table():
 
 
 def test_statuses_are_the_predecessors():
-    """Each status can be written into the predecessor's messages by its name."""
+    """Each status can be written into the predecessor's messages under its name."""
     known = pb.ModelStatusInfo.ModelStatus.keys()
     for status in ModelStatus:
         assert status in known

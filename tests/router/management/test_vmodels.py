@@ -155,7 +155,7 @@ async def test_a_model_info_without_attributes_counts_as_absent(desk):
 
 
 async def test_owners(desk):
-    """A request that names an owner must name the recorded one. A request without an owner may change the vmodel
+    """A request that names an owner must name the recorded owner. A request without an owner may change the vmodel
     too."""
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a", owner="me")
@@ -171,7 +171,8 @@ async def test_owners(desk):
 
 
 async def test_the_default_owner_is_an_option(desk):
-    """Vmodels that are created without an owner belong to the default owner. Others do not."""
+    """Vmodels that are created without an owner belong to the configured default owner. Vmodels with an owner keep
+    theirs."""
     desk.management.handlers.vmodels._default_owner = "us"
     await register(desk, "a")
     assert (await set_vmodel(desk, targetModelId="a")).owner == "us"
@@ -345,7 +346,7 @@ async def test_sync_waits_for_the_end_of_a_move(desk):
 
 
 async def test_a_wait_is_bounded(desk):
-    """A request that waits too long fails with DEADLINE, but its change has been made."""
+    """A request with `sync` that waits too long fails with DEADLINE, but its change has been made."""
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a")
     await serve(desk, "a", "p")
@@ -422,8 +423,8 @@ async def test_versions_are_kept_and_dropped_with_their_models(desk):
 
 
 async def test_a_new_target_must_be_permitted(desk):
-    """The caller must be allowed to choose the target, also one that the request names by version or not at all. A
-    refused request changes nothing, and a request that keeps the target needs no permission."""
+    """The caller must be allowed to choose the target, even if the request names it by version or not at all. A refused
+    request changes nothing, and a request that keeps the target needs no permission."""
     for version in ("5", "6"):
         await set_version(desk, version)
     asked = []

@@ -22,7 +22,7 @@ def listing(*methods: bytes) -> str:
 
 
 class Way:
-    """A file, its reader in the pod, and a worker that follows it."""
+    """A configuration file, its reader in the pod, and a worker that follows the reader."""
 
     def __init__(self, folder: Path, path: Path | None, text: str = "") -> None:
         self.published = folder / "published.json"
@@ -114,7 +114,7 @@ def test_a_config_map_is_replaced_by_its_link(tmp_path: Path) -> None:
     ],
 )
 def test_a_content_that_cannot_be_used_keeps_the_former_one(tmp_path: Path, path: Path, content, says: str) -> None:
-    """A content that cannot be used is logged once and shown, and the former one stays in force, also for workers that
+    """A content that cannot be used is logged once and shown. The former content stays in force, also for workers that
     start later. The next usable content takes effect."""
     way = Way(tmp_path, path)
     registry = metrics.Registry()

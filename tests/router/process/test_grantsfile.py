@@ -26,7 +26,7 @@ def as_json(**grants: object) -> str:
 
 
 class Way:
-    """A file, its reader in the pod, and a worker that follows it."""
+    """A file of grants, its reader in the pod, and a worker that follows the reader."""
 
     def __init__(self, folder: Path, path: Path | None) -> None:
         self.published = folder / "published.json"
@@ -59,7 +59,8 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_the_grants_of_the_file_add_to_those_in_etcd(tmp_path, path):
-    """Grants of the file and of etcd both apply, even under one name, and a change of either keeps the other."""
+    """Grants of the file and of etcd both apply, even under one name. A change in one source keeps the grants of the
+    other."""
     way = Way(tmp_path, path)
     assert (way.allowed("fraud/de"), way.allowed("team/x"), way.allowed("other")) == (True, True, False)
     path.write_text(as_json(team={"role": "infer", "models": ["other"], "to": ["everyone"]}))
@@ -97,8 +98,8 @@ def test_without_a_file_there_is_nothing_to_follow(tmp_path):
     ],
 )
 def test_a_file_with_a_mistake_keeps_the_former_one(tmp_path, path, content, says):
-    """A mistake in one grant refuses the whole file. It is logged once, with the age of what applies, and shown. A
-    worker that starts meanwhile has the former grants too."""
+    """Because of a mistake in one grant, the whole file is refused. The mistake is logged once, with the age of the
+    grants that apply, and shown. A worker that starts meanwhile has the former grants too."""
     way = Way(tmp_path, path)
     registry = metrics.Registry()
     way.file.follow(registry)

@@ -69,7 +69,7 @@ class Router(Program):
 
 @pytest.fixture
 def a_router(tmp_path, etcd_server, keys):
-    """Yields a function that starts routers. In the end kills those that still run, and prints the end of their
+    """Yields a function that starts routers. At the end, kills those that still run, and prints the last part of their
     output."""
     made = []
 
@@ -105,7 +105,7 @@ async def served(channel):
 
 
 async def who_hangs_is_replaced(router, channel):
-    """Stops all workers and Envoy by a signal. Checks that they are replaced and that the router is not ready until
+    """Stops all workers and Envoy with a signal. Checks that they are replaced, and that the router is not ready until
     then."""
     stopped = [*router.workers, *(pid for pid in children(router.pid) if "envoy" in command(pid).split()[0])]
     assert len(stopped) == 3
@@ -222,14 +222,14 @@ async def test_a_router_is_not_live_where_nothing_has_served_for_long(tmp_path, 
 
 
 async def test_management_on_a_port_of_its_own(a_router):
-    """With a port for management, the other port serves none, over gRPC or REST, whatever the path looks like. Both
-    serve inference and health."""
+    """With a port for management, the other port serves no management, over gRPC or REST, whatever the path looks like.
+    Both ports serve inference and health."""
     port = free_port()
     router = a_router("--management-listen", f"127.0.0.1:{port}")
     await router.ready()
 
     async def asked(port, target):
-        """Returns the status of a request whose target is sent as it is."""
+        """Returns the status of a request whose target is sent unchanged."""
         return (await answered(port, target))[0]
 
     async def answered(port, target):

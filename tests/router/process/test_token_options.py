@@ -1,4 +1,4 @@
-"""The options about tokens: what is refused at the start, with the way out, and what the settings become."""
+"""The options for tokens: which of them are refused at the start, with the way out, and which settings result."""
 
 import dataclasses
 import re

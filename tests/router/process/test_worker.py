@@ -105,8 +105,8 @@ async def test_an_id_registered_anew_never_answers_from_its_former_life(etcd, et
 
 
 async def test_a_pod_that_dies_without_a_word(etcd, etcd_server, keys):
-    """When a pod has died silently, no other pod may load its models until its lease ends. The call waits for that and
-    is then served."""
+    """When a pod has died silently, no other pod may load its models until its lease ends. A call waits until then and
+    is served."""
     async with (
         FakePod("a", etcd, keys) as a,
         FakePod("b", etcd, keys) as b,
@@ -151,8 +151,8 @@ async def test_every_lease_lost_at_once_costs_nothing(etcd, etcd_server, keys):
 
 
 async def test_a_suspect_never_answers_for_a_model_that_was_unregistered(etcd, etcd_server, keys):
-    """A suspect pod never answers for an unregistered model, even if its agent does not hear of it because it has no
-    lease and cannot be reached. The record counts."""
+    """A suspect pod never answers for an unregistered model, even if its agent cannot learn of the removal because it
+    has no lease and cannot be reached. The record decides."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys, 2) as mesh:
         await mesh.sees("a")
         management = Asked(mesh.processes[0].management)
@@ -409,8 +409,8 @@ async def test_a_draining_worker_says_so_and_finishes_what_it_has(etcd, etcd_ser
 
 
 async def test_no_call_is_taken_before_what_is_where_is_known(run_dir, etcd_server, keys):
-    """A worker that starts while calls arrive, for instance the successor of a dead one, lets them wait until it knows
-    the pods and copies. It does not treat their models as cold."""
+    """A worker that starts while calls arrive, for instance the successor of a dead worker, lets the calls wait until
+    it knows the pods and copies. It does not treat their models as cold."""
     settings = RouterSettings("test", base=keys.base, run_dir=run_dir, etcd=etcd_server.settings)
     listening = sockets.Sockets({kind: settings.socket(kind, 0) for kind in sockets.KINDS})
 

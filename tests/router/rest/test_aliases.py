@@ -74,7 +74,7 @@ MOVES = [
 
 @pytest.mark.parametrize(("document", "request_"), MOVES)
 def test_a_document_is_a_request(document, request_):
-    """A change leaves out what its document leaves out. A null removes a split, a header or a mirror."""
+    """Attributes that a document leaves out stay unchanged. A null removes a split, a header or a mirror."""
     assert aliasdocuments.move_of(document, "a") == request_
 
 

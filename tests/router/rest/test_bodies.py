@@ -1,5 +1,5 @@
-"""Bodies over REST: they are refused before they are read, have time limits, and are given up if the client does not
-read."""
+"""Bodies over REST: they are refused before they are read, have time limits, and replies are given up if the client
+does not read."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ async def worker():
 
 
 async def begin(port, head, body=b""):
-    """Begins a request and sends only this part of it."""
+    """Begins a request and sends only this part of the request."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"POST {INFER} HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n".encode() + body)
     return reader, writer

@@ -91,7 +91,7 @@ async def test_replies_become_bodies_as_in_the_worker(converter, binary):
 
 
 async def reply_of(converter, value, size):
-    """Returns the body for a reply with one output of `size` equal numbers, and what it must be."""
+    """Returns the body for a reply with one output of `size` equal numbers, and the expected result."""
     response = pb.ModelInferResponse(model_name="m")
     response.outputs.add(name="a", datatype="INT32", shape=[size])
     response.raw_output_contents.append(np.full(size, value, "<i4").tobytes())
@@ -100,7 +100,7 @@ async def reply_of(converter, value, size):
 
 
 async def test_a_reply_that_is_still_sent_is_not_changed_by_the_next(converter):
-    """A reply in memory that is still being sent does not change, whatever is converted next. Its memory is used again
+    """A reply that is still being sent from memory does not change, whatever is converted next. Its memory is reused
     afterwards."""
     sending = [await reply_of(converter, number, 100_000 - number) for number in range(4)]
     for number in range(3):

@@ -320,8 +320,8 @@ LONG = [pytest.mark.long, pytest.mark.timeout(600)]
     ("tensors", "ids"), [(LARGE, "ab"), pytest.param(LARGEST, "a", marks=LONG)], ids=["100 KB", "10 MB"]
 )
 async def test_large_tensors_are_answered_alike(real, tensors, ids):
-    """A large tensor gives the same tensors over REST and gRPC, wherever its JSON is converted, and also a second time:
-    the form of the first request is then known, and memory is used again."""
+    """A large tensor gives the same tensors over REST and gRPC, wherever its JSON is converted. The same holds for a
+    second request, when the form of the first is known and memory is reused."""
     for name, array, form in tensors:
         for again in ids:
             data = None if form.get("binary_in") else array.tolist()

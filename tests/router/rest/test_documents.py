@@ -97,7 +97,7 @@ def test_shared_memory_is_refused_by_its_name(where, name):
 
 
 def framed(message, raws):
-    """Returns the message that a model server reads from the frame of these parts."""
+    """Returns the message that a model server reads from a frame of these parts."""
     return pb.ModelInferRequest.FromString(
         framing.unpack(documents.framed(message.SerializeToString(), raws), limit=1 << 30)
     )

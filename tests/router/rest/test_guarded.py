@@ -94,7 +94,7 @@ async def ask(http, method, path, *, key=None, body=None, headers=None):
 
 
 def named(route):
-    """Returns the name on which a request of a route is decided, for the name `team/x` or the prefix `team/`."""
+    """Returns the name for which a request of a route is authorised, for the name `team/x` or the prefix `team/`."""
     if route.operation in (operations.LIST, operations.LIST_VMODELS):
         return "team/*"
     return "team/x" if route.operation.noun in (Noun.MODEL, Noun.VMODEL) else "*"
@@ -141,8 +141,8 @@ async def test_management_asks_and_inference_does_not(http, mode):
 
 
 async def test_each_path_of_v2_is_asked(http):
-    """Health answers everybody, because probes have no key. Every other path needs a known caller, an unknown one
-    too."""
+    """Health checks are answered for everybody, because probes have no key. Every other path, even an unknown one,
+    needs a known caller."""
     for path in ("/v2/health/live", "/v2/health/ready"):
         assert (await ask(http, "GET", path))[0] == 200
     for method, path in (
@@ -213,7 +213,7 @@ async def test_a_request_waits_until_its_caller_is_identified(http, worker):
 
 
 async def waits_for_its_caller(http, worker):
-    """Requests of callers who cannot be identified at once wait, and are decided then."""
+    """Requests of callers who cannot be identified at once wait, and are decided once the caller is known."""
     slow = SlowTokens()
     grants = {"a": ("infer", ["m"], ["user:anna"])}
     guard = guard_of("required", {}, grants, others=[slow])
@@ -287,7 +287,8 @@ async def test_a_rollback_needs_a_right_to_the_version_that_it_chooses(http, wor
 
 
 async def test_the_status_of_an_alias_hides_models_that_the_caller_may_not_read(http, worker):
-    """The owner of an alias sees the ids and states of its models, and errors and copies only of readable ones."""
+    """The owner of an alias sees the ids and states of its models, but errors and copies only of models that the owner
+    may read."""
     path = "/mesh/v1/aliases/team%2Flive"
     alias_to(worker, "other")
     assert (await ask(http, "GET", path, key=KEYS["scoped"]))[1]["models"] == [{"id": "other", "status": "LOADED"}]
@@ -303,7 +304,8 @@ async def test_an_explanation_names_only_models_that_the_caller_may_read(http):
 
 @pytest.mark.parametrize("holder", ["nobody", "read", "infer"])
 async def test_a_caller_who_may_register_nothing_begins_no_import(http, worker, holder):
-    """Such a caller is refused before the body is read, and so cannot hold one of the few places with a slow body."""
+    """A caller who may register nothing is refused before the body is read, and so cannot hold one of the few places
+    for slow bodies."""
     endless = asyncio.Event()
 
     async def body():
@@ -369,7 +371,7 @@ async def test_bad_requests_about_keys_and_grants(http, method, path, body, why)
 
 
 async def test_the_statistics_say_how_callers_are_identified(http):
-    """The doctor reads these."""
+    """The statistics, which the doctor reads, say how callers are identified."""
     _, answer = await ask(http, "GET", "/mesh/v1/stats", key=KEYS["read"])
     assert answer["auth"]["mode"] == "required"
     assert [one["kind"] for one in answer["auth"]["callers"]] == ["admin", "tokens", "keys"]
@@ -390,7 +392,7 @@ async def test_a_caller_learns_what_it_may_do(http):
 @pytest.mark.parametrize("carrier", ["aiohttp", "plain", "envoy"])
 async def test_a_client_cannot_set_the_header_of_a_certificate(worker, carrier, request):
     """Envoy removes the header in which it would describe a client's certificate, so a client that sends it is unknown.
-    Only what stands behind Envoy believes the header."""
+    Only servers behind Envoy trust the header."""
     others = [ClientCertificates()]
     worker.guard = guard_of("required", KEYS, {"s": ("admin", ["*"], ["cert:scorer"])}, others=others)
     forged = certificates.forwarded(certificates.Authority().issue(DNSName("scorer"))).decode()
@@ -438,8 +440,8 @@ async def watched(trail, worker, carrier, request):
 
 @pytest.mark.parametrize("carrier", ["aiohttp", "envoy"])
 async def test_each_change_has_a_line_with_its_caller_and_outcome(watched, trail, carrier):
-    """Changes have a line, refused ones too, and reads have none. The client's address is what the edge says, not what
-    the client claims."""
+    """Each change has a line, even if it was refused, and reads have none. The client's address is the one that the
+    edge reports, not the one that the client claims."""
     forged = {"mesh-peer": "10.9.9.9"} if carrier == "envoy" else {}
     model = {"type": "onnx", "path": "/a"}
     for key, method, path, body in (
@@ -511,7 +513,8 @@ async def test_the_targets_of_an_alias_are_noted(watched, told, worker):
 
 @pytest.mark.parametrize("carrier", ["aiohttp"])
 async def test_what_is_refused_before_the_caller_is_known_has_a_line_without_name(watched, told, worker):
-    """Requests that a web page may have sent, and those that come before keys could be read, have a line too."""
+    """Requests that a web page may have sent, and requests that arrive before keys could be read, have a line without a
+    name."""
     path = "/mesh/v1/models/team%2Fx"
     foreign = {"Origin": "https://example.com"}
     await ask(watched, "DELETE", path, key=KEYS["scoped"], headers=foreign)

@@ -233,8 +233,8 @@ async def test_a_model_servers_error_is_passed_on(http, worker, code, status, na
 
 
 async def test_details_of_somebody_else_do_not_change_the_status(http, worker):
-    """Error details of a model server that look like ours do not change the status, because ours count only together
-    with their code."""
+    """Error details that a model server sends in the form of Mesh do not change the status, because these details count
+    only together with their own code."""
 
     def answer(call):
         error = MeshError(Reason.NOWHERE, "x")
@@ -288,8 +288,8 @@ async def test_a_reply_in_parts_is_a_reply(http, worker):
 
 
 async def test_headers_become_metadata(http, worker):
-    """A client's headers are passed on as metadata, without those of HTTP and of the mesh. The authorization is for the
-    dispatcher, which does not pass it on."""
+    """A client's headers are passed on as metadata, without those of HTTP and of the mesh. Only the dispatcher gets the
+    authorization, and does not pass it on."""
     headers = {
         "X-Tenant": "a",
         "mm-balanced": "true",

@@ -88,7 +88,7 @@ async def test_unknown_attributes_of_a_model_are_refused_by_name(http, path, wor
 
 
 async def test_an_unknown_attribute_of_a_load_is_refused(http, path, worker):
-    """A load has only the attribute `sync`. Others are refused by name."""
+    """The only attribute of a load is `sync`. Others are refused by name."""
     await worker.management.add("m", "t", "/m", "")
     async with http.post(path("models/m/load"), json={"wait": True}) as answer:
         assert answer.status == 400
@@ -218,7 +218,7 @@ async def test_secrets_of_older_registrations_are_masked_wherever_they_are_shown
 
 
 async def test_a_reload_is_asked_for(http, path, worker):
-    """A reload request begins the next generation. For an id that is not registered it gets 404."""
+    """A reload request begins the next generation. For an unregistered id, it is answered with 404."""
     await worker.management.add("a/b", "t", "", "")
     async with http.post(path("models/a%2Fb/reload")) as answer:
         assert (answer.status, (await answer.json())["generation"]) == (200, 1)
@@ -316,8 +316,8 @@ async def test_import_registers_and_reports_bad_lines_one_by_one(http, worker):
 
 
 async def test_an_import_tells_which_types_no_pod_takes(http, worker, monkeypatch):
-    """The last line counts the registered models of each type that no pod takes, new ones and existing ones. The number
-    of types is bounded, because a caller may send a new one in each line."""
+    """The last line of an import counts the registered models of each type that no pod takes, new and existing models
+    alike. The number of types is bounded, because a caller may send a new type in each line."""
     odd = [{"id": f"m{number}", "type": "odd"} for number in range(3)]
     body = ndjson({"id": "a", **MODEL}, *odd, odd[0], {"id": "", "type": "odd"}, {"id": "b", "type": "oddest"})
     async with http.post(IMPORT, data=body) as answer:
@@ -413,8 +413,8 @@ async def test_many_bad_lines_are_counted_but_not_all_told(http):
 
 
 async def test_import_takes_every_member_of_a_gzip(http, worker):
-    """An import reads every member of a gzip file, as `cat a.gz b.gz` makes it. It registers everything wherever the
-    members are cut."""
+    """An import reads every member of a gzip file, as `cat a.gz b.gz` produces it. All models are registered, wherever
+    the members are cut."""
     body = ndjson(*({"id": f"m{n}", **MODEL} for n in range(30)))
     cuts = [0, 7, 7, 400, len(body)]
     packed = b"".join(gzip.compress(body[a:b]) for a, b in itertools.pairwise(cuts))
@@ -424,7 +424,7 @@ async def test_import_takes_every_member_of_a_gzip(http, worker):
 
 
 async def test_an_import_of_which_nothing_is_a_model_ends_soon(http):
-    """An import of 2 KB of gzip ends soon, although it expands to a million lines of which none is a model."""
+    """An import of 2 KB of gzip ends soon, although it expands to a million lines without a single model."""
     packed = gzip.compress(b"x\n" * 1_000_000)
     async with http.post(IMPORT, data=packed, headers={"Content-Encoding": "gzip"}) as answer:
         *lines, error, last = await told(answer)

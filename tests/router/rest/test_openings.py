@@ -1,4 +1,4 @@
-"""Large binary tensors are read straight into the message, and make the same message as if they were copied."""
+"""Large binary tensors that are read straight into the message, which is the same as if they were copied."""
 
 import asyncio
 import json
@@ -50,14 +50,14 @@ class Carrier:
         call.reply(REPLY)
 
     def send(self, data, cuts=()):
-        """Delivers a request in reads that end at the cuts. Returns the status of the answer."""
+        """Delivers a request in reads that end at the cuts, and returns the status of the answer."""
         before = len(self.transport.written)
         for start, end in zip((0, *cuts), (*cuts, len(data)), strict=True):
             self.deliver(data[start:end])
         return int(bytes(self.transport.written[before:]).split()[1])
 
     def deliver(self, data):
-        """Delivers one read to the protocol that reads now."""
+        """Delivers one read to the protocol that is reading at that moment."""
         while data:
             protocol = self.transport.protocol or self.connection
             if isinstance(protocol, asyncio.BufferedProtocol):
@@ -103,7 +103,7 @@ def contents(seed, size=SIZE):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, SIZE), max_size=5), st.integers(0, 3))
 def test_however_a_body_comes_the_message_is_the_same(cuts, after):
-    """Wherever reads end, a body whose JSON is known makes the message that it makes when its JSON is new."""
+    """Wherever reads end, a body with a known JSON part makes the same message as when the JSON part is new."""
 
     async def scenario():
         carrier = Carrier()
@@ -121,7 +121,7 @@ def test_however_a_body_comes_the_message_is_the_same(cuts, after):
 
 @pytest.mark.parametrize("first", [0, 1, 70_000])
 def test_a_large_tensor_is_read_into_its_message(first):
-    """The message is the memory into which the tensor was read. The body is never converted."""
+    """The memory into which the tensor was read becomes the message. The body is never converted."""
 
     async def scenario():
         carrier = Carrier()
@@ -143,7 +143,7 @@ def test_a_large_tensor_is_read_into_its_message(first):
 
 
 def test_bodies_that_cannot_be_read_into_their_message_are_copied():
-    """A body with two tensors, with an incomplete first read, or with another JSON makes its message by a copy."""
+    """The message is made by a copy if the body has two tensors, an incomplete first read, or another JSON part."""
 
     async def scenario():
         carrier = Carrier()

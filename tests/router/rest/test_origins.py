@@ -109,8 +109,8 @@ async def test_another_origin_is_refused(served, method, origin, allowed):
 )
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 async def test_on_loopback_a_request_has_to_be_for_this_machine(served, method, host, allowed):
-    """On loopback a request must name this machine as its host. Otherwise a page whose name resolves to 127.0.0.1 would
-    have the mesh's own origin."""
+    """On loopback, a request must name this machine as its host. Otherwise a page whose host name resolves to 127.0.0.1
+    would have the mesh's own origin."""
     headers = {"Host": host, "Content-Type": "application/json"}
     status, content = await send(served, method, "models/m", headers, json.dumps(MODEL).encode())
     assert (status != 403) is allowed, content
@@ -164,7 +164,7 @@ async def test_old_clients_that_name_no_host_may_look(served, head):
     ],
 )
 async def test_a_path_with_encoded_fixed_parts_is_unknown(served, worker, path):
-    """A route is only found by its own spelling, because checks read the path as it was sent."""
+    """A route is only found by its own spelling, because authorisation reads the path as it was sent."""
     for method in ("GET", "POST", "PUT", "DELETE"):
         reader, writer = await asyncio.open_connection("127.0.0.1", served)
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Mesh-Request: 1\r\nConnection: close\r\n"
@@ -177,7 +177,7 @@ async def test_a_path_with_encoded_fixed_parts_is_unknown(served, worker, path):
 
 
 async def test_an_encoded_id_is_an_id(served, worker):
-    """The encoding of an id does not matter."""
+    """An id is the same, whether or not it is percent-encoded."""
     headers = {"Content-Type": "application/json"}
     status, _ = await send(served, "PUT", "models/%6D%2Fn", headers, json.dumps(MODEL).encode())
     assert status == 201

@@ -50,7 +50,8 @@ def pair():
 
 
 def test_a_reader_sees_nothing_of_the_messages_before(pair):
-    """A short message in files that hold long secrets is read as the short message only, in both directions."""
+    """After files have held long secrets, the reader of a short message sees only the short message, in both
+    directions."""
     secret = b"secret" * 500_000
     _, paper = pair.exchange(secret, secret)
     paper.close()
@@ -72,8 +73,8 @@ def test_a_reader_sees_nothing_of_the_messages_before(pair):
 )
 @settings(max_examples=examples(40), deadline=None)
 def test_messages_are_what_was_sent_and_stay_so_while_they_are_used(steps):
-    """Whatever sizes follow each other, each message arrives as it was sent, and no later message changes one that is
-    still in use."""
+    """Whatever sizes follow each other, each message arrives as it was sent, and no later message changes a message
+    that is still in use."""
     pair = Pair()
     held = []
     for number, (sent, answered, holds) in enumerate(steps):

@@ -29,7 +29,7 @@ def pieces_of(data, places):
 
 @given(st.binary(max_size=60), st.lists(st.integers(0, 100), max_size=5), st.integers(0, 70), st.integers(0, 70))
 def test_a_cut_is_that_of_the_whole(data, places, start, stop):
-    """A part of a body has the same bytes whatever the pieces in which the body arrived."""
+    """Any part of a body has the same bytes, whatever the pieces in which the body arrived."""
     body = Body(pieces_of(data, places))
     assert body.size == len(data)
     stop = min(max(start, stop), len(data))

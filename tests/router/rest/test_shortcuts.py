@@ -1,4 +1,4 @@
-"""The short way of requests and replies, which gives the same result as the long way or none."""
+"""The shortcuts for requests and replies, each of which gives the same result as the long way, or none."""
 
 import json
 
@@ -49,7 +49,7 @@ MEMBERS = st.fixed_dictionaries(
 
 
 def long_way(body):
-    """Returns the message that the long way makes of a body, or None if it refuses the body."""
+    """Returns the message that the long way makes from a body, or None if it refuses the body."""
     try:
         return documents.decode_request("m", "2", body, None)[0]
     except MeshError:
@@ -91,8 +91,8 @@ def test_plain_requests_take_the_short_way(item):
 
 
 def test_memory_of_inputs_is_bounded():
-    """Names and shapes come from clients, so the memory of them is bounded. When it is full, everything is forgotten
-    and what is in use is learnt again."""
+    """Names and shapes come from clients, so the memory for them is bounded. When the memory is full, everything is
+    forgotten, and names and shapes in use are learnt again."""
     known = shortcuts.Requests()
     for number in range(3 * shortcuts._MAX_KNOWN):
         item = {"name": f"x{number}", "shape": [1], "datatype": "FP32", "data": [1]}
@@ -116,7 +116,7 @@ def reply(arrays, *, request_id="", version="1", typed=False, parameters=False):
 
 
 def long_reply(frame):
-    """Returns the body that the long way makes of a frame, or its refusal."""
+    """Returns the body that the long way makes from a frame, or its refusal."""
     response = pb.ModelInferResponse.FromString(framing.unpack(frame, limit=1 << 20))
     try:
         return b"".join(documents.encode_parts(response, documents.ALL_JSON)[0]), response
@@ -125,7 +125,7 @@ def long_reply(frame):
 
 
 def written(known, frame):
-    """Returns the body that the short way makes of a frame, checks it against the long way, and learns the frame."""
+    """Returns the body that the shortcut makes from a frame, checks it against the long way, and learns the frame."""
     text, (expected, response) = known.write("m", frame), long_reply(frame)
     assert text is None or text == expected
     if expected is not None:
@@ -158,7 +158,7 @@ def test_a_reply_becomes_the_body_of_the_long_way_or_none(replies):
 @pytest.mark.parametrize("request_id", ["", "7"])
 @pytest.mark.parametrize("size", [1, 40])
 def test_plain_replies_take_the_short_way_from_the_second_on(request_id, size):
-    """From the second one on, replies of the same form are written without being parsed, whatever their numbers."""
+    """Replies of a known form are written without being parsed from the second reply on, whatever their numbers."""
     known = shortcuts.Replies()
     arrays = [np.full(size, 0.5, "<f4"), np.arange(size, dtype="<i8"), np.ones(size, bool)]
     assert written(known, reply(arrays, request_id=request_id)) is None
@@ -170,7 +170,7 @@ def test_plain_replies_take_the_short_way_from_the_second_on(request_id, size):
 
 @given(st.binary(max_size=60), st.integers(0, 100))
 def test_a_broken_reply_of_a_known_length_is_not_taken_for_a_good_one(noise, at):
-    """A frame takes the long way if it differs from the known one in any byte besides numbers and id."""
+    """A frame takes the long way if it differs from the known frame in any byte outside its numbers and id."""
     known = shortcuts.Replies()
     frame = reply([np.array([1, 2], "<i4"), np.array([3], "<i8")], request_id="77")
     written(known, frame)
@@ -191,7 +191,8 @@ def test_replies_that_are_not_plain_are_never_learnt(odd):
 
 
 def test_a_model_whose_replies_are_never_alike_is_given_up():
-    """After a number of tries the replies of a model are no longer learnt. Those of other models still are."""
+    """After a number of attempts, the replies of a model whose replies always differ are no longer learnt. Those of
+    other models still are."""
     known = shortcuts.Replies()
     for size in range(2 * shortcuts._MAX_TRIES):
         written(known, reply([np.ones(size, "<f4")]))

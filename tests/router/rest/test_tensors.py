@@ -46,7 +46,7 @@ def test_json_data_flat_or_nested_becomes_the_same_bytes_and_comes_back(pair, ne
 
 @given(arrays())
 def test_typed_contents_say_the_same_as_raw(pair):
-    """Typed and raw contents of one array give the same JSON data and the same bytes."""
+    """Typed and raw contents of the same array give the same JSON data and the same bytes."""
     datatype, array = pair
     contents = pb.InferTensorContents()
     getattr(contents, OF_NAME[datatype].field).extend(array.ravel().tolist())
@@ -71,7 +71,8 @@ NUMBER = st.one_of(
 
 @given(st.sampled_from(NUMBERS), st.lists(NUMBER | st.none() | st.text(max_size=2) | st.just([]), max_size=5))
 def test_the_short_way_takes_and_refuses_what_the_careful_one_does(datatype, items):
-    """Numbers that are not checked one by one give the same bytes, or the same refusal, as numbers that are."""
+    """Numbers that are checked together give the same bytes, or the same refusal, as numbers that are checked one by
+    one."""
 
     def outcome(careful):
         try:

@@ -175,8 +175,8 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("script", [TRITON, KSERVE], ids=["tritonclient", "kserve"])
 async def test_stock_clients_unchanged(served, script):
-    """Unmodified clients work. Each runs in a separate process, because one patches the interpreter with gevent and
-    both register V2 messages."""
+    """Unmodified clients work. Each client runs in a separate process, because one patches the interpreter with gevent
+    and both register V2 messages."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, f"127.0.0.1:{served}", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

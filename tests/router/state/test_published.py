@@ -1,4 +1,4 @@
-"""The news in the keys of the range, in order, whatever other keys it contains."""
+"""The news in the keys of the range, reported in order, whatever other keys the range contains."""
 
 import pytest
 

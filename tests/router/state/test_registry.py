@@ -23,8 +23,8 @@ async def test_a_hundred_readers_share_one_read_of_what_exists(core):
 
 
 async def test_missing_is_only_believed_of_a_read_that_began_after_the_question(core):
-    """A record counts as missing only if the read of it began after the question. A model registered during a read is
-    found by every question asked after its registration returned."""
+    """A record counts as missing only if its read began after the question. A model that is registered during a read is
+    found by every question that is asked after the registration returned."""
     core.etcd.gate.clear()
     early = asyncio.create_task(core.registry.read("m"))
     await until(lambda: core.etcd.reads == 1)
@@ -126,7 +126,7 @@ async def test_a_record_that_cannot_be_read_says_so(core):
 
 
 async def test_a_read_that_has_just_ended_is_not_joined(core):
-    """A caller that comes between the end of a read and its removal does not join that read. It begins another one
+    """A caller that comes between the end of a read and its removal does not join that read, and begins another read
     without spinning."""
     core.etcd.gate.clear()
     early = asyncio.create_task(core.registry.read("m"))

@@ -1,4 +1,4 @@
-"""The mirror of pods and copies in every order of events: each is callable, suspect or gone."""
+"""The view of pods and copies after events in any order: each is callable, suspect or gone."""
 
 import json
 
@@ -180,8 +180,8 @@ def test_a_new_incarnation_replaces_the_old_one():
 
 
 def test_a_new_incarnation_without_the_old_lease_having_ended():
-    """If a pod restarts before its old lease has ended, its old copies are not called. When they end later, nothing
-    changes."""
+    """If a pod restarts before its old lease has ended, its old copies are not called. When the old copies disappear
+    later, nothing changes."""
     world = two_pods()
     world.pod("a", "second")
     assert world.callable("n") == []
@@ -249,7 +249,7 @@ def test_a_load_is_known_at_once_and_late_news_of_its_claim_do_not_undo_it():
 
 def test_late_news_of_a_former_content_do_not_undo_a_reload():
     """Late news of former content does not undo a reload, and neither does the claim of a load, which has no generation
-    yet. News from after the answer counts."""
+    yet. News that is newer than the agent's answer counts."""
     world = two_pods()
     pod = world.view.pods["a"]
     copy = world.view.loaded("n", pod, loaded(7, generation=2, digest="d"))
@@ -367,8 +367,8 @@ def test_why_a_pod_gets_no_loads():
 
 
 def test_a_suspect_whose_last_copy_is_withdrawn_is_forgotten():
-    """A suspect pod is forgotten when its last copy is withdrawn. That holds for a mere claim, under a lease that has
-    not ended yet, as well."""
+    """A suspect pod is forgotten when its last copy is withdrawn. The same holds for a mere claim under a lease that
+    has not ended yet."""
     world = World()
     world.pod("a")
     world.copy("m", "a")
@@ -460,7 +460,7 @@ def check(world: World) -> None:
 
 
 def test_the_pods_that_have_a_models_files_are_known():
-    """The view knows from what pods publish which of them have a model's files. It ignores nonsense."""
+    """From what pods publish, the view knows which of them have a model's files. It ignores invalid values."""
     world = World()
     world.pod("a", disk=IdSet.of(["m", "n"]).encode())
     world.pod("b", disk="\N{SNOWMAN}")

@@ -17,7 +17,7 @@ def item(name: str, active: str | None) -> tuple[bytes, bytes | None]:
 
 
 def read(vmodels: Vmodels, name: str, active: str | None, revision: int) -> None:
-    """Reports that a read of etcd has found this."""
+    """Reports that a read of etcd has found this record."""
     key, value = item(name, active)
     vmodels.read(name, None if value is None else KeyValue(key, value, 1, revision, 1, 0), revision)
 
@@ -95,7 +95,8 @@ CHANGES = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["m", "n", N
 @given(CHANGES, st.data())
 def test_reads_and_the_feed_in_any_order_never_go_back(changes, data):
     """While etcd changes, the feed follows with a delay and reads happen at any time. After a read of a name, the
-    worker knows its state as of the read or later. Once the feed has caught up, it knows what etcd has."""
+    worker knows the vmodel's state as of the read or later. Once the feed has caught up, the worker knows what etcd
+    has."""
     vmodels = Vmodels(KEYS)
     history = [(revision, *change) for revision, change in enumerate(changes, start=1)]
     fed = 0

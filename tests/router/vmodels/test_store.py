@@ -60,7 +60,7 @@ async def test_a_rollback_without_an_answer_is_an_error_and_not_two_rollbacks(de
 
 
 async def test_a_change_gives_up_if_others_never_stop_writing(desk, monkeypatch):
-    """A change gives up with UNAVAILABLE, which says that a retry may help, if another write precedes every attempt."""
+    """A change fails with UNAVAILABLE, which says that a retry may help, if another write precedes every attempt."""
     monkeypatch.setattr(store, "PATIENCE", 0.1)
     await desk.management.register("m", "onnx", "/m")
     txn, writes = desk.etcd.txn, 0
@@ -80,8 +80,8 @@ async def test_a_change_gives_up_if_others_never_stop_writing(desk, monkeypatch)
 
 
 async def test_a_late_withdrawal_spares_the_next_registration_of_the_id(desk, monkeypatch):
-    """Copies of a deleted model are unloaded a moment later, but only copies of that registration. By then the id may
-    be registered again."""
+    """Copies of a deleted model are unloaded a moment later. If the id was registered again by then, the copies of the
+    new registration stay."""
     monkeypatch.setattr(store, "FAREWELL", 0.1)
     requests = []
     unload = desk.agents.unload

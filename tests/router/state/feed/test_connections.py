@@ -133,8 +133,8 @@ async def test_a_snapshot_larger_than_anybody_may_be_behind_is_sent_as_it_is_rea
 
 
 async def test_who_does_not_read_is_kept_as_little_as_who_reads(tmp_path, monkeypatch):
-    """A worker that does not read costs no more memory than one that does. It later gets a snapshot instead of each
-    change, and messages outside the ranges are bounded too."""
+    """A worker that does not read costs no more memory than a worker that does. It later gets a snapshot instead of
+    each change, and messages outside the ranges are bounded too."""
     monkeypatch.setattr(rangelog, "MAX_BEHIND", 20_000)
     monkeypatch.setattr(servers, "_MAX_WORDS", 20_000)
     server = FeedServer(nothing)
@@ -255,8 +255,8 @@ async def test_a_large_range_does_not_hold_up_the_others(tmp_path):
 
 
 async def test_a_range_that_only_the_worker_knows_is_left_out_and_the_others_work(tmp_path):
-    """If an older pod does not know a range, the pod logs that and the other ranges work. The worker is not ready if it
-    needs the range."""
+    """If an older pod does not know a range, the pod logs the range's name and the other ranges work. A worker that
+    needs the range is not ready."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     server.apply(PRESENCE, Snapshot(5, ()))
@@ -332,7 +332,7 @@ async def test_nonsense_ends_that_connection_alone(tmp_path, nonsense):
 
 
 async def test_a_worker_that_is_written_nothing_more_connects_again(tmp_path, monkeypatch):
-    """A worker reconnects if a fault in our writing leaves it without messages. Otherwise it would keep outdated
+    """A worker reconnects if a fault in the pod's sending leaves it without messages. Otherwise it would keep outdated
     knowledge for the rest of its life."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))

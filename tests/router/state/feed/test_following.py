@@ -83,7 +83,8 @@ def test_each_range_of_the_table_holds_the_keys_of_its_name_alone():
 
 
 async def test_what_is_read_here_is_followed_and_nothing_else(pod, etcd, keys):
-    """Only ranges that are read here are followed, and none before the prefix is known to belong to this mesh."""
+    """Only ranges with readers in this pod are followed, and none is followed before the prefix is known to belong to
+    this mesh."""
     await etcd.put(keys.setting("a"), b"1")
     await etcd.put(keys.vmodel("v"), b"1")
     assert not pod.following.read.is_set()

@@ -74,7 +74,7 @@ class Worker:
         self.connect()
 
     def connect(self) -> None:
-        """Reconnects after the connection broke."""
+        """Reconnects after a break of the connection."""
         self.cursor = self.log.cursor(*self.reading.connect())
 
     def lose(self) -> None:
@@ -172,8 +172,8 @@ def test_after_a_compaction_every_worker_is_told_everything_again(log: RangeLog)
 
 
 def test_revisions_of_another_store_are_not_taken_for_this_ones(log: RangeLog) -> None:
-    """Revisions of another store are not mistaken for those of this one. Here etcd has started on other data and passed
-    the revision that the worker knows."""
+    """Revisions of another store are not mistaken for those of the present store. In this test, etcd has started on
+    other data and passed the revision that the worker knows."""
     worker = Worker(log)
     worker.take()
     worker.lose()
