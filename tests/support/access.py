@@ -1,4 +1,4 @@
-"""Guards with keys and grants, as routers have them once the feed has delivered these."""
+"""Guards with keys and grants, as routers have them once the feed has delivered keys and grants."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ KEYS = Keys("mm/t")
 
 
 class SlowTokens:
-    """An authenticator of tokens `slow-NAME`, which knows a caller once the test has set `known`. `slow-bad` is
-    refused then."""
+    """An authenticator of tokens `slow-NAME`, which knows a caller once the test has set `known`. At that moment,
+    `slow-bad` is refused."""
 
     def __init__(self) -> None:
         self.changed: Callable[[], None] = lambda: None
@@ -60,7 +60,8 @@ def key_record(key: str, *, groups: tuple[str, ...] = (), expires: int = 0) -> b
 
 
 def items(keys: dict[str, str], grants: dict[str, tuple[str, list[str], list[str]]]) -> list[tuple[bytes, bytes]]:
-    """Returns what the feed delivers for keys by their names, and for grants: role, patterns, subjects."""
+    """Returns the items that the feed delivers for keys, given by their names, and for grants, given as role, patterns
+    and subjects."""
     found = [(KEYS.auth_key(name), key_record(key)) for name, key in keys.items()]
     for name, (role, models, to) in grants.items():
         one = auth.grant_of({"role": role, "models": models, "to": to})

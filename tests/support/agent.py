@@ -227,7 +227,7 @@ class AgentProcess:
 
     async def probe(self, path: str, port: int = 0) -> tuple[int, str]:
         """Returns the status and text of /ready, /live or /metrics. `port` is for a pod that has not published its
-        record yet. With it, the status is 0 if nothing listens."""
+        record yet; if nothing listens on that port, the status is 0."""
         address = f"127.0.0.1:{port}" if port else self.record.probe_address if self.record else ""
 
         def get() -> tuple[int, str]:

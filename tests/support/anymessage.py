@@ -1,5 +1,5 @@
-"""Protobuf messages of types that Hypothesis makes up: any field numbers, any kinds of fields, and a path to a string
-in messages within each other."""
+"""Protobuf messages of types that Hypothesis makes up: any field numbers, any kinds of fields, and a path through
+nested messages to a string."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ _NUMBERS = st.one_of(st.integers(1, 20), st.integers(1, 18_999), st.integers(20_
 
 @dataclass(frozen=True)
 class Made:
-    """A message of a made-up type, and the path of field numbers to a string in it."""
+    """A message of a made-up type, and the path of field numbers to one of its strings."""
 
     message: Any
     path: tuple[int, ...]
@@ -40,7 +40,7 @@ class Made:
 
     @property
     def text(self) -> str | None:
-        """The string at the path as protobuf reads it, or None if it or a message on the path is not set."""
+        """The string at the path as protobuf reads it, or None if the string or a message on the path is not set."""
         at = self.message
         for depth in range(len(self.path)):
             if not at.HasField(f"on{depth}"):
@@ -53,7 +53,7 @@ class Made:
         return type(self.message).FromString(data)
 
     def with_text(self, text: str) -> Any:
-        """Returns a copy of the message, in which protobuf has set the string at the path."""
+        """Returns a copy of the message in which protobuf has set the string at the path."""
         copy = type(self.message)()
         copy.CopyFrom(self.message)
         at = copy
@@ -65,7 +65,7 @@ class Made:
 
 @st.composite
 def made(draw: st.DrawFn, max_depth: int = 4) -> Made:
-    """Returns messages of made-up types. All fields have explicit presence, so an empty string is written, too."""
+    """Returns messages of made-up types. All fields have explicit presence, so even an empty string is written."""
     path = tuple(draw(st.lists(_NUMBERS, min_size=1, max_size=max_depth)))
     file = descriptor_pb2.FileDescriptorProto(name="made.proto", package="made", syntax="proto2")
     others: list[dict[str, Any]] = []

@@ -183,7 +183,7 @@ class Arena:
     @contextlib.contextmanager
     def cut_off(self, *names: str, drop: bool = False) -> Iterator[None]:
         """Lets nothing pass between these processes and etcd, without closing connections. With `drop`, delayed data
-        never arrives."""
+        never arrive."""
         for name in names:
             self.roads[name].swallow()
         try:
@@ -204,7 +204,7 @@ class Arena:
     # --- what stands in etcd ---
 
     async def present(self, pod: str) -> bool:
-        """Returns whether etcd has the pod's record."""
+        """Returns whether etcd has the record of the pod."""
         return await self.truth.get(self.keys.pod(pod)) is not None
 
     async def gone(self, pod: str) -> None:

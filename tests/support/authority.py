@@ -43,7 +43,7 @@ class Authority:
         return builder.sign(self.key, hashes.SHA256())
 
     def issue(self, *names: str, hours: float = 24, use: tuple[x509.ObjectIdentifier, ...] = ()) -> tuple[bytes, bytes]:
-        """Returns a certificate and its key, both PEM, for these names (default: mesh.internal) and these uses
+        """Returns a certificate and its key, both as PEM, for these names (default: mesh.internal) and these uses
         (default: any)."""
         key = ec.generate_private_key(ec.SECP256R1())
         extensions: list[x509.ExtensionType] = [
@@ -93,6 +93,6 @@ class Mounted:
 
     @classmethod
     def of(cls, folder: Path, by: Authority, *, trust: bytes = b"", hours: float = 24) -> "Mounted":
-        """Makes such a folder with a new certificate of the authority."""
+        """Makes a mounted folder with a new certificate of the authority."""
         certificate, key = by.issue(hours=hours)
         return cls(folder, ca_crt=trust or by.pem, tls_crt=certificate, tls_key=key)

@@ -24,7 +24,7 @@ _BLOCK = bytes(range(251)) * 4096  # a prime number of bytes repeats, so that a 
 
 
 def content(size: int) -> bytes:
-    """Returns that many bytes, which differ by their place."""
+    """Returns that many bytes, each of which depends on its position."""
     return (_BLOCK * (size // len(_BLOCK) + 1))[:size]
 
 
@@ -39,12 +39,12 @@ def numbered(number: int, size: int) -> bytes:
 
 
 def number_of(message: bytes) -> int:
-    """Returns the number of a message of a stream."""
+    """Returns the number of a stream's message."""
     return int(message[:8])
 
 
 class Bulk:
-    """The methods of one server."""
+    """The bulk methods of one server."""
 
     def __init__(self) -> None:
         self._released = asyncio.Event()

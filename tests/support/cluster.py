@@ -101,7 +101,7 @@ class Kube:
         )
 
     def can(self, verb: str, resource: str) -> bool:
-        """Returns whether this identity may do that in this namespace."""
+        """Returns whether this identity may perform the action in this namespace."""
         try:
             return self.kubectl("auth", "can-i", verb, resource).strip() == "yes"
         except KubeError as error:  # a "no" is an exit status of 1 with "no" in the output
@@ -118,7 +118,7 @@ class Kube:
         return self.kubectl("exec", pod, *([f"--container={container}"] if container else []), "--", *argv)
 
     async def wait(self, what: str, condition: str, timeout: float = 60.0) -> None:
-        """Runs `kubectl wait` for an object (or `--selector=...`) until `condition=Ready`, `jsonpath=...` or
+        """Runs `kubectl wait` for an object (or `--selector=...`) and a condition: `condition=Ready`, `jsonpath=...` or
         `delete`."""
         argv = ["wait", *what.split(), f"--for={condition}", f"--timeout={timeout:g}s"]
         try:
@@ -222,8 +222,8 @@ def pod(name: str, *containers: dict[str, Any], uid: int | None = None, **spec: 
 
 
 def ready_at(path: str, port: int) -> dict[str, Any]:
-    """Returns a readiness probe for a container of a test. A container that is slow, as on a busy machine, stays in its
-    Service: otherwise callers of the Service would be refused."""
+    """Returns a readiness probe for a container of a test. Its limits keep a slow container, as on a busy machine, in
+    its Service: otherwise callers of the Service would be refused."""
     return {"httpGet": {"path": path, "port": port}, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 30}
 
 

@@ -80,7 +80,7 @@ class Carrier:
         return self.feed(answer(self.now_ms, model_id, asked.cause, **more))
 
     def after(self, ms: int) -> list[Instruction]:
-        """Lets time pass. The machine is told the time whenever it has asked for that."""
+        """Lets time pass. The machine is told the time whenever it has asked for this."""
         given, end = [], self.now_ms + ms
         while self.wanted_ms is not None and self.wanted_ms <= end:
             self.now_ms, self.wanted_ms = max(self.now_ms, self.wanted_ms), None

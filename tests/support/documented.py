@@ -99,7 +99,8 @@ class Command:
     text: str  # the command as in the page, with continued lines joined
 
     def put(self, words: Mapping[str, str]) -> str:
-        """Returns the text with the placeholders in `words` replaced, the longest first. Each must occur."""
+        """Returns the text with the placeholders in `words` replaced, the longest first. Each placeholder must
+        occur."""
         pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
         return re.sub(pattern, lambda found: words[found[0]], self.text) if words else self.text
 

@@ -85,7 +85,7 @@ class EtcdServer:
             return False
 
     def start_now(self) -> None:
-        """Starts the etcd and blocks until it answers. Needs no event loop."""
+        """Starts the etcd and blocks until it answers, without an event loop."""
         self.launch()
         end = time.monotonic() + START_TIMEOUT
         while not self._is_ready():

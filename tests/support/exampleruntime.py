@@ -181,7 +181,7 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         return lie(_sizes(what)[0]) if lie else _sizes(what)[0]
 
     def _drop(self, *ids: str) -> str | None:
-        """Forgets models. Returns what the last one was, or None if it was not there."""
+        """Drops models. Returns the last of them, or None if the server did not have it."""
         what = None
         for model_id in ids:
             what = self.models.pop(model_id, None)
@@ -192,7 +192,7 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
     # --- the predictor
 
     async def infer(self, request: Any, context: Any) -> Any:
-        """V2's ModelInfer."""
+        """Answers V2's ModelInfer."""
         if request.model_name not in self.numbers:
             code, text = _FORMS[self.options.not_found]
             await context.abort(code, text.format(request.model_name))
@@ -202,7 +202,7 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         return response
 
     async def infer_each(self, requests: Any, context: Any) -> AsyncIterator[Any]:
-        """Triton's ModelStreamInfer, with plain answers of ModelInfer."""
+        """Answers Triton's ModelStreamInfer with plain answers of ModelInfer."""
         async for request in requests:
             yield await self.infer(request, context)
 
@@ -296,12 +296,12 @@ def _sizes(what: str) -> tuple[int, float, float]:
 
 
 def argv(listen: str, *options: str) -> list[str]:
-    """Returns the command line of an example runtime."""
+    """Returns the command line that starts an example runtime."""
     return [sys.executable, "-m", MODULE, "--listen", listen, *options]
 
 
 def _add_spi(runtime: ExampleRuntime, server: Any, *, former: bool) -> None:
-    """Adds the SPI, under the former name of its service if wanted."""
+    """Adds the SPI, under the former name of its service if requested."""
 
     class Renamed(grpc.GenericRpcHandler):
         def __init__(self, handlers: Any) -> None:
@@ -360,7 +360,7 @@ async def serve(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Runs the example runtime of the command line."""
+    """Runs the example runtime that the command line describes."""
     parser = argparse.ArgumentParser()
     add = parser.add_argument
     add("--listen", required=True)

@@ -8,5 +8,5 @@ from hypothesis import settings
 
 
 def examples(count: int) -> int:
-    """Returns how many examples a test tries that would try `count` of them if others tried 100."""
+    """Returns the number of examples for a test that would try `count` of them in a profile of 100."""
     return max(1, count * settings().max_examples // 100)

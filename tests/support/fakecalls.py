@@ -284,7 +284,7 @@ def loaded(
 
 
 def elsewhere(pod: str) -> agent_pb2.LoadReply:
-    """Returns the reply that another pod has the model already."""
+    """Returns the reply of an agent which says that another pod already has the model."""
     return agent_pb2.LoadReply(elsewhere=agent_pb2.LoadReply.Elsewhere(pod=pod))
 
 
@@ -302,7 +302,7 @@ def failed(
 
 
 def stale() -> agent_pb2.LoadReply:
-    """Returns the reply that the registration is no longer current."""
+    """Returns the reply of an agent which says that the registration is no longer current."""
     return agent_pb2.LoadReply(stale=agent_pb2.LoadReply.Stale())
 
 

@@ -35,7 +35,7 @@ class Models:
         self.reloads = 0
 
     def read(self) -> str:
-        """Reads the file. Returns an error, or ""."""
+        """Reads the configuration file. Returns an error, or "" if there is none."""
         with self._lock:
             self.reloads += 1
             try:
@@ -91,7 +91,7 @@ def rest(models: Models) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(text)
 
         def log_message(self, *_: object) -> None:
-            """Stays silent."""
+            """Logs nothing."""
 
     return Rest
 
@@ -103,17 +103,17 @@ class V2(inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         self._models = models
 
     def ServerMetadata(self, request: Any, context: Any) -> Any:
-        """Tells the name, and in place of a version the number of reloads."""
+        """Answers with the server's name and, in place of a version, the number of reloads."""
         return v2.ServerMetadataResponse(name="OpenVINO Model Server", version=str(self._models.reloads))
 
     def ModelReady(self, request: Any, context: Any) -> Any:
-        """Tells whether a model is available."""
+        """Answers whether a model is available."""
         if request.name not in self._models.paths:
             context.abort(grpc.StatusCode.NOT_FOUND, "Model with requested name is not found")
         return v2.ModelReadyResponse(ready=request.name in self._models.factors)
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
-        """Multiplies the only input."""
+        """Multiplies the only input by the model's number."""
         factor = self._models.factors.get(request.model_name)
         if factor is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "Model with requested name is not found")
@@ -125,7 +125,7 @@ class V2(inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Serves until it is killed."""
+    """Serves until the process is killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--rest_port", type=int, required=True)

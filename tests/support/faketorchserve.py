@@ -84,7 +84,7 @@ class FakeTorchServe(
         return pb.ManagementResponse(msg=json.dumps([{"modelName": request.model_name}]))
 
     async def ListModels(self, request: Any, context: Any) -> Any:
-        """Lists a page of models; none if the limit is 0."""
+        """Lists a page of models, which is empty if the limit is 0."""
         names = sorted(self.loaded)
         begin, end = request.next_page_token, request.next_page_token + min(request.limit, 100)
         page: dict[str, Any] = {"models": [{"modelName": name, "modelUrl": "x"} for name in names[begin:end]]}
@@ -93,7 +93,7 @@ class FakeTorchServe(
         return pb.ManagementResponse(msg=json.dumps(page))
 
     async def Predictions(self, request: Any, context: Any) -> Any:
-        """Answers a call of V2 with its inputs as outputs, in the form of Mesh's handler."""
+        """Answers a V2 call with the inputs as outputs, in the form of Mesh's handler."""
         if request.model_name not in self.loaded:
             await context.abort(grpc.StatusCode.INTERNAL, _UNKNOWN.format(request.model_name))
         if self.died:

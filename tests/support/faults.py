@@ -13,8 +13,8 @@ class FaultyProxy:
     """A proxy that forwards from `port` to `target`, both on loopback, for the length of an `async with` block."""
 
     def __init__(self, target: int, *, by_name: bool = False) -> None:
-        """Makes a proxy. With `by_name`, requests get the server's name in place of the proxy's, for a server that
-        answers only to its own name."""
+        """Makes a proxy. With `by_name`, requests get the server's name in place of the proxy's, for a server that only
+        answers requests to its own name."""
         self._target = target
         self._by_name = by_name
         self._server: asyncio.Server | None = None

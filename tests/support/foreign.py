@@ -42,12 +42,12 @@ class Foreign:
         return await self.predict(PredictRequest(text=text, **request), timeout=timeout, metadata=metadata)
 
     def noted(self, line: str) -> int:
-        """Returns how often the runtimes have got that request."""
+        """Returns how often the runtimes have received that request."""
         return self.diary.read_text().splitlines().count(line) if self.diary.exists() else 0
 
 
 def child_of(mesh: LocalMesh, module: str, pod: int = 0) -> int:
-    """Returns the process id of a pod's child that runs a module, or 0 if none does."""
+    """Returns the process id of a pod's child that runs the module, or 0 if no child does."""
     found = [pid for pid in children(mesh.pods[pod].pid) if module in command(pid).split()]
     return found[0] if found else 0
 
@@ -68,10 +68,10 @@ class ForeignMesh:
         egress: str = "auto",
         **more: Any,
     ) -> None:
-        """Makes a mesh whose servers get `options`. `way` is how they are started and reached (child-socket,
-        child-port, neighbour-socket, neighbour-port; neighbour-apart answers calls at another address than the SPI),
-        `types` are the model types that their pods take, `egress` is what carries calls to the servers, and `onnx_pods`
-        is the number of additional ONNX pods."""
+        """Makes a mesh whose servers get `options`. `way` says how the servers are started and reached: child-socket,
+        child-port, neighbour-socket, neighbour-port, or neighbour-apart, which answers calls at another address than
+        the SPI. `types` are the model types that their pods take, `egress` is the program that carries calls to the
+        servers, and `onnx_pods` is the number of additional ONNX pods."""
         self.diary = folder / "diary"
         said = [*(options or INJECTED), "--diary", str(self.diary)]
         self.servers: list[Program] = []

@@ -100,8 +100,8 @@ class Installed:
     # --- the docs ---
 
     def typed(self, heading: str, *about: str, words: Mapping[str, str] | None = None, folder: Path = ROOT) -> str:
-        """Runs the commands below a heading of docs/kubernetes.md, all or those that contain one of the texts in
-        `about`, with placeholders replaced. Returns their output."""
+        """Runs the commands below a heading of docs/kubernetes.md, either all commands or those that contain one of the
+        texts in `about`, with placeholders replaced. Returns their output."""
         block = documented.block("kubernetes.md", heading)
         chosen = [command for command in block if not about or any(word in command.text for word in about)]
         assert chosen, f"nothing about {about} below {heading!r}"

@@ -46,7 +46,7 @@ class KubeApi:
         self.url = ""
 
     def put(self, name: str, *, allow: str = "get update patch", **data: bytes) -> None:
-        """Creates a Secret with these entries (ca_crt for ca.crt), and the Role for it."""
+        """Creates a Secret with these entries (ca_crt stands for ca.crt), and the Role for the Secret."""
         self._version += 1
         self.secrets[name] = {
             "apiVersion": "v1",

@@ -33,7 +33,7 @@ class File:
     oid: str = ""  # of the hub; "": the right one
 
     def says_nothing_else(self, before: "File", place: str) -> bool:
-        """Returns whether all claims of the store about this file are the same as about the one before, so that nothing
+        """Returns whether the store makes the same claims about this file as about the one before, so that nothing
         distinguishes the contents."""
         size, former = len(self.content), len(before.content)
         match place.split("/")[1]:

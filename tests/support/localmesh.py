@@ -33,7 +33,7 @@ LEASE_TTL = 3
 
 
 class Program:
-    """One child process whose output goes to a file."""
+    """One child process, which writes its output to a file."""
 
     def __init__(self, name: str, argv: list[str], folder: Path) -> None:
         self.name = name
@@ -151,7 +151,7 @@ class LocalMesh:
     ) -> None:
         """Makes a mesh. `labels` are the pods' labels by pod name, separated by commas. `options_of` are further
         options of single pods and routers. With `trust` the routers speak TLS. With `fake` the pods' model servers are
-        `twin`s. `key` is the API key of REST calls that name no other."""
+        `twin`s. `key` is the API key of REST calls that name no other key."""
         self.folder = folder
         self.key = key
         self.etcd = etcd

@@ -109,8 +109,8 @@ def dense_weights(seed: int, width: int) -> np.ndarray:
 
 
 def linear(weights: np.ndarray, bias: float, *, width: int = 1) -> bytes:
-    """Takes `x` FP32 [-1, features] and answers `y` FP32 [-1, 1], which is about `x` @ `weights` + `bias`: the mean of
-    a layer of that width."""
+    """Takes `x` FP32 [-1, features] and answers `y` FP32 [-1, 1], which is about `x` @ `weights` + `bias`, computed as
+    the mean over a layer of that width."""
     layer = np.random.default_rng(0).uniform(0.9, 1.1, (len(weights), width)) * weights.reshape(-1, 1)
     return _model(
         [
@@ -201,7 +201,7 @@ def without_inputs() -> bytes:
 
 
 def with_default() -> bytes:
-    """Answers `x` + `offset`. `offset` (shape [1]) may be omitted and is 10 then."""
+    """Answers `x` + `offset`. If `offset` (shape [1]) is omitted, it is 10."""
     return _model(
         [helper.make_node("Add", ["x", "offset"], ["y"])],
         inputs=[_value("x"), _value("offset", shape=(1,))],
@@ -210,7 +210,7 @@ def with_default() -> bytes:
 
 
 def with_defaults() -> bytes:
-    """Answers `x` + `offset`. Both may be omitted and are 10 then, so no input is required."""
+    """Answers `x` + `offset`. If an input is omitted, it is 10, so no input is required."""
     return _model(
         [helper.make_node("Add", ["x", "offset"], ["y"])],
         inputs=[_value("x", shape=(1,)), _value("offset", shape=(1,))],

@@ -24,7 +24,7 @@ _numbers = itertools.count(1)
 
 class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
     """A fake server: `async with FakeModelServer() as server: await server.spi.load(...)`. It also provides what the
-    agent's loads need from a server."""
+    agent's loads need from a server process."""
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}  # sizes by path; 1000 for other paths
@@ -71,7 +71,7 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
     # --- steering
 
     def hold(self, what: str, model_id: str) -> asyncio.Event:
-        """Makes the next `load` or `unload` of that id wait for the event."""
+        """Makes the next `load` or `unload` of the id wait for the event."""
         event = self._held[what, model_id] = asyncio.Event()
         return event
 

@@ -105,7 +105,7 @@ class OnnxServer:
         return self.log_path.read_text(errors="replace")
 
     def resident(self) -> int:
-        """Returns the resident memory of the process, in bytes, without memory that files back."""
+        """Returns the resident memory of the process, in bytes, without file-backed memory."""
         _, total, shared, *_ = Path(f"/proc/{self.pid}/statm").read_text().split()
         return (int(total) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
@@ -132,7 +132,7 @@ class OnnxServer:
         timeout: float = 20,
     ) -> dict[str, int]:
         """Loads a model and returns its host and device bytes. Slot and revision may be omitted, as by an agent that
-        knows neither."""
+        knows neither slots nor tokens."""
         path = content if isinstance(content, Path) else self.write(name, content)
         metadata = []
         if revision is not None:

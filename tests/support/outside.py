@@ -26,7 +26,7 @@ class Outsider:
     """A caller outside the cluster. Every request has a connection of its own."""
 
     def __init__(self, mesh: Installed, key: str = "", *, certificate: bytes = b"") -> None:
-        """Makes a caller that sends a key or token, or presents a certificate, given with its key as PEM."""
+        """Makes a caller that sends a key or token, or presents a certificate, which is given with its key as PEM."""
         self._mesh = mesh
         self._key = key
         self._certificate = certificate

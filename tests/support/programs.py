@@ -34,7 +34,7 @@ class Program:
         return folder / ("node_modules/azurite/dist/src/blob/main.js" if self.tool == "npm" else f"bin/{self.name}")
 
     def missing(self) -> str:
-        """Returns why the program cannot be run and the way out, or "" if it can be run."""
+        """Returns the reason why the program cannot be run, with the way out, or "" if it can be run."""
         if self.path.exists() and (self.tool != "npm" or node() is not None):
             return ""
         if self.tool == "go" and shutil.which("go") is None:
@@ -87,7 +87,7 @@ def _npm() -> list[str]:
 
 
 def main() -> None:
-    """Builds or installs what it can, and reports what it cannot."""
+    """Builds or installs all programs that can be built here, and reports the others."""
     for program in ALL:
         if not program.missing():
             print(f"{program.name} {program.version} is there", flush=True)

@@ -1,7 +1,7 @@
-"""Real object stores for tests: started as programs on loopback, filled, and asked what they served.
+"""Real object stores for tests, which run as programs on loopback, can be filled, and report what they served.
 
 Each is a `Store`, which creates buckets, writes objects without the puller, and returns the storage settings by which
-the puller reaches it. The servers of `programs` must have been built; moto is one of the development packages.
+the puller reaches it. The servers of `programs` must have been built. moto is one of the development packages.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Issuers of tokens for tests, with keys of their own, and an HTTP server that publishes them."""
+"""Issuers of tokens for tests, each with its own keys, and an HTTP server that publishes these keys."""
 
 import base64
 import hmac
@@ -54,14 +54,14 @@ def jwks(*keys: Mapping[str, Any]) -> bytes:
 
 
 def b64(raw: bytes) -> bytes:
-    """Returns base64 as JWTs have it."""
+    """Returns base64 in the form of JWTs."""
     return base64.urlsafe_b64encode(raw).rstrip(b"=")
 
 
 def by_hand(
     head: Mapping[str, Any], claims: Mapping[str, Any], sign: Callable[[bytes], bytes] = lambda _: b""
 ) -> bytes:
-    """Returns a token that no library would make."""
+    """Returns a token that no library would produce."""
     signed = b64(json.dumps(head).encode()) + b"." + b64(json.dumps(claims).encode())
     return signed + b"." + b64(sign(signed))
 
@@ -72,7 +72,7 @@ def by_hmac(head: Mapping[str, Any], claims: Mapping[str, Any], secret: bytes, d
 
 
 class FakeIssuer:
-    """An issuer. `rotate()` makes it sign with a new key; the former one stays published."""
+    """An issuer. `rotate()` makes it sign with a new key, while the former key stays published."""
 
     def __init__(self, url: str = ISSUER, *, algorithm: str = "ES256") -> None:
         self.url = url
@@ -82,7 +82,8 @@ class FakeIssuer:
         self.rotate()
 
     def rotate(self, *, forget: bool = False) -> None:
-        """Makes a new key, which signs from now on. With `forget`, the former ones are not published any more."""
+        """Makes a new key, with which the issuer signs from now on. With `forget`, the former keys are no longer
+        published."""
         if forget:
             self.keys.clear()
         self._made += 1

@@ -200,7 +200,7 @@ def _fail(how: str, asked: Callable[[], bool]) -> None:
 
 
 def _pause(seconds: float, asked: Callable[[], bool]) -> bool:
-    """Sleeps. Returns False if it was told to end early."""
+    """Sleeps. Returns False if the pause was ended early."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and not asked():
         time.sleep(min(_LOOK, left))

@@ -1,5 +1,5 @@
-"""Visits of `mesh doctor` to an installed mesh: its findings, and waits until the expected ones are reported or none is
-left."""
+"""Visits of `mesh doctor` to an installed mesh: its findings, and waits until it reports the expected findings or
+none."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ class Visits:
     """The findings of `mesh doctor`, which the namespace's admin runs by default."""
 
     def __init__(self, mesh: Installed, *options: str, kube: Kube | None = None) -> None:
-        """Prepares visits. With `kube`, another identity, which does not reach the endpoint, runs the doctor."""
+        """Prepares visits. `kube` is another identity that runs the doctor, and that does not reach the endpoint."""
         self._mesh = mesh
         self._kube = kube
         self._argv = ("doctor", "--json", "--namespace", mesh.kube.namespace, "--timeout", "8", *options)
@@ -36,7 +36,7 @@ class Visits:
         self.findings = json.loads(said)["findings"]
 
     def found(self, level: str, area: str, check: str, *words: str) -> bool:
-        """Returns whether the last visit has such a finding."""
+        """Returns whether the last visit has the given finding."""
         return any(
             (one["level"], one["area"], one["check"]) == (level, area, check)
             and all(word in f"{one['what']} > {one['todo']}" for word in words)

@@ -206,7 +206,7 @@ def frames(*messages: bytes) -> bytes:
 
 async def fill(request: client.RequestStream) -> None:
     """Sends messages until the buffers on the way to a handler that reads nothing are full, and only the last message
-    is still on this side."""
+    is still on the sender's side."""
     unsent = same = 0
     while same < 20:  # looks at which the same bytes were still unsent
         if not unsent:

@@ -50,7 +50,7 @@ class Workers:
 
 @asynccontextmanager
 async def workers(etcd_settings: EtcdSettings, keys: Keys, count: int = 1, **more: object) -> AsyncIterator[Workers]:
-    """Starts workers, waits until they are ready, and stops them at the end. `more` are settings."""
+    """Starts workers, waits until they are ready, and stops them at the end. `more` contains further settings."""
     with tempfile.TemporaryDirectory(prefix="mesh-", dir="/tmp") as folder:
         settings = RouterSettings("test", base=keys.base, run_dir=folder, etcd=etcd_settings, workers=count, drain=1.0)
         settings = replace(settings, **more)  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ async def kubernetes(tmp_path_factory):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory, issuer, kubernetes):
-    """A mesh with two routers, of which the second has the other edge. It knows keys and tokens."""
+    """A mesh that knows keys and tokens, with two routers. The second router has the other edge."""
     folder = tmp_path_factory.mktemp("access")
     (folder / "admin.key").write_text(ADMIN)
     options = ["--auth", "required", "--admin-key-file", str(folder / "admin.key"), "--workers", "2"]
@@ -115,7 +115,7 @@ async def rest(mesh, router, method, path, key, body=None):
 
 
 async def until_each_worker(mesh, router, key, path, status):
-    """Waits until 20 calls in a row, which reach both workers, have the status."""
+    """Waits until 20 calls in a row, which reach both workers, get the status."""
 
     async def all_have():
         found = [await rest(mesh, router, "POST", path, key, INFER) for _ in range(20)]
@@ -140,8 +140,8 @@ async def code(call, key):
 
 
 def doors(mesh, router):
-    """Returns the doors of a router: a name, the verb and the name that are decided, and a function that returns the
-    status of a request with a key."""
+    """Returns the doors of a router. Each has a name, the verb and the name to authorise, and a function that returns
+    the status of a request with a key."""
     port = mesh.ports[mesh.routers[router].name][0]
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
     mesh.channels.append(channel)
@@ -219,7 +219,8 @@ def doors(mesh, router):
 
 
 def identities(keys, issuer, kubernetes):
-    """Returns all kinds of credentials of all holders, with the principal of each, or None for invalid ones."""
+    """Returns all kinds of credentials of all holders, each with its principal, or None if the credentials are
+    invalid."""
     found = [(keys[holder], Principal(f"key:{holder}")) for holder in HOLDERS]
     for holder in HOLDERS:
         account = f"serviceaccount:team-a:{holder}"
@@ -263,7 +264,8 @@ async def test_the_matrix(mesh, keys, issuer, kubernetes, router):
 
 @pytest.mark.parametrize("router", [0, 1], ids=["envoy", "grpc"])
 async def test_no_call_fails_while_the_issuer_rotates_its_keys(mesh, keys, issuer, router):
-    """Each call has a token that was just signed, with a key that was just made."""
+    """No call fails while an issuer rotates its keys. Each call has a token that was just signed, with a key that was
+    just made."""
     path = "/v2/models/other/infer"
     for turn in range(2):
         for number in range(5):
@@ -272,8 +274,8 @@ async def test_no_call_fails_while_the_issuer_rotates_its_keys(mesh, keys, issue
 
 
 async def test_no_token_is_in_a_log_or_reaches_the_model_server(mesh, keys, issuer, kubernetes):
-    """Tokens leave no trace in the logs of any process. That the model server gets none is proven where its requests
-    can be seen: tests/router/calls/test_guarded.py."""
+    """Tokens leave no trace in the logs of any process. (tests/router/calls/test_guarded.py proves that the model
+    server gets no token, because its requests can be seen there.)"""
     marked = [issuer.token("infer", jti="findme"), issuer.token("infer", aud="findme"), kubernetes.account_token("x")]
     for token in marked:
         for router in range(2):
@@ -286,7 +288,7 @@ async def test_no_token_is_in_a_log_or_reaches_the_model_server(mesh, keys, issu
 
 
 async def test_the_commands_about_tokens(mesh, keys, kubernetes, tmp_path):
-    """The commands of docs/security.md about tokens work as they stand there, behind routers that run already."""
+    """The commands of docs/security.md about tokens work as written, behind routers that are already running."""
     shell = Shell(tmp_path / "here", MESH_ENDPOINT=mesh.rest_url(), MESH_API_KEY=ADMIN)
     _, *grants = (command.text for command in documented.block("security.md", "Tokens of an identity provider"))
     _, _, add, create, whoami = (
@@ -332,7 +334,7 @@ def typed(shell: Shell, command: str) -> str:
 
 @pytest.mark.timeout(600)  # fifteen commands, each of which starts Python
 async def test_the_commands_of_the_docs(mesh, keys, tmp_path):
-    """The commands of docs/security.md work as they stand there, and the keys that they print do what they say."""
+    """The commands of docs/security.md work as written, and the keys that they print do what the page says."""
     shell = Shell(tmp_path / "here", MESH_ENDPOINT=mesh.rest_url())
     (shell.folder / ".mesh").mkdir()
     (shell.folder / ".mesh" / "admin.key").write_text(ADMIN + "\n")
@@ -372,7 +374,8 @@ async def _is(mesh, key, name):
 
 
 async def test_known_keys_work_while_etcd_is_away(mesh, keys):
-    """Without etcd, known keys keep their rights, and unknown keys are refused. (The last test: it ends etcd.)"""
+    """Without etcd, known keys keep their rights, and unknown keys are refused. (This test is the last, because it ends
+    etcd.)"""
     mesh.etcd.kill9()
     for router in range(2):
         for key, status in ((keys["infer"], 200), (keys["read"], 403), ("mesh_" + "w" * 43, 401)):

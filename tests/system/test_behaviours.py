@@ -128,7 +128,7 @@ def hours_ago(hours: float) -> int:
 
 async def fill(mesh: LocalMesh, count: int, *, size: str = "10MiB") -> list[str]:
     """Loads that many models into pod-1, last used half a day ago, a minute apart. (A model that is registered with a
-    load and without a time counts as used an hour ago.)"""
+    load and without a time counts as last used an hour ago.)"""
     names = [f"m{number:02}" for number in range(count)]
     for number, name in enumerate(names):
         used = hours_ago(12 - number / 60)
@@ -163,8 +163,8 @@ def spi(mesh: LocalMesh) -> modelruntime_pb2_grpc.ModelRuntimeStub:
 
 
 async def test_a_full_pod_lets_go_of_the_oldest_and_of_no_other(mesh):
-    """A full pod holds as many models as fit. One more model evicts exactly one, whose status shows that at once, and a
-    call protects the oldest model from eviction."""
+    """A full pod holds as many models as fit. One more model evicts exactly one, whose status shows the eviction at
+    once. A call protects the oldest model from eviction."""
     names = await fill(mesh, 10)
     assert await loaded(mesh, names) == names
     assert (await mesh.register_fake("n0", type="solo", size="10MiB", now=True)).status == LOADED
@@ -191,8 +191,8 @@ async def test_one_four_times_as_large_displaces_four(mesh, type):
 
 
 async def test_what_was_evicted_is_loading_when_it_is_asked_for(mesh):
-    """An evicted model is LOADING once `ensureLoaded` is called, and LOADED when the load is done. The oldest other
-    model is evicted for it."""
+    """An evicted model is LOADING once `ensureLoaded` is called, and LOADED when the load is done. The oldest of the
+    other models is evicted for it."""
     gate = mesh.folder / "evicted"
     gate.touch()
     words = {"type": "solo", "size": "10MiB", "gate": gate.name, "last_used_ms": hours_ago(13)}
@@ -368,7 +368,7 @@ async def test_a_failure_holds_until_it_expires(mesh):
 
 
 async def age_failures(mesh: LocalMesh, model_id: str, ms: int) -> None:
-    """Moves the failures in a model's record back by that time."""
+    """Moves the failures in a model's record back by the given time."""
 
     def older(kv: KeyValue | None) -> bytes:
         assert kv is not None

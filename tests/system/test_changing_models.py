@@ -54,7 +54,7 @@ class Caller:
 
 @pytest.fixture
 def shell(tmp_path) -> Iterator[Shell]:
-    """A shell in a folder with the files of the versions that the page registers."""
+    """A shell in a folder that contains the versions' files, as the page registers them."""
     shell = Shell(tmp_path / "here")
     for version in (7, 8, 9):
         (shell.folder / f"fraud-{version}.onnx").write_bytes(models.constant(float(version)))
@@ -63,7 +63,7 @@ def shell(tmp_path) -> Iterator[Shell]:
 
 
 def typed(shell: Shell, heading: str, words: dict[str, str] | None = None, *, code: int = 0) -> list[str]:
-    """Runs the commands below a heading. Returns the output of each, stdout and stderr together."""
+    """Runs the commands below a heading. Returns the output of each command, stdout and stderr together."""
     assert RUN_BY[PAGE, heading].test == CHANGING
     said = []
     for command in documented.block(PAGE, heading):

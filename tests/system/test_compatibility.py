@@ -100,8 +100,8 @@ async def refused(call) -> tuple[grpc.StatusCode, str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(edge_and_way, tmp_path_factory, etcd_server):
-    """A mesh for all tests of this module, for each combination of edge and server. What carries calls at the edge also
-    carries them from the relay to the server."""
+    """A mesh for all tests of this module, for each combination of edge and server. The program that carries calls at
+    the edge also carries them from the relay to the server."""
     edge, way = edge_and_way
     folder = tmp_path_factory.mktemp("compatible")
     config = folder / "dataplane.json"
@@ -115,7 +115,7 @@ async def world(edge_and_way, tmp_path_factory, etcd_server):
 
 
 async def test_an_unknown_model_is_not_found(world):
-    """The status of an unknown id is NOT_FOUND without errors, calls of it fail with NOT_FOUND, and it may be
+    """The status of an unknown id is NOT_FOUND without errors. Calls of the id fail with NOT_FOUND, and it may be
     unregistered."""
     status = await world.status("nobody")
     assert (status.status, list(status.errors)) == (KIND.NOT_FOUND, [])
@@ -124,7 +124,7 @@ async def test_an_unknown_model_is_not_found(world):
 
 
 async def test_a_call_waits_for_the_load_that_the_registration_began(world):
-    """A call right after `registerModel(loadNow)` waits for the load, after which the status is LOADED without
+    """A call right after `registerModel(loadNow)` waits for the load. Afterwards the status is LOADED without
     errors."""
     name, path = world.name(), world.mesh.write(f"late/SIZE_{MB}_300_0", b"an example")
     info = pb.ModelInfo(type="example", path=path.as_uri())
@@ -155,7 +155,8 @@ async def test_a_failed_load_is_described(world):
 
 
 async def test_a_server_that_drops_a_model_gets_it_again(world):
-    """A model that the server has dropped is loaded again by the next call, which succeeds, each time."""
+    """A model that the server has dropped is loaded again by the next call, which succeeds. This holds each time the
+    server drops it."""
     name, other = await world.register(), await world.register()
     for number in (1, 2):
         await world.it.ask(name, "drop")
@@ -173,8 +174,8 @@ async def test_a_server_that_purges_its_models_gets_them_again(world):
 
 
 async def test_a_full_server_drops_exactly_the_oldest(world):
-    """In a full server, each further model takes the place of the least recently used one, whose status is NOT_LOADED,
-    also if several are registered at the same time."""
+    """In a full server, each further model takes the place of the least recently used one, whose status is then
+    NOT_LOADED. This also holds if several models are registered at the same time."""
     size = 170 * MB  # six fit into the server's 1 GiB
     for _ in range(3):
         await world.register(f"SIZE_{size}_0_0")
@@ -187,7 +188,7 @@ async def test_a_full_server_drops_exactly_the_oldest(world):
 
 
 async def only_loaded(world, names, expected) -> None:
-    """Waits until the router knows that of these models exactly the expected ones are loaded. The others must not have
+    """Waits until the router knows that exactly the expected models of these are loaded. The others must not have
     failed."""
 
     async def known() -> bool:
@@ -214,7 +215,8 @@ async def test_the_id_is_put_into_the_request(world):
 
 
 async def test_the_id_is_taken_from_the_request(world):
-    """The id at the configured path names the model and beats the headers. If the field is missing, they count."""
+    """The id at the configured path names the model and overrides the headers. If the field is missing, the headers
+    count."""
     name, other = await world.register(), await world.register()
     predict = world.method("predictModel")
     for request, metadata, expected in (
@@ -241,7 +243,7 @@ async def test_an_alias_is_taken_from_the_request_and_the_models_id_put_into_it(
 
 
 async def test_methods_that_are_not_allowed_are_refused(world):
-    """A method that the configuration or the server does not list is UNIMPLEMENTED, and so is the server's management
+    """A method that neither the configuration nor the server allows is UNIMPLEMENTED, and so is the server's management
     API. No such call loads a model."""
     name = await world.register(now=False)
     metadata = (("mm-model-id", name),)
@@ -264,8 +266,8 @@ async def test_methods_that_are_not_allowed_are_refused(world):
 
 
 async def test_several_models_answer_one_call(world):
-    """A call with several ids gets one merged answer. Unknown ids are left out unless all are required, and aliases are
-    resolved each."""
+    """A call with several ids gets one merged answer. Unknown ids are left out unless all ids are required. Each alias
+    is resolved separately."""
     names = [await world.register(now=number != 1) for number in range(3)]
     aliases = [await world.alias(name) for name in names]
     everything = dict.fromkeys(names, "hello")

@@ -41,7 +41,7 @@ class Callers:
             await asyncio.sleep(0.005)
 
     async def only(self, value: float) -> None:
-        """Waits until calls return that value, and checks that they return nothing else afterwards."""
+        """Waits until calls return the value, and checks that they return nothing else afterwards."""
         self.answers.clear()
         await until(lambda: len(self.answers) > 4 * self._width, why=lambda: f"answers; {self.errors[:3]}")
         # One call of each caller may have been answered before.
@@ -50,9 +50,9 @@ class Callers:
 
 @pytest.mark.long
 async def test_copies_of_one_registration_hold_one_content_until_it_is_reloaded(a_mesh):
-    """A file that is replaced after the first load is not used before a reload. The test then reloads a model in two
-    pods, with a broken file, while a pod is killed, and in the one pod left. No call fails, and every answer is of the
-    old or the new content."""
+    """A file that is replaced after the first load is not used before a reload. The test reloads a model in two pods,
+    then with a broken file, then while a pod is killed, and then in the one remaining pod. No call fails, and every
+    answer comes from the old or the new content."""
     async with a_mesh(pods=2) as mesh:
         path = mesh.write("m.onnx", models.constant(1.0))
         await mesh.rest("PUT", "/mesh/v1/models/m", {"type": "onnx", "path": str(path)})

@@ -34,7 +34,7 @@ async def has(mesh: LocalMesh, model_id: str, *counts: int, timeout: float = 40)
 
 
 class Traffic:
-    """Sequential calls of several models until the test ends them, each answer checked."""
+    """Sequential calls of several models until the test ends them. Each answer is checked."""
 
     def __init__(self, mesh: LocalMesh, values: dict[str, float], *, width: int = 4, pause: float = PAUSE) -> None:
         self.calls = 0
@@ -153,7 +153,7 @@ async def test_a_pod_that_leaves_hands_over_and_one_that_is_killed_is_replaced(a
 @pytest.mark.long
 async def test_a_mesh_that_was_stopped_comes_back_warm(a_mesh):
     """A mesh that was stopped, routers first, and comes back with one pod loads the most recently used models without
-    being called. They fill up to seven eighths of that pod."""
+    being called. These models fill up to seven eighths of the pod."""
     async with a_mesh(pods=2) as mesh:
         client = Client(mesh.channel())
         names = [f"m{number}" for number in range(8)]

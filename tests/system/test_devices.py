@@ -89,7 +89,7 @@ async def _would_go(mesh, model_id: str, pod: str) -> bool:
 
 
 async def _used(mesh, number: int) -> bool:
-    """Returns whether the pods have published all copies up to that number, with their sizes."""
+    """Returns whether the pods have published all copies of the models up to that number, with their sizes."""
     on_gpu, on_cpu = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
     held = on_gpu["device_used"] == min(number + 1, 2) * 40 * MIB and on_cpu["copies"] == (number == 2)
     return held and not on_gpu["loading"] and not on_cpu["loading"]

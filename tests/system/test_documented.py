@@ -138,8 +138,8 @@ def test_a_backup_from_within_a_routers_pod(shell, mesh):
 
 
 def test_snapshots(shell, mesh, tmp_path):
-    """The documented commands make a snapshot and restore it from the newest file of the folder, by file name, and into
-    a separate etcd."""
+    """The documented commands make a snapshot, and restore it into a separate etcd, from the newest file of the folder
+    by file name."""
     folder = tmp_path / "snapshots"
     words = {"/var/backups/etcd": str(folder)}
     register(shell, mesh, "lost")
@@ -173,7 +173,7 @@ def test_a_prefix_that_a_mesh_has_left(shell, mesh):
 
 
 def test_contexts(shell, mesh):
-    """The documented contexts work for several meshes, of which only one exists."""
+    """The documented contexts work for several meshes, although only one of the meshes exists."""
     del shell.environment["MESH_ENDPOINT"]
     (shell.folder / "ca.crt").write_bytes(Authority().pem)
     certificate, key = Authority().issue("me")
@@ -227,7 +227,7 @@ def test_a_simulation(shell):
 
 @pytest.fixture(scope="module")
 def store(mesh: LocalMesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
-    """An S3 store that is the pods' default, is also named `minio`, and has a file in its bucket `models`."""
+    """An S3 store that is the pods' default and is also named `minio`, with a file in its bucket `models`."""
     moto, content = Moto(tmp_path_factory.mktemp("moto")), models.constant(7.0)
 
     async def fill() -> None:
@@ -244,8 +244,8 @@ def store(mesh: LocalMesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_paths(shell, store):
-    """The documented paths work: one in a bucket, which is loaded at once, and one on the hub, from which nothing is
-    fetched before the first call."""
+    """The documented paths work: a path in a bucket, which is loaded at once, and a path on the hub, from which nothing
+    is fetched before the first call."""
     bucket, hub = texts("storage.md", "Paths")
     assert "LOADED" in typed(shell, bucket)
     assert "hf://owner/repository@v2/onnx/model.onnx" in typed(shell, hub)

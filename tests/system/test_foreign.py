@@ -151,9 +151,9 @@ async def test_types_decide_which_pods_hold_a_model(foreign):
     ],
 )
 async def test_a_models_size_is_what_its_server_knows(foreign, options, expected):
-    """A model's recorded size is the one that its server reports. If the server's memory is not observed, it is else
-    the one that the server predicts, else its default. When the server is full, the least recently used model is
-    unloaded."""
+    """A model's recorded size is the size that its server reports. Without a report, and while the server's memory is
+    not observed, it is the size that the server predicts, or else its default. When the server is full, the least
+    recently used model is unloaded."""
     room = 2 * expected + 1000
     unseen = ["--server-memory", "none"]
     async with foreign(*INJECTED, *options, "--capacity", str(room), runtime_options=unseen) as it:
@@ -172,8 +172,8 @@ async def test_a_models_size_is_what_its_server_knows(foreign, options, expected
 @pytest.mark.foreign
 @pytest.mark.parametrize("way", ["child-socket", pytest.param("neighbour-port", marks=MORE)])
 async def test_a_model_of_unstated_size_counts_for_what_it_takes(foreign, way):
-    """A model whose server states no size, or an impossible one, counts on the books for what its server has grown by.
-    A full server unloads models for others by that."""
+    """A model whose server states no size, or an impossible one, counts on the books with the growth of the server's
+    memory. By this size, a full server unloads models to make room for others."""
     size = 24 << 20
     options = ("--no-model-size", "--allocate", "--capacity", str(5 * size), "--predict", "1000")
     async with foreign(*INJECTED, *options, way=way) as it:
@@ -201,8 +201,8 @@ async def test_a_model_of_unstated_size_counts_for_what_it_takes(foreign, way):
 
 @pytest.mark.foreign
 async def test_a_device_that_a_server_reports_is_counted(foreign):
-    """The models of a server that reports a device's memory count there, evict there, and give the pod the label gpu.
-    The memory in use on the device is watched."""
+    """The models of a server that reports a device's memory are counted and evicted by that memory, and give the pod
+    the label gpu. The pod shows the device memory in use."""
     size, total = 100 << 20, 400 << 20
     async with foreign(*INJECTED, "--device", str(total)) as it:
         (pod,) = (await it.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
@@ -218,8 +218,8 @@ async def test_a_device_that_a_server_reports_is_counted(foreign):
 
 @pytest.mark.foreign
 async def test_a_load_that_does_not_end_is_ended_and_blamed(foreign):
-    """A load that exceeds the server's own time limit is cancelled and cleaned up at the server. Other models are
-    served meanwhile."""
+    """A load that exceeds the server's own time limit is cancelled and removed from the server. Other models are served
+    meanwhile."""
     async with foreign(*INJECTED, "--load-timeout-ms", "1500") as it:
         await it.register("good", now=True)
         loading = asyncio.ensure_future(it.register("endless", "HANG", now=True))
@@ -233,8 +233,8 @@ async def test_a_load_that_does_not_end_is_ended_and_blamed(foreign):
 
 @pytest.mark.foreign
 async def test_a_model_that_kills_its_server_in_a_load_is_blamed_alone(foreign):
-    """A model whose load ends the server is blamed for it, even though the relay ends as well. The other models come
-    back without blame."""
+    """A model whose load ends the server is blamed, even though the relay ends as well. The other models come back
+    without blame."""
     async with foreign() as it:
         await it.register("good", now=True)
         status = await it.register("killer", "CRASH", now=True)

@@ -72,9 +72,9 @@ async def test_a_call_by_alias_reaches_the_server_with_the_id_of_the_model(it):
 
 
 async def test_a_v2_message_names_the_routed_model_even_if_the_server_lists_no_v2_method(it):
-    """A server that goes by the name in V2's messages gets the id of the model that the call was routed to: the model
-    behind an alias, and the model of the metadata where the message does not count. V2's methods for a whole server do
-    not reach it."""
+    """A server that uses the name in V2's messages gets the id of the model to which the call was routed: the model
+    behind an alias, or the model in the metadata if the message does not count. V2's methods for a whole server do not
+    reach it."""
     for model, number in (("own", b"3"), ("secret", b"7")):
         await it.register(model, now=True, content=number)
     assert (await it.mesh.rest("PUT", "/mesh/v1/aliases/alias-of-own", {"target": "own"})).status == 201
@@ -193,7 +193,7 @@ async def test_a_stream_of_a_lost_model_is_answered_after_a_load(it):
 
 
 async def test_a_message_that_cannot_be_read_is_refused_and_not_sent(it):
-    """Bytes that are not a message, or that have a number in place of the id, never reach the server."""
+    """A message never reaches the server if its bytes are not a message, or if it has a number in place of the id."""
     before = it.noted("predict m")
     raw = it.mesh.channel().unary_unary(f"/{SERVICE}/predict")
     for message in (b"\x1a\x05ab", b"\x18\x01"):
@@ -216,7 +216,7 @@ async def test_a_large_message_passes(it):
 
 
 async def test_a_pods_metrics_show_its_relay_and_egress(it, request):
-    """A pod's metrics have the memory of the relay and, if it has one, of the relay's Envoy, besides the agent's."""
+    """A pod's metrics contain the memory of the agent, of the relay and, if the relay has one, of its Envoy."""
     (pod,) = (await it.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
     text = (await it.mesh.get(f"http://{pod['probe']}/metrics")).body.decode()
     memory = dict(re.findall(r'process_resident_memory_bytes\{process="(\S+)"\} (\S+)', text))

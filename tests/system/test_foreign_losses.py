@@ -1,5 +1,5 @@
-"""A foreign model server behind a relay in a complete mesh, when something is lost: models, the server, the relay, its
-egress, or the agent."""
+"""Losses behind a foreign model server's relay in a complete mesh: of models, the server, the relay, its egress, or the
+agent."""
 
 import asyncio
 import os
@@ -61,8 +61,8 @@ async def test_a_model_that_is_lost_unseen_is_withdrawn(foreign):
 
 @pytest.mark.foreign
 async def test_a_models_own_not_found_reaches_the_caller(foreign):
-    """A model that answers NOT_FOUND itself is loaded once more and then believed. Callers get its answer, and no
-    further loads follow."""
+    """A model that itself answers NOT_FOUND is loaded once more. After that its answer reaches callers, and no further
+    loads follow."""
     async with foreign(way="neighbour-socket") as it:
         await it.register("a", now=True)
         for _ in range(3):
@@ -93,7 +93,8 @@ async def test_a_killed_server_comes_back_with_its_models(foreign, way):
 
 @pytest.mark.foreign
 async def test_a_server_that_restarts_at_once_is_noticed(foreign):
-    """A neighbour that is killed and replaced by an empty one within moments is asked for its status again."""
+    """The agent asks a neighbour for its status again after the neighbour was killed and replaced by an empty one
+    within moments."""
     async with foreign(way="neighbour-socket") as it:
         await it.register("a", now=True)
         it.servers[0].kill9()
@@ -106,7 +107,7 @@ async def test_a_server_that_restarts_at_once_is_noticed(foreign):
 @pytest.mark.parametrize("way", ["child-socket", pytest.param("neighbour-port", marks=MORE)])
 async def test_a_frozen_server_is_given_up_within_seconds(foreign, way):
     """A server that is stopped (SIGSTOP) is detected although the kernel still accepts its connections. A child is
-    replaced, and a neighbour is used again once it continues."""
+    replaced. A neighbour is used again once it continues."""
     async with foreign(way=way, runtime_options=["--hang-timeout", "3"]) as it:
         await it.register("a", now=True)
         pid = it.servers[0].pid if it.servers else child_of(it.mesh, exampleruntime.MODULE)
@@ -144,8 +145,8 @@ async def test_a_relay_that_is_killed_takes_no_model_with_it(foreign, options):
 
 @pytest.mark.foreign
 async def test_calls_wait_for_a_relay_that_is_replaced(foreign, edge):
-    """The agent keeps the socket of the data port. Calls that begin after a relay was killed wait for the next one, and
-    none of them fails."""
+    """The agent keeps the socket of the data port. Calls that begin after a relay was killed wait for the next relay,
+    and none of them fails."""
     async with foreign(edge=edge) as it:
         await it.register("a", now=True)
         await it.ask("a")
@@ -174,8 +175,8 @@ async def test_an_egress_that_is_killed_is_replaced(foreign):
 
 @pytest.mark.foreign
 async def test_a_server_that_speaks_the_spi_under_its_former_name_is_served(foreign):
-    """A server that has the SPI only as ModelMesh's deprecated service is used all the same, also by the next relay.
-    Its pod waits until the server no longer reports STARTING."""
+    """A server that has the SPI only under the name of ModelMesh's deprecated service is used as well, also by the next
+    relay. Its pod waits until the server no longer reports STARTING."""
     async with foreign(*INJECTED, "--former", "--starting", "2") as it:
         assert it.noted("status") == 3
         await it.register("a", now=True)
@@ -189,7 +190,8 @@ async def test_a_server_that_speaks_the_spi_under_its_former_name_is_served(fore
 
 @pytest.mark.foreign
 async def test_an_agent_that_is_killed_begins_again(foreign):
-    """A killed agent's relay and child server end too. A neighbour stays, and drops its models for the next agent."""
+    """When an agent is killed, its relay and child server end too. A neighbour stays, and drops its models for the next
+    agent."""
     async with foreign(way="neighbour-socket") as it:
         await it.register("a", now=True)
         it.mesh.pods[0].kill9()

@@ -73,7 +73,7 @@ def authority() -> Authority:
 
 
 async def answered(host: str, port: int) -> bytes:
-    """Returns all that a port answers to a request in plain text."""
+    """Returns all bytes that a port answers to a request in plain text."""
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(b"POST /inference.GRPCInferenceService/ModelInfer HTTP/1.1\r\nhost: x\r\nmm-model-id: m\r\n\r\n")
     said = b""
@@ -133,7 +133,7 @@ async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path):
 @pytest.mark.long
 async def test_an_authority_changes_under_calls(a_mesh, tmp_path, authority):
     """An authority is replaced in three steps of `mesh certificates`, each taken by every process. No call or load
-    fails meanwhile. In the end the old authority's certificates are refused."""
+    fails meanwhile. At the end, the old authority's certificates are refused."""
     folders = {name: Mounted.of(tmp_path / name, authority) for name in ("router", "runtime")}
     new = Authority("new")
     async with a_mesh(

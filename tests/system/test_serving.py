@@ -24,14 +24,14 @@ FEATURES = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
 async def mesh(request, tmp_path_factory, etcd_server):
-    """A mesh behind Envoy, then behind grpc.aio, because clients must see the same behind both."""
+    """A mesh behind Envoy, then behind grpc.aio, because clients must see the same behind either edge."""
     async with LocalMesh(tmp_path_factory.mktemp("serving"), etcd_server, edge=request.param) as mesh:
         yield mesh
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def two_routers(tmp_path_factory, etcd_server):
-    """A mesh of two routers: what one router has acknowledged must hold at the other."""
+    """A mesh of two routers, of which each must know what the other has acknowledged."""
     async with LocalMesh(tmp_path_factory.mktemp("serving"), etcd_server, routers=2) as mesh:
         yield mesh
 

@@ -22,7 +22,7 @@ ALLOWED = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
 
 
 class Skewed:
-    """Calls of all models, with low numbers called far more often; each answer is checked."""
+    """Calls of all models, with low numbers called far more often. Each answer is checked."""
 
     def __init__(self, mesh) -> None:
         self.calls = 0

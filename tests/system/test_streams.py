@@ -38,7 +38,7 @@ M = (("mm-model-id", "m"),)
 
 @dataclass
 class Streams:
-    """A mesh with the model `m`, and a client of the methods that move bytes."""
+    """A mesh with the model `m`, and a client for the methods that transfer bytes."""
 
     foreign: object
     channel: grpc.aio.Channel
@@ -58,11 +58,11 @@ class Streams:
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("mesh_body_bytes"))
 
     async def counted(self):
-        """Returns how many messages the server has written and read, and how many calls of `soak` it has."""
+        """Returns how many messages the server has written and read, and how many calls of `soak` are open."""
         return tuple(map(int, (await self.ask("count")).split()))
 
     async def forgotten(self):
-        """Waits until the router holds nothing of the calls that were given up, and the server has none of them."""
+        """Waits until the router holds nothing of the calls that were given up, and the server has no open calls."""
 
         async def empty():
             return await self.held() == 0 and (await self.counted())[2] == 0
@@ -72,7 +72,7 @@ class Streams:
 
 
 class Growth:
-    """The growth of a mesh's processes within a block, at their peak."""
+    """The growth of a mesh's processes within a block, measured at its peak."""
 
     def __init__(self, it, what):
         self.it = it
@@ -92,13 +92,13 @@ class Growth:
         print(f"\n{self.what}: grew by {told}")
 
     def held_less_than(self, most):
-        """Fails if a process has grown by more."""
+        """Fails if a process has grown by more than the limit."""
         assert {name: size for name, size in self.bytes.items() if size > most} == {}
 
 
 @pytest.fixture(scope="module")
 def amount(request):
-    """The bytes of the large message and of a flood."""
+    """The number of bytes of the large message and of a flood."""
     return request.config.getoption("--stream-bytes")
 
 
@@ -113,7 +113,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def it(ends, tmp_path_factory, etcd_server):
-    """A mesh of one example runtime, with the model `m`. `ends` are the edge of its router and the egress of its
+    """A mesh of one example runtime, with the model `m`. `ends` names the edge of its router and the egress of its
     relay."""
     edge, egress = ends
     mesh = ForeignMesh(
@@ -168,8 +168,8 @@ async def settled(count):
 # First, because memory that other tests have freed would hide growth.
 async def test_a_large_message_passes_without_being_held_or_is_refused(it, ends, amount):
     """Between two Envoys, a message far above `--max-message` passes in both directions, unchanged, and no process
-    holds much of it. `grpc.aio` takes messages whole, so the limit applies to them: the relay's, whose error names
-    limit and option, or the edge's, whose error is gRPC's own."""
+    holds much of it. `grpc.aio` holds messages as a whole, so the limit applies: at the relay, whose error names the
+    limit and its option, or at the edge, whose error is gRPC's own."""
     message = bulk.content(amount)
     measure, produce = it.method("measure", "unary_unary"), it.method("produce", "unary_unary")
     if ends == ("envoy", "envoy"):
@@ -193,8 +193,8 @@ async def test_a_large_message_passes_without_being_held_or_is_refused(it, ends,
 
 
 async def test_idle_streams_cost_little_and_are_all_alive_afterwards(it, request):
-    """Many streams of one model are open at once. They take little memory, nothing keeps a process busy for them, and
-    each of them still carries its own messages, in order, to its half-close and its trailers."""
+    """Many streams of one model are open at once. They take little memory and keep no process busy. Afterwards each
+    stream still carries its own messages, in order, to its half-close and its trailers."""
     number = request.config.getoption("--streams")
     echo = it.method("echo", "stream_stream")
 
@@ -288,8 +288,8 @@ async def test_a_server_that_reads_slowly_slows_the_client_down(it, amount):
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 async def test_a_flood_that_ends_early_leaves_nothing_behind(it, how):
-    """A client cancels a stream, or its deadline passes, while the server does not read. The router gives back all
-    that it held of the stream, and the next call of the same server is answered."""
+    """When a client cancels a stream, or its deadline passes, while the server does not read, the router releases all
+    that it held of the stream. The next call of the same server is answered."""
     call = it.method("soak", "stream_unary")(metadata=M, timeout=600 if how == "cancel" else 3)
     sent = 0
 
@@ -310,8 +310,9 @@ async def test_a_flood_that_ends_early_leaves_nothing_behind(it, how):
 
 
 async def test_calls_are_given_up_however_full_the_buffers_on_the_way_are(it):
-    """Clients cancel calls whose server does not read, after one message, after two, and so on, up to more than all
-    buffers on the way hold. The server learns of each cancel at once, not when it reads on."""
+    """When a client cancels a call whose server does not read, the server learns of the cancellation at once, not
+    when it reads on. The test cancels after one message, after two, and so on, up to more than all buffers on the
+    way hold."""
     for count in range(1, 120, 7):
         call = it.method("soak", "stream_unary")(metadata=M, timeout=600)
 
@@ -333,8 +334,8 @@ async def test_calls_are_given_up_however_full_the_buffers_on_the_way_are(it):
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 async def test_a_large_message_that_is_given_up_in_its_middle_leaves_nothing_behind(it, ends, how):
-    """A client cancels a call in the middle of a message, or its deadline passes. The server learns of it, the router
-    gives back all that it held, and the next call is answered."""
+    """When a client cancels a call in the middle of a message, or its deadline passes, the server learns of it, the
+    router releases all that it held, and the next call is answered."""
     size = 64 << 20 if ends == ("envoy", "envoy") else 15 << 20
     call = it.method("soak", "stream_unary")(metadata=M, timeout=600 if how == "cancel" else 3)
     writing = asyncio.ensure_future(call.write(bulk.content(size)))
@@ -368,7 +369,7 @@ async def test_large_messages_pass_within_the_limit_whichever_way_they_are_carri
 # Last, because the mesh has no pod afterwards.
 async def test_a_pod_ends_although_its_server_does_not_read_a_call(it):
     """A pod that is stopped waits for its calls until the drain time-out. Then it ends the calls whose server does not
-    read, and itself."""
+    read, and exits."""
     call = it.method("soak", "stream_unary")(metadata=M, timeout=600)
     for number in range(16):
         await call.write(bulk.numbered(number, MESSAGE))

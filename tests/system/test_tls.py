@@ -111,8 +111,8 @@ async def test_clients_call_over_tls_and_the_certificate_changes_under_them(a_me
 
 
 async def test_clients_show_who_they_are(a_mesh, tmp_path):
-    """With an authority for clients, only clients with a certificate signed by it are answered. The names in the
-    certificate are who they are, whatever their requests say."""
+    """With an authority for clients, only clients with a certificate of this authority are answered. The names in the
+    certificate identify the client, whatever its requests say."""
     authority = Authority()
     put(tmp_path / "ca.crt", authority.pem)
     for name, names in CLIENTS.items():

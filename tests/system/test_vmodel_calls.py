@@ -68,7 +68,7 @@ class World:
 
 
 class Caller:
-    """The owner of one vmodel. Its calls are sequential, so that each reply can be predicted."""
+    """The owner of one vmodel, who makes calls one after the other, so that each reply can be predicted."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name

@@ -81,7 +81,7 @@ class Versions:
         await self.release(load="0.2s")
 
     async def release_bad(self) -> None:
-        """Tries to move to a version that cannot be loaded, and goes back to the one that served before."""
+        """Tries to move to a version that cannot be loaded, and goes back to the version that served before."""
         self._number += 1
         self._bad.add(self._number)
         found = await self._put(version=str(self._number), model=self._model(self._number, fail="bad"), sync=True)

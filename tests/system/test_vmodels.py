@@ -116,7 +116,7 @@ def without_copies(info: pb.VModelStatusInfo) -> pb.VModelStatusInfo:
 
 async def test_the_life_of_a_vmodel(mesh):
     """A vmodel is created on a registered model, moved with and without waiting, and deleted. Models that were
-    registered for the vmodel are deleted with it; others stay."""
+    registered for the vmodel are deleted with it. Other models stay."""
     service = Service(mesh)
     await service.delete("no-such-vmodel")
     await service.register("first", 1.0)

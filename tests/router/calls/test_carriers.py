@@ -193,7 +193,7 @@ async def test_a_stream_that_has_sent_too_much_is_not_sent_again(core, trouble):
 
 @pytest.mark.parametrize("pieces", [1, 2])
 async def test_a_message_in_pieces_is_sent_again_only_if_its_first_piece_was_all_that_was_sent(core, pieces):
-    """Of a large message that arrives in pieces, only the first piece is kept. Once the second piece was sent, the call
+    """The first piece of a large message is kept, the later ones are not. Once the second piece was sent, the call
     is not sent again, even if the pod has run nothing."""
     resident(core, "a", "b")
     sizes = [streams._KEPT, streams._KEPT + 1][:pieces]

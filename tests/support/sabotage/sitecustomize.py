@@ -73,7 +73,7 @@ def _sabotage(tasks, folder, process):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """A finder that patches the module of duties when it is imported."""
+    """A finder that patches the module of duties when the module is imported."""
 
     def find_spec(self, name, path=None, target=None):
         if name != MODULE:
