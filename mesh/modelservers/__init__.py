@@ -6,6 +6,6 @@
 - `torchserve` finds a TorchServe that users have installed, and `availability` says what is missing to start a server;
 - `ovms` writes the configuration file of OpenVINO Model Server;
 - `locks/` has these lock files, and `launchers/` a program for each server, which runs in the server's environment and
-  imports nothing of Mesh;
+  imports nothing of Mesh, with the runtime by which MLServer serves Python code of users;
 - `handlers/` has modules that are copied beside models, where a server imports them.
 """

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from mesh.modelfiles import guessing
 from mesh.pb import inference_pb2 as v2
 from mesh.pb import inference_pb2_grpc, modelmesh_pb2
 from mesh.process import free_port
@@ -120,6 +121,9 @@ async def test_the_example_of_the_docs_answers(served: Served, pod: int) -> None
     name = f"prices-{pod}"
     status = await served.register(name, f"python:{pod}", model__py=code, weights__json=weights)
     assert status.status == LOADED, status.errors
+    guess = guessing.of_file(served.folder / name)
+    assert guess is not None
+    assert guess.type == "python"
     reply = await served.mesh.rest("POST", f"/v2/models/{name}/infer", json.loads(body))
     assert reply.status == 200, reply.body
     (output,) = reply.json["outputs"]
