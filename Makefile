@@ -163,7 +163,7 @@ $(GPU): $(VENV)/.made
 define install
 	@rm -f $(VENV)/.up-* $(VENV)/.dev-* $(VENV)/.gpu-*
 	@echo "installing requirements/$(1).txt into $(VENV) (the first time takes a few minutes)"
-	@$(PIP) install --quiet --require-hashes --requirement requirements/$(1).txt
+	@$(VENV)/bin/python requirements/install.py requirements/$(1).txt $(PIP) install
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 endef
 
