@@ -306,7 +306,7 @@ async def relay_call(folder: Path) -> AsyncIterator[Operation]:
     table = Table(board, Journal(None))
     copy = RelayedCopy("m", b"agent-1.7", table.row(None))
     table.copies.add(copy)
-    up: Any = SimpleNamespace(is_up=True, epoch=0)
+    up: Any = SimpleNamespace(is_up=True, epoch=0, control=SimpleNamespace(takes_versions=True))
     egress = EnvoyEgress(up, "/nowhere", max_message=LIMIT, budget=budget.Budget(LIMIT))
     egress._pool = pool = _Forgetful("unix:/nowhere")  # type: ignore[assignment]
     port = RelayPort(table, board, up, egress, max_message=LIMIT)
