@@ -31,7 +31,7 @@ up: $(UP)  ## runs a complete mesh on this machine until Ctrl-C (ARGS="--pods 3"
 demo: $(UP)  ## serves several hundred real models under skewed traffic, and compares every answer with onnxruntime's
 	@$(RUN) mesh demo $(ARGS)
 
-test: check  ## runs all checks, then all tests (ARGS="tests/wire -k split": only those tests)
+test: check  ## runs all checks, then the tests that take no long time and need no other programs (ARGS="tests/wire -k split": only those tests)
 	@$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(DEV)  ## checks format, lint, types, layers, freshness of generated code, language, cost of hot functions

@@ -154,6 +154,12 @@ def above_limit(what: str, limit: int, option: str = MAX_MESSAGE) -> str:
     return f"{what} is above the limit of {limit} bytes" + (f" (set by {option})" if option else "")
 
 
+def not_unicode(what: str) -> MeshError:
+    """Returns the error for a text, which `what` names, that UTF-8 cannot represent. JSON's escapes can."""
+    text = f"{what} is not valid Unicode: it contains half of a surrogate pair (\\ud800 to \\udfff); remove it"
+    return MeshError(Reason.BAD_REQUEST, text)
+
+
 def too_large(what: str, limit: int, option: str = MAX_MESSAGE) -> MeshError:
     """Returns the error for something larger than `limit` bytes. Its details name the limit and the option for
     programs."""

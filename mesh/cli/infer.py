@@ -38,7 +38,7 @@ def add(app: typer.Typer) -> None:
 
 def infer(
     context: typer.Context,
-    model: options.ModelId,
+    model: options.ModelOrAlias,
     file: Annotated[
         str, typer.Option("--file", "-f", metavar="FILE", help="File with a V2 request as JSON; - for standard input.")
     ] = "",

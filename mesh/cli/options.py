@@ -27,6 +27,7 @@ Timeout = Annotated[
     float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Time limit of the command, in seconds.")
 ]
 ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="The model's id.", show_default=False)]
+ModelOrAlias = Annotated[str, typer.Argument(metavar="MODEL", help="Id of a model or an alias.", show_default=False)]
 
 # Of the commands that the chart's Jobs run, which write into a Secret.
 KubeTimeout = Annotated[

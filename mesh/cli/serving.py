@@ -28,7 +28,7 @@ def add(app: typer.Typer) -> None:
 
 
 def status(
-    context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
+    context: typer.Context, model: options.ModelOrAlias, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
     """Shows a model: its registration, its copies, and the reason if it cannot be loaded. For an alias, shows the
     models that get its calls, its versions, and the reason if a move is stuck.
@@ -130,7 +130,7 @@ def release(
 
 
 def explain(
-    context: typer.Context, model: options.ModelId, endpoint: options.Endpoint = "", as_json: options.Json = False
+    context: typer.Context, model: options.ModelOrAlias, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
     """Explains which pods have loaded a model, or would load it, and why. For an alias, explains which models get its
     calls, and then each model that it names.

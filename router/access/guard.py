@@ -173,8 +173,11 @@ class Guard:
     def _identified(self, key: _Given) -> Principal:
         if isinstance(key, Credentials):
             credentials = key
-        elif len(key) > _MAX_HEADER or key[: len(_SCHEME)].lower() != _SCHEME:
+        elif key[: len(_SCHEME)].lower() != _SCHEME:
             raise self._unknown("the authorization header must have the form `Bearer KEY`")
+        elif len(key) > _MAX_HEADER:
+            limit = f"more than the {_MAX_HEADER} that are accepted"
+            raise self._unknown(f"the authorization header has {len(key)} bytes, {limit}: request a smaller token")
         else:
             credentials = Credentials(key[len(_SCHEME) :].strip())
         try:

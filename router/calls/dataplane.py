@@ -68,7 +68,7 @@ def _name(name: str) -> bytes:
     try:
         return b"/" + name.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{_ALL}: {name[:200]!r} is not Unicode text") from error
+        raise ValueError(f"{_ALL}: {name[:200]!r} contains half of a surrogate pair: remove it") from error
 
 
 def _rule(name: str, value: Any) -> Rule:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mesh.schema import confidential, records
 from mesh.schema.records import ModelRecord
-from mesh.statuses import MeshError, Reason
+from mesh.statuses import MeshError, Reason, not_unicode
 from placement.copies import UNLIMITED, CopyLimits
 from placement.vmodels.changes import SetVModel
 
@@ -134,7 +134,7 @@ def record_of(item: Item, *, now_ms: int, load_now: bool = False, last_used_ms: 
         for text in (type, path, key):
             text.encode()
     except UnicodeEncodeError as error:
-        raise MeshError(Reason.BAD_REQUEST, "type, path and key must be valid text") from error
+        raise not_unicode("the type, path or key") from error
     if sha256 and _SHA256.fullmatch(sha256) is None:
         text = f"sha256 must be 64 hexadecimal digits, as `sha256sum` prints them, not {sha256[:80]!r}"
         raise MeshError(Reason.BAD_REQUEST, text)

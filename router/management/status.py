@@ -10,7 +10,7 @@ from mesh.schema import records
 from mesh.schema.keys import Keys
 from mesh.schema.modelstatus import ModelStatus
 from mesh.schema.records import CopyRecord, ModelRecord, Reload
-from mesh.statuses import MeshError, Reason
+from mesh.statuses import MeshError, Reason, not_unicode
 from mesh.telemetry import logs
 from router.loads.coldstart import ColdStart
 from router.management.requests import check_id
@@ -192,7 +192,7 @@ class Reporter:
             first = self._keys.registry + prefix.encode()
             start = max(first, self._keys.registry + after.encode() + b"\0") if after else first
         except UnicodeEncodeError as error:
-            raise MeshError(Reason.BAD_REQUEST, "prefix and after must be valid text") from error
+            raise not_unicode("prefix or after") from error
         end = after_prefix(first)
         if start >= end:
             return Page([], None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from mesh import etcd as etcds
 from mesh.schema.keys import Keys
 from mesh.schema.modelstatus import ModelStatus, VModelStatus
-from mesh.statuses import MeshError, Reason
+from mesh.statuses import MeshError, Reason, not_unicode
 from mesh.telemetry import logs
 from placement.vmodels import changes
 from placement.vmodels.changes import Change, Models, Refusal
@@ -139,7 +139,7 @@ class VModels:
         try:
             found, more = await self._store.page(prefix=prefix, after=after, limit=max(1, min(limit, MAX_PAGE)))
         except UnicodeEncodeError as error:
-            raise MeshError(Reason.BAD_REQUEST, "prefix and after must be valid text") from error
+            raise not_unicode("prefix or after") from error
         return VModelPage(found, more)
 
     async def close(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mesh.schema.modelstatus import VModelStatus
-from mesh.statuses import MeshError, Reason
+from mesh.statuses import MeshError, Reason, not_unicode
 from placement.vmodels.changes import KEEP, SetVModel
 from placement.vmodels.record import Mirror, VModelRecord
 from router.management.requests import SYNC_WAIT, MoveVModel
@@ -134,7 +134,7 @@ def _text(document: Mapping[str, Any], name: str) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise MeshError(Reason.BAD_REQUEST, f"{name} is not valid text") from error
+            raise not_unicode(name) from error
         return value
     if value is not None:
         raise MeshError(Reason.BAD_REQUEST, f"{name} must be a string")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mesh.pb import inference_pb2 as pb
-from mesh.statuses import MeshError, Reason
+from mesh.statuses import MeshError, Reason, not_unicode
 from mesh.wire import encoding, framing
 from router.rest import jsontext, tensors
 from router.rest.pieces import Body, Contents, Piece
@@ -369,7 +369,7 @@ def _name(item: dict[str, Any], what: str) -> str:
     name = item.get("name")
     if not isinstance(name, str) or not name:
         raise bad(f"{what} has no name")
-    return _encodable(name, what)
+    return _encodable(name, f"{what}: its name")
 
 
 def _text(document: dict[str, Any], name: str, what: str) -> str:
@@ -382,11 +382,12 @@ def _text(document: dict[str, Any], name: str, what: str) -> str:
 
 
 def _encodable(text: str, what: str) -> str:
-    """Returns the text. Raises MeshError for lone surrogates, which JSON can represent but a message cannot."""
+    """Returns the text, which `what` names in errors. Raises MeshError for half of a surrogate pair, which JSON can
+    represent but a message cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise bad(f"{what} is not valid text") from error
+        raise not_unicode(what) from error
     return text
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from mesh.schema import confidential
 from mesh.schema.modelstatus import ModelStatus
 from mesh.schema.records import ModelRecord
-from mesh.statuses import MeshError, Reason
+from mesh.statuses import MeshError, Reason, not_unicode
 from placement.copies import UNLIMITED, CopyLimits
 from router.management.requests import Item
 from router.management.status import StatusInfo
@@ -68,7 +68,7 @@ def item_of(item: dict[str, Any], model_id: object) -> Item:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise MeshError(Reason.BAD_REQUEST, f"{name} is not valid text") from error
+                raise not_unicode(name) from error
         texts.append(text)
     if not texts[1]:
         raise MeshError(Reason.BAD_REQUEST, "Must provide non-empty model type string")

@@ -283,7 +283,8 @@ def _pack_strings(what: str, items: list[Any]) -> bytes:
             parts.append(len(encoded).to_bytes(4, "little"))
             parts.append(encoded)
     except UnicodeEncodeError as error:
-        raise bad(f"{what}: a string is not valid text: send it as binary data") from error
+        text = f"{what}: a string contains half of a surrogate pair (\\ud800 to \\udfff): send it as binary data"
+        raise bad(text) from error
     return b"".join(parts)
 
 

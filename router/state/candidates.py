@@ -42,8 +42,8 @@ class Rollouts:
 class Gone:
     """The pods that have gone recently.
 
-    By these pods, a model that no pod accepts at the moment is told from a model that no pod will ever accept: a mesh
-    may have only one pod for a type, which is restarting."""
+    They distinguish a model that no pod accepts at the moment from one that no pod will ever accept. For example, the
+    only pod for the model's type may be restarting."""
 
     def __init__(self) -> None:
         self._pods: dict[str, tuple[placement.pod.Candidate, float | None]] = {}  # and when a look first saw it gone

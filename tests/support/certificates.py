@@ -72,14 +72,14 @@ def named(name: str) -> x509.GeneralName:
 def certificate(
     name: str, *, ends: datetime.timedelta = HOUR, begins: datetime.timedelta = -24 * HOUR
 ) -> tuple[bytes, bytes]:
-    """Returns the certificate of a new authority, and a server certificate with its key for the address or host, both
-    as PEM."""
+    """Returns, as PEM, the certificate of a new authority, and a certificate for the address or host `name` with its
+    key. `begins` and `ends` are relative to now and apply only to the second; the authority is always valid."""
     authority = Authority()
     return authority.pem, authority.issue(named(name), begins=begins, ends=ends)
 
 
 def forwarded(pem: bytes, *, by: str = "") -> bytes:
-    """Returns the header `x-forwarded-client-cert` as Envoy writes it for a client's certificate. `by` is the part
+    """Returns the header `x-forwarded-client-cert` as Envoy writes it for a client's certificate. `by` is its part
     about the server's own certificate."""
     text = pem.decode().partition("-----BEGIN PRIVATE KEY-----")[0]
     return f'{by}Hash={"0a" * 32};Cert="{urllib.parse.quote(text, safe="")}"'.encode()

@@ -196,14 +196,15 @@ class ServerProcess:
             await spi.close()
 
     def kill(self, why: str) -> None:
-        """Kills the server immediately. This is then handled like any other death."""
+        """Kills the server immediately, if it runs. The death is then handled like any other, with the reason `why`, but
+        no model is suspected of causing it."""
         if self.pid:
             self._ended_for = why, EndCause.REPLACED
             self._supervisor.kill()
 
     async def replace(self, why: str, grace: float) -> None:
-        """Ends the server in order: it accepts no more calls, and gets `grace` seconds to answer those in flight. The
-        end is then handled like any other death."""
+        """Ends the server in order, if it runs: it accepts no more calls, and gets `grace` seconds to answer those in
+        flight. The end is then handled like any other death, with the reason `why`, but no model is suspected."""
         child = self._supervisor.child
         if child is not None and child.returncode is None:
             self._ended_for = why, EndCause.REPLACED

@@ -94,6 +94,11 @@ def test_nothing_but_the_key_is_known(guard, headers):
     assert guard.unknown == 1
 
 
+def test_a_token_that_is_too_long_is_refused_because_of_its_length(guard):
+    assert "has 9007 bytes, more than the 8192 that are accepted" in refused(guard, bearer("x" * 9000))
+    assert "must have the form" in refused(guard, [(b"authorization", b"Basic " + b"x" * 9000)])
+
+
 def test_the_same_header_twice_is_one_key(guard):
     assert guard.known(bearer(CI) + bearer(CI)).name == "key:ci"
 

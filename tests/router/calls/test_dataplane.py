@@ -102,7 +102,7 @@ def test_defaults(document: str, methods: dict, others: bool) -> None:
         pytest.param(config({"a.B/c": {"idExtractionPath": [True]}}), "field numbers", id="true"),
         pytest.param(config({"a.B/c": {"idExtractionPath": [1] * 33}}), "more than 32", id="too long a path"),
         pytest.param(config({"a.B/c": {"vModelId": 1}}), "a.B/c: vModelId is neither", id="flag"),
-        pytest.param('{"rpcConfigs": {"\\ud800.B/c": {}}}', "not Unicode", id="surrogate"),
+        pytest.param('{"rpcConfigs": {"\\ud800.B/c": {}}}', "half of a surrogate pair", id="surrogate"),
         pytest.param(" " * (1 << 20) + "{}", "longer than the limit", id="too long"),
     ],
 )

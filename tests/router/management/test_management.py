@@ -170,7 +170,7 @@ async def test_other_attributes_are_a_conflict(desk, other):
         pytest.param(("m", ""), "Must provide non-empty model type string", id="no-type"),
         pytest.param(("m" * 2000, "onnx"), "longer than", id="long-id"),
         pytest.param(("a\0b", "onnx"), "characters", id="nul"),
-        pytest.param(("m", "on\ud800nx"), "valid text", id="surrogate"),
+        pytest.param(("m", "on\ud800nx"), "valid Unicode", id="surrogate"),
     ],
 )
 async def test_what_cannot_be_registered(desk, arguments, text):

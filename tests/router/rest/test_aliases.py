@@ -86,7 +86,7 @@ def test_a_document_is_a_request(document, request_):
         ({"model": "m"}, "model must be an object"),
         ({"version": "1", "model": {"type": "onnx", "nam": "x"}}, "nam: no such attribute of an alias's model"),
         ({"version": 8}, "version must be a string"),
-        ({"target": "\ud800"}, "target is not valid text"),
+        ({"target": "\ud800"}, "target is not valid Unicode"),
         ({"force": 1}, "force must be true or false"),
         ({"keep": True}, "keep must be a whole number"),
         ({"wait": 0}, "wait must be a number of seconds above 0"),

@@ -152,7 +152,7 @@ async def test_a_key_may_be_an_object(http, path, worker):
         ("models/m", b'{"type": 1}', "type must be a string"),
         ("models/m", b'{"type": "t", "path": 1}', "path must be a string"),
         ("models/m", b'{"type": "t", "key": 1}', "key must be a string or an object"),
-        ("models/m", b'{"type": "t", "path": "\\ud800"}', "path is not valid text"),
+        ("models/m", b'{"type": "t", "path": "\\ud800"}', "path is not valid Unicode"),
         ("models/m", b'{"type": "t", "load": 1}', "load must be true or false"),
         ("models/" + "x" * 1025, b'{"type": "t"}', "longer than 1024 bytes"),
         ("models/%FF", b'{"type": "t"}', "not UTF-8"),

@@ -216,7 +216,7 @@ def test_an_unnested_value_is_a_tensor_without_dimensions():
         ("BOOL", (1,), [2], "must be true, false"),
         ("BOOL", (1,), ["true"], "'true' is not a valid BOOL"),
         ("BYTES", (1,), [1], "1 is not a valid BYTES"),
-        ("BYTES", (1,), ["\ud800"], "not valid text"),
+        ("BYTES", (1,), ["\ud800"], "half of a surrogate pair"),
         ("FP16", (1,), [1.0], "FP16 cannot be sent as JSON"),
         ("BF16", (1,), [1.0], "BF16 cannot be sent as JSON"),
         ("FP32", ((1 << 63) - 1, (1 << 63) - 1), [1], "elements, but its shape"),
