@@ -189,11 +189,11 @@ def _described(response: aiohttp.ClientResponse, location: Location, key: str) -
         )
         raise PullError(PullErrorKind.BAD_REQUEST, text)
     if _page(response, location):
-        text = (
-            f"{location.shown} is answered with a web page ({headers.get('Content-Type', '')}), not with a file: it may be"
-            " a folder, or ask for a login. Register the URL of the model's file itself, with credentials if it needs them"
+        page = (
+            f"a web page ({headers.get('Content-Type', '')}), not with a file: it may be a folder, or ask for a login"
         )
-        raise PullError(PullErrorKind.BAD_REQUEST, text)
+        todo = "register the URL of the model's file itself, with credentials if it needs them"
+        raise PullError(PullErrorKind.BAD_REQUEST, f"{location.shown} is answered with {page}; {todo}")
     size = response.content_length
     validator, settled = _validator(headers)
     sha256, md5 = digests(headers)

@@ -54,7 +54,8 @@ def convert(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Converts a scikit-learn, XGBoost or LightGBM model to ONNX, which every pod serves faster and without its code.
+    """Converts a scikit-learn, XGBoost or LightGBM model to ONNX. Pods with the ONNX server serve it, faster than
+    MLServer serves the original, and without its author's code.
 
     Loading a pickle runs the code in it: convert pickles only if you trust their authors.
 

@@ -92,8 +92,8 @@ async def register(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> N
 
 
 async def _reload_changed(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> None:
-    """Reloads the models whose files differ from those that the mesh knows. This happens if the mesh's data is left from
-    an earlier demo, and other versions of the libraries have since written different files. Raises DemoError."""
+    """Reloads the models whose files differ from those that the mesh knows. This happens if the mesh's data is left
+    from an earlier demo, and other versions of the libraries have since written different files. Raises DemoError."""
     made = {sample.id: sample.sha256 for sample in fleet.models}
     after: str | None = ""
     while after is not None:

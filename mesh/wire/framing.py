@@ -1,8 +1,8 @@
 """The 5-byte prefix of gRPC messages: a flag (0 plain, 1 compressed) and the length, big-endian.
 
-A *frame* is a prefix and its message. Most frames are only forwarded; only `unpack` and `beginning` look into a message. The sizes
-that a peer controls (the length in a prefix, the size of a decompressed message) are checked against a limit before
-memory is allocated. `inbox` splits a byte stream into frames.
+A *frame* is a prefix and its message. Most frames are only forwarded; only `unpack` and `beginning` look into a
+message. The sizes that a peer controls (the length in a prefix, the size of a decompressed message) are checked against
+a limit before memory is allocated. `inbox` splits a byte stream into frames.
 """
 
 import struct

@@ -10,7 +10,7 @@ from mesh.schema import records
 from mesh.schema.keys import Keys
 from mesh.schema.modelstatus import ModelStatus
 from mesh.schema.records import CopyRecord, ModelRecord, Reload
-from mesh.statuses import MeshError, Reason, not_unicode
+from mesh.statuses import not_unicode
 from mesh.telemetry import logs
 from router.loads.coldstart import ColdStart
 from router.management.requests import check_id

@@ -196,8 +196,8 @@ class ServerProcess:
             await spi.close()
 
     def kill(self, why: str) -> None:
-        """Kills the server immediately, if it runs. The death is then handled like any other, with the reason `why`, but
-        no model is suspected of causing it."""
+        """Kills the server immediately, if it runs. The death is then handled like any other, with the reason `why`,
+        but no model is suspected of causing it."""
         if self.pid:
             self._ended_for = why, EndCause.REPLACED
             self._supervisor.kill()
