@@ -38,7 +38,7 @@ async def test_a_key_is_made_once(api, secret, tmp_path):
 
 
 async def test_two_at_once_make_one_key(api, secret):
-    """If several commands run at the same time, one writes its key and the others leave it."""
+    """If several commands run at the same time, one writes its key and the others leave that key unchanged."""
     assert sorted(await asyncio.gather(*(adminkey.filled(secret) for _ in range(4)))) == [False, False, False, True]
 
 
@@ -62,7 +62,8 @@ async def test_a_secret_that_always_changes_is_an_error(api, secret):
 
 
 async def test_the_command_as_the_chart_runs_it(api, monkeypatch):
-    """The command finds the API as every pod does, and prints no key. It names a Secret that does not exist."""
+    """The command finds the API as every pod does, and prints no key. If the Secret does not exist, the error names
+    it."""
     host, port = api.url.removeprefix("https://").split(":")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)

@@ -182,7 +182,7 @@ def test_a_move_to_elsewhere_ends_the_wait(mesh, run):
 
 
 async def test_ctrl_c_says_that_the_move_goes_on(mesh, tmp_path):
-    """Ctrl-C ends the command but not the move, and a message says so."""
+    """Ctrl-C ends the command but not the move, and a message says that the move continues."""
     mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
     argv = ["env", "--default-signal=INT"]  # tests that run in a shell's background ignore it
     argv += [sys.executable, "-P", "-m", "mesh", "-e", mesh.endpoint, "alias", "set", "fraud", "fraud@8"]
@@ -198,7 +198,8 @@ async def test_ctrl_c_says_that_the_move_goes_on(mesh, tmp_path):
 
 
 def test_rollback_goes_back(mesh, run):
-    """`mesh rollback` requests the previous version, or the version that it is given, and shows the alias."""
+    """`mesh rollback` requests the previous version, or the version that the command line names, and shows the
+    alias."""
     mesh.answer(f"{FRAUD}/rollback", alias("fraud@7"))
     result = run("rollback", "fraud")
     assert result.exit_code == 0, result.stderr
@@ -261,7 +262,7 @@ def test_an_alias_is_shown_and_deleted(mesh, run):
 
 def test_status_and_explain_know_aliases(mesh, run):
     """For an alias, `mesh status` and `mesh explain` show where its calls go and why a move is stuck. They also explain
-    its models, even a missing one."""
+    the alias's models, even a missing one."""
     stuck = alias("fraud@7", "fraud@8", "TRANSITION_FAILED", why="no such file", mirror={"target": "x", "share": 5.0})
     mesh.answer(FRAUD, stuck)
     mesh.answer(
@@ -294,8 +295,8 @@ def test_status_and_explain_know_aliases(mesh, run):
 
 
 def test_ls_names_the_aliases_of_models(mesh, run):
-    """`mesh ls` has a column of aliases if any listed model is named by one. It says so if there are too many aliases
-    to show."""
+    """`mesh ls` has a column of aliases if an alias names any listed model. If too many aliases exist to show them, the
+    command says so."""
     registered(mesh, "a", "fraud@7")
     assert "ALIASES" not in run("ls").stdout
     mesh.answer("/mesh/v1/aliases", {"aliases": [alias(), alias(id="other")], "next": None})

@@ -1,4 +1,4 @@
-"""`mesh convert` as a user sees it."""
+"""`mesh convert`, run as a user runs it."""
 
 import json
 import pickle
@@ -36,7 +36,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_the_page_is_true(model: Path) -> None:
-    """The commands of the page convert a model, and print what the page shows."""
+    """The commands of the docs page convert a model, and print what the page shows."""
     np.savetxt(model.with_name("customers.csv"), X, delimiter=",")
     section = DOCS.read_text().partition("## Convert a model")[2].partition("\n## ")[0]
     lines = re.findall(r"^    (.*)$", section, re.MULTILINE)
@@ -51,7 +51,7 @@ def test_the_page_is_true(model: Path) -> None:
 
 
 def test_an_existing_file_is_overwritten_only_by_force(model: Path) -> None:
-    """Without --force, the file stays as it is."""
+    """An existing file is only overwritten with --force."""
     target = model.with_suffix(".onnx")
     target.write_text("mine")
     refused = run(str(model))
@@ -63,7 +63,8 @@ def test_an_existing_file_is_overwritten_only_by_force(model: Path) -> None:
 
 
 def test_nothing_is_kept_of_a_conversion_that_differs(tmp_path: Path) -> None:
-    """The command fails, names the rows and the way out, and leaves no file behind."""
+    """If the converted model answers differently, the command fails, names the rows and the way out, and leaves no file
+    behind."""
     joblib.dump(RandomForestClassifier(5, random_state=0).fit(X, Y), tmp_path / "forest.joblib")
     failed = run(str(tmp_path / "forest.joblib"), "--json")
     assert failed.exit_code == 1
@@ -92,7 +93,7 @@ class Nothing:
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
-    """The error says what the file is, and what to do."""
+    """A file that cannot be converted is refused. The error says what the file is, and what to do."""
     file = tmp_path / "model.pkl"
     if content is not None:
         file.write_bytes(content)
@@ -114,7 +115,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes | None, says: st
     ],
 )
 def test_bad_rows_are_refused(model: Path, name: str, content: str | None, says: str) -> None:
-    """The error names the file and its fault."""
+    """Bad rows are refused. The error names the file and its fault."""
     rows = model.with_name(name)
     if content is not None:
         rows.write_text(content)

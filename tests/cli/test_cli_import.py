@@ -174,8 +174,8 @@ def test_a_folder_of_versions_that_is_imported_itself_is_a_model_where_it_says_s
 
 
 def test_what_no_pod_could_tell_apart_fails_at_once(mesh, run, tmp_path):
-    """If two models share a folder and one has external data, pods could not tell them apart. That one is reported and
-    the other is registered."""
+    """If two models share a folder and one of them has external data, pods could not tell them apart. The model with
+    external data is reported and the other one is registered."""
     write(tmp_path, {"a.onnx": models.external_data("w"), "w": b"1234", "b.onnx": models.constant(1.0)})
     assert imported(mesh, run, tmp_path, code=1) == {"b": "b.onnx"}
     document = json.loads(run("import", str(tmp_path), "--json").stdout)
@@ -260,7 +260,7 @@ def test_an_import_whose_registry_goes_away_ends(mesh, run):
 
 
 def test_an_answer_without_an_end_is_a_failure(mesh, run):
-    """A truncated answer is a failure: lines whose outcome is unknown are not counted as done."""
+    """A truncated answer is a failure, and lines whose outcome is unknown are not counted as done."""
     mesh.answer("/mesh/v1/models:import", {"done": 1, "created": 1})
     assert run("import", "-", stdin=lines("a")).exit_code == 1
 

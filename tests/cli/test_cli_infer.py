@@ -127,7 +127,7 @@ def test_over_rest_the_metadata_come_from_rest(mesh, run):
 
 
 def test_the_meshs_reason_and_the_models_own_words(infer):
-    """If the mesh refuses a call, the exit code tells the reason. A model's own error is shown unchanged."""
+    """If the mesh refuses a call, the exit code shows the reason. A model's own error is shown unchanged."""
     refused = infer("bad")
     assert refused.exit_code == 6
     assert "no room now" in refused.stderr
@@ -190,7 +190,7 @@ def test_every_datatype_passes_json_and_grpc(array):
 
 
 def test_what_json_has_no_form_for_goes_as_binary_data_over_rest():
-    """Over REST, tensors whose datatype JSON cannot express are sent as binary data after the JSON."""
+    """Over REST, tensors of datatypes that JSON cannot express are sent as binary data after the JSON."""
     halves, brains = np.array([1.5, -2], np.float16), np.array([(0x3FC0,), (0xC000,)], tensors.BF16)
     sent = [tensors.to_rest(name, array) for name, array in (("h", halves), ("b", brains))]
     assert [shown["parameters"] for shown, _ in sent] == [{"binary_data_size": 4}] * 2

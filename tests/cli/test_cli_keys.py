@@ -9,7 +9,7 @@ KEY = "mesh_" + "k" * 43
 
 @pytest.fixture
 def asked(mesh):
-    """Returns a function that lists method, path and body of the requests that the fake mesh has got."""
+    """Returns a function that lists the method, path and body of each request that the fake mesh has received."""
     return lambda: mesh.requests
 
 
@@ -143,7 +143,7 @@ def test_a_bad_file_is_refused_before_anything_is_sent(run, mesh, tmp_path, cont
 
 
 def test_grants_of_the_routers_file_are_listed(run, mesh):
-    """The grants of the file that routers follow are marked, and a file that cannot be used is reported."""
+    """Grants from the file that routers follow are marked as such, and a file that cannot be used is reported."""
     grant = {"role": "infer", "models": ["*"], "to": ["key:ci"]}
     filed = {"source": "/etc/mesh/grants", "grants": {"b": grant}, "error": "it is not valid TOML", "age": 60.0}
     mesh.answer("/mesh/v1/grants", {"grants": {"a": grant}, "file": filed})

@@ -51,8 +51,8 @@ def test_register_makes_a_local_file_absolute(mesh, run, tmp_path, monkeypatch):
 
 
 def test_register_says_what_a_file_is_that_is_no_onnx_model(mesh, run, tmp_path):
-    """`mesh register` warns about a local file that plainly is not what it is registered as. The model is registered,
-    because a file may still be replaced."""
+    """`mesh register` warns about a local file that clearly does not have the given type. The model is registered
+    nevertheless, because the file may still be replaced."""
     booster, net = tmp_path / "model.json", tmp_path / "net.onnx"
     booster.write_bytes(b'{"learner":{}}')
     net.write_bytes(models.constant(1.0))
@@ -65,7 +65,7 @@ def test_register_says_what_a_file_is_that_is_no_onnx_model(mesh, run, tmp_path)
 
 
 def test_register_guesses_the_type_and_says_so(mesh, run, tmp_path):
-    """Without `--type`, the file's content or name decides the type, and the remark says what the guess rests on."""
+    """Without `--type`, the file's content or name decides the type, and a remark says on what the guess is based."""
     (tmp_path / "churn.joblib").write_bytes(pickle.dumps("sklearn.pipeline"))
     result = run("register", "churn", str(tmp_path / "churn.joblib"))
     assert mesh.requests[-1][2]["type"] == "sklearn"
@@ -79,7 +79,7 @@ def test_register_guesses_the_type_and_says_so(mesh, run, tmp_path):
 
 @pytest.fixture
 def no_pod(mesh, monkeypatch, tmp_path):
-    """Makes a mesh without a pod for scikit-learn's models, on a machine without MLServer."""
+    """Makes a mesh without a pod for scikit-learn models, on a machine without MLServer."""
     monkeypatch.setenv(environments.VARIABLE, str(tmp_path / "servers"))
     register(mesh, "churn")
     note = {"notes": ["no pod accepts models of type sklearn: the pods of this mesh accept onnx"]}
@@ -87,7 +87,8 @@ def no_pod(mesh, monkeypatch, tmp_path):
 
 
 def test_register_names_the_commands_for_a_server_that_is_missing(mesh, run, no_pod, monkeypatch):
-    """Without a terminal, the remark names the commands. Nothing is asked or installed."""
+    """Without a terminal, a remark names the commands for the missing server. The command asks nothing and installs
+    nothing."""
     monkeypatch.setattr(servers, "shown", lambda kind: pytest.fail("installed without a question"))
     result = run("register", "churn", "/models/churn.joblib")
     assert result.exit_code == 0, result.stderr
@@ -96,8 +97,9 @@ def test_register_names_the_commands_for_a_server_that_is_missing(mesh, run, no_
 
 @pytest.mark.parametrize(("answer", "installs"), [("y", True), ("n", False), ("", False)])
 def test_register_offers_to_install_a_server(mesh, run, no_pod, monkeypatch, answer, installs):
-    """On a terminal, the user is asked, and the server is installed only if the answer is yes. A mesh on another
-    machine cannot use what is installed here, and JSON is for programs, so nothing is asked then."""
+    """On a terminal, the user is asked, and the server is installed only if the answer is yes. The command does not ask
+    if the mesh is on another machine, which cannot use what is installed here, or if the output is JSON, which is for
+    programs."""
     installed = []
     monkeypatch.setattr(servers, "_interactive", lambda: True)
     monkeypatch.setattr(servers, "shown", lambda kind: installed.append(kind.name))
@@ -317,8 +319,8 @@ def test_nothing_is_cut_in_a_pipe(mesh, run):
 
 
 def test_status_shows_why_a_model_may_not_be_loaded(mesh, run):
-    """`mesh status` shows why a model may not be loaded, with errors, server deaths and what to do. The exit code
-    reports it too."""
+    """`mesh status` shows why a model may not be loaded, with errors, server deaths and what to do. The exit code shows
+    this too."""
     register(mesh, "a")
     status = mesh._status("a", {}) | {
         "quarantined": True,
@@ -333,7 +335,7 @@ def test_status_shows_why_a_model_may_not_be_loaded(mesh, run):
 
 
 def test_status_shows_how_far_a_pull_is(mesh, run):
-    """For a copy that is being loaded, `mesh status` shows its pull's bytes, total and rate as far as they are
+    """For a copy that is being loaded, `mesh status` shows the bytes, total and rate of the pull, as far as they are
     known."""
     register(mesh, "a")
     for pull, text in (
@@ -476,8 +478,8 @@ def test_a_bad_endpoint_is_wrong_usage(run, endpoint):
 
 
 def test_the_endpoint_may_stand_before_or_behind_the_command(mesh, run, monkeypatch):
-    """The endpoint option may stand before or after the command. The one after the command takes precedence, and both
-    take precedence over the environment."""
+    """The endpoint option may stand before or after the command. The option after the command takes precedence, and
+    either takes precedence over the environment."""
     monkeypatch.setenv("MESH_ENDPOINT", "http://127.0.0.1:9")
     assert run("ls").exit_code == 4
     assert run("--endpoint", mesh.endpoint, "ls").exit_code == 0

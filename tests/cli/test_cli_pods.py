@@ -48,8 +48,8 @@ def test_pods_are_listed(mesh, run):
 
 
 def test_pods_beside_a_foreign_server_show_its_memory(mesh, run):
-    """`mesh pods` shows the observed memory and the factor of pods with a foreign server, and `mesh pods NAME` also
-    the sum of sizes and the observed processes, or why nothing is observed."""
+    """For pods with a foreign server, `mesh pods` shows the observed memory and the factor. `mesh pods NAME` also shows
+    the sum of sizes and the observed processes, or the reason why nothing is observed."""
     seen = {**POD, "observed": 2**28, "factor": 1.3, "unobserved": ""}
     unseen = {**POD, "pod": "pod-2", "observed": 0, "factor": 1.0, "unobserved": "it runs on another machine"}
     mesh.answer("/mesh/v1/pods", {"pods": [seen, unseen, {**POD, "pod": "pod-3"}]})
@@ -158,7 +158,7 @@ def sample(at, *, ok=0, failed=0, hits=0, cold=0, calls=None):
 
 
 def test_rates_are_differences_over_time():
-    """Rates are differences divided by time, here of two samples that are four seconds apart."""
+    """Rates are differences divided by time, in this test of two samples four seconds apart."""
     before = sample(10.0, ok=100, failed=1, hits=50, cold=50, calls={"a": 10, "b": 5})
     after = sample(14.0, ok=180, failed=5, hits=90, cold=60, calls={"a": 50, "b": 5, "new": 8})
     frame = compare(before, after)

@@ -1,4 +1,4 @@
-"""Commands that start processes: the options they pass on, and those they refuse."""
+"""Commands that start processes: the options that they pass on, and those that they refuse."""
 
 import asyncio
 import subprocess
@@ -59,8 +59,8 @@ def test_an_interrupt_while_modules_are_imported_is_no_traceback(monkeypatch):
 
 
 def test_help_waits_for_nothing_that_is_slow_to_import():
-    """The help does not import slow modules, which take a quarter of a second each. Only commands that need them import
-    them."""
+    """The help does not import slow modules, which take a quarter of a second each. Only commands that need these
+    modules import them."""
     slow = "grpc", "aiohttp", "cryptography", "numpy"
     code = f"import sys, mesh.cli.app as app; app.build(); print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -21,7 +21,7 @@ def empty(tmp_path, monkeypatch):
 
 
 def test_servers_are_listed_with_their_types() -> None:
-    """The list says what can be had, and what is installed."""
+    """The list shows which servers can be installed, their types, and which servers are installed."""
     result = CliRunner().invoke(build(), ["servers"], env=WIDE)
     assert result.exit_code == 0, result.output
     lines = {line.split()[0]: line.split()[1:] for line in result.output.splitlines()}
@@ -38,7 +38,7 @@ def test_servers_are_listed_with_their_types() -> None:
 
 
 def test_an_unknown_server_is_refused() -> None:
-    """The error names the servers that can be installed."""
+    """An unknown server is refused. The error names the servers that can be installed."""
     result = CliRunner().invoke(build(), ["servers", "install", "tensorflow"], env=WIDE)
     assert result.exit_code == 2
     assert "use mlserver" in result.output
@@ -49,7 +49,7 @@ def test_an_unknown_server_is_refused() -> None:
 
 
 def test_pods_are_counted_by_server() -> None:
-    """`--server` may be repeated, and without a number means one pod."""
+    """`--server` may be repeated. A kind of server without a number means one pod."""
     assert counted(["onnx=2", "mlserver", "mlserver=2"]) == {"onnx": 2, "mlserver": 3}
     for text in ("jboss", "onnx=", "onnx=-1", "onnx=65", "=3"):
         with pytest.raises(ValueError, match=r"not a kind of server|number of pods must be"):
@@ -60,7 +60,7 @@ def test_pods_are_counted_by_server() -> None:
 
 
 def test_pods_of_all_kinds_get_their_command_lines() -> None:
-    """ONNX pods come first, then those of installed servers. They share the memory."""
+    """ONNX pods come first, then the pods of installed servers. All pods share the memory."""
     settings = UpSettings(pods=1, adapted=("mlserver",), allow_code=True, capacity=5)
     assert settings.all_pods == 2
     onnx, adapted = (parts.LocalPod(settings, n, etcd_url="u", session=None).argv() for n in (1, 2))  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def test_pods_of_all_kinds_get_their_command_lines() -> None:
 
 
 def test_a_server_of_code_alone_is_refused_unless_code_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without `--allow-code`, a pod with the Triton that Mesh installs could load nothing."""
+    """Triton is refused without `--allow-code`, because the Triton that Mesh installs can load only code."""
     monkeypatch.setattr(environments, "installed", lambda kind: True)
     with pytest.raises(UpError, match="triton serves only models that run code: add --allow-code"):
         UpSettings(adapted=("triton",)).check()
@@ -88,6 +88,6 @@ def test_a_server_of_code_alone_is_refused_unless_code_is_allowed(monkeypatch: p
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: UpSettings, says: str) -> None:
-    """The error says what to do, before anything is started."""
+    """Settings that cannot work are refused before anything is started, and the error says what to do."""
     with pytest.raises(UpError, match=says):
         settings.check()

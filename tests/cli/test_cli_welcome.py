@@ -76,8 +76,7 @@ async def test_a_sample_whose_file_has_moved_is_registered_again(mesh, samples):
 
 
 async def test_a_sample_that_was_made_again_is_reloaded(mesh, samples):
-    """A sample whose file was made again under the same path is reloaded. A sample whose file is the loaded one is
-    not."""
+    """A sample whose file was made again under the same path is reloaded. A sample whose file is unchanged is not."""
     mesh.models["w"] = {"digest": "another"}
     mesh.models["a b"] = {"digest": samples[1].sha256}
     mesh.answer("/mesh/v1/models/w/reload", {"id": "w"})

@@ -1,4 +1,4 @@
-"""Commands in the docs: each is run by a test. Also tested is how they are found in the pages."""
+"""Commands in the docs: a test runs each of them. The tests here also check how commands are found in the pages."""
 
 from pathlib import Path
 

@@ -91,7 +91,7 @@ async def test_management_from_inside_needs_the_key(mesh: Installed) -> None:
 
 
 async def test_inference_is_open(mesh: Installed) -> None:
-    """Calls need no key."""
+    """Inference calls need no key."""
     async with Traffic(mesh) as traffic:
         await traffic.some(50)
     assert traffic.errors == []
@@ -107,7 +107,7 @@ async def test_a_key_of_ones_own(mesh: Installed) -> None:
 
 
 async def test_the_doctor_works_with_the_key(mesh: Installed) -> None:
-    """With the admin's key, `mesh doctor` has nothing to report."""
+    """With the admin's key, `mesh doctor` reports no problem."""
     visits = Visits(mesh)
     await visits.visit()
     assert visits.bad == []
@@ -126,7 +126,7 @@ async def test_an_upgrade_keeps_the_key(mesh: Installed) -> None:
 
 
 async def test_the_key_is_replaced(mesh: Installed) -> None:
-    """The documented commands replace the admin's key. While the Secret has both, both work."""
+    """The documented commands replace the admin's key. While the Secret has the old and the new key, both work."""
     old = key(mesh).decode()
     first, second, both, alone = [
         command.put({"team-a": mesh.kube.namespace})

@@ -37,8 +37,8 @@ def restarts(mesh: Installed) -> dict[str, int]:
 
 
 async def test_everybody_follows_another_authority(mesh: Installed) -> None:
-    """While the Secret is missing, doctor names the commands of the docs. After these commands each process warns, no
-    call fails, no container restarts, and a new pod becomes ready."""
+    """While the Secret is missing, doctor names the commands of the docs. When they are run, each process logs a
+    warning, no call fails, no container restarts, and a new pod becomes ready."""
     kube = mesh.kube
     before, first = restarts(mesh), kube.get("secret", INTERNAL)["data"]["ca.crt"]
     everybody = list(before)

@@ -160,7 +160,7 @@ async def no_admin_key(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def unknown_key(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
-    """Registers a model that names a store missing from the storage Secret."""
+    """Registers a model that names a store which the storage Secret lacks."""
     key = json.dumps({"storage_key": "nowhere", "storage_params": {"bucket": "models"}})
     await mesh.mesh("register", "keyed", "keyed.onnx", "--key", key)
     try:

@@ -60,8 +60,8 @@ async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
 
 @pytest.fixture(scope="module")
 def binding(mesh: Installed, cluster: Kube) -> Iterator[str]:
-    """The documented command that allows routers to review tokens, for the cluster's admin. The binding is deleted in
-    the end."""
+    """The documented command that allows routers to review tokens, run by the cluster's admin. The binding is deleted
+    at the end."""
     name = f"mesh-reviews-{mesh.kube.namespace}"
     command, *_ = documented.block("security.md", "Kubernetes service accounts")
     yield command.put({"mesh-reviews": name, "mesh:mesh": f"{mesh.kube.namespace}:mesh"})
@@ -104,7 +104,7 @@ async def test_a_command_at_the_wrong_port_says_so(mesh: Installed) -> None:
 
 
 async def test_the_notes_lead_to_the_port_for_management(mesh: Installed) -> None:
-    """The port-forward in the notes leads to the port with which `mesh` then works."""
+    """The port-forward in the notes leads to the port for management, with which `mesh` then works."""
     notes = mesh.kube.helm("get", "notes", "mesh")
     (forwarded,) = re.findall(r"port-forward service/modelmesh-serving 8033:(\d+)", notes)
     assert int(forwarded) == mesh.management
@@ -140,8 +140,8 @@ async def test_without_the_right_to_review_tokens_nobody_is_let_in(mesh: Install
 
 
 async def test_a_reviewed_service_account_calls(mesh: Installed, cluster: Kube, binding: str, tmp_path: Path) -> None:
-    """With the documented binding, and without a restart, the API server's verdict identifies an account, which has the
-    grants among the values. A token for another audience is refused."""
+    """With the documented binding, and without a restart, the API server's answer identifies an account, which has the
+    grants in the values. A token for another audience is refused."""
     pods = set(mesh.names("router"))
     await asyncio.to_thread(cluster.shell, binding)
     given = token(mesh)
@@ -239,7 +239,7 @@ async def test_a_forged_certificate_is_refused(secure: Installed, authority: cer
 
 
 async def test_nothing_is_missing_with_tls(secure: Installed) -> None:
-    """Doctor has nothing to report about the mesh with TLS and a port for management."""
+    """Doctor reports no problem in the mesh with TLS and a port for management."""
     await Visits(secure).until_said(())
 
 

@@ -1,5 +1,5 @@
-"""A mesh on a real Kubernetes, installed by the admin of one namespace, and typical events of a cluster while it is
-called.
+"""A mesh on a real Kubernetes, installed by the admin of one namespace, and typical events of a cluster while the mesh
+is called.
 
 One installation serves all of these tests, which leave it as they found it. Calls come from outside the cluster through
 the Service. Callers retry a call once if it fails with UNAVAILABLE, and no call may fail otherwise.

@@ -27,8 +27,8 @@ def asking(cpu: str) -> dict[str, Any]:
 
 
 async def test_a_limit_range_that_refuses_a_jobs_pod(cluster: Kube, namespace: Kube, image: str) -> None:
-    """When a LimitRange refuses a Job's pod, doctor shows the refusal and names the values that help. With them the
-    mesh becomes ready."""
+    """When a LimitRange refuses a Job's pod, doctor shows the refusal and names the values that help. With these values
+    the mesh becomes ready."""
     cluster.within(namespace.namespace).apply(LIMITS)
     mesh = Installed(namespace, image)
     mesh.helm("install", "mesh", over=asking("70m"))

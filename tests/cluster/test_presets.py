@@ -1,7 +1,7 @@
-"""A pool with the preset `mlserver`: MLServer in a container of its own, installed by the chart, rolled and killed.
+"""A pool with the preset `mlserver`: MLServer in a separate container, installed by the chart, rolled out and killed.
 
-The official image cannot be fetched here. The tests make one from this tree's image and from the environment that
-`mesh servers install mlserver` has made. The preset's command, variables, ports, probes and user are used as they are.
+The official image cannot be fetched here. The tests make one from this tree's image and from the environment that `mesh
+servers install mlserver` has made. The preset's command, variables, ports, probes and user are used unchanged.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ for name in os.listdir("/proc"):
 
 @pytest.fixture(scope="module")
 def environment() -> Path:
-    """The environment of MLServer."""
+    """The folder of MLServer's environment."""
     folder = environments.installed("mlserver")
     if folder is None:
         pytest.skip("SKIPPED, NO PRESET HAS BEEN TESTED: run `mesh servers install mlserver`")
@@ -206,8 +206,7 @@ def over_rest(mesh: Installed, name: str) -> list[float]:
 
 @pytest.mark.timeout(900)
 async def test_pickles_are_served_by_the_pool_that_allows_code(mesh: Installed) -> None:
-    """Models of scikit-learn are loaded in the pool with MLServer, and answer as scikit-learn does, over gRPC and
-    REST."""
+    """scikit-learn models are loaded in the pool with MLServer, and answer as scikit-learn does, over gRPC and REST."""
     async with Predictions(mesh) as traffic:
         await traffic.some()
     assert traffic.errors == []
@@ -221,7 +220,8 @@ async def test_pickles_are_served_by_the_pool_that_allows_code(mesh: Installed) 
 
 
 async def test_the_agent_plans_with_the_memory_of_the_servers_container(mesh: Installed) -> None:
-    """The capacity follows from the limit of the server's container, and the agent sees what the server takes."""
+    """The pod's capacity follows from the memory limit of the server's container, and the agent observes the server's
+    memory."""
     pods = {pod["pod"]: pod for pod in json.loads(await mesh.mesh("pods", "--json"))["pods"]}
     for name in mesh.names("runtime", "ml"):
         assert pods[name]["capacity"] == capacity.auto_capacity(LIMIT)
@@ -229,8 +229,8 @@ async def test_the_agent_plans_with_the_memory_of_the_servers_container(mesh: In
 
 
 async def test_code_in_a_model_reaches_nothing_of_the_agent(mesh: Installed) -> None:
-    """A program in the server's container sees the agent's processes, and gets neither their environment nor their
-    memory nor their files, and cannot end them."""
+    """A program in the server's container sees the agent's processes. It can neither read their environment, their
+    memory or their files, nor end them."""
     pod = mesh.names("runtime", "ml")[0]
     said = mesh.kube.exec(pod, "python", "-c", SPIES, container="server")
     assert json.loads(said) == [1000, dict.fromkeys(("environ", "memory", "files", "signals"), "refused")]

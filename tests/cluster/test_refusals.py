@@ -1,5 +1,6 @@
-"""Mistakes of an admin on a real cluster. A message names the cause and the way out of each, and the mesh becomes ready
-once the mistake is corrected. Other mistakes are in `test_install` (a second mesh), `test_one_etcd` and `test_tls`."""
+"""Mistakes of an admin on a real cluster. For each mistake, a message names the cause and the way out, and the mesh
+becomes ready once the mistake is corrected. Other mistakes are in `test_install` (a second mesh), `test_one_etcd` and
+`test_tls`."""
 
 from typing import Any
 
@@ -72,8 +73,8 @@ async def test_certificates_that_have_expired(namespace: Kube, image: str) -> No
 
 
 async def test_a_container_that_is_too_small_for_models(namespace: Kube, image: str) -> None:
-    """A runtime pod whose container is too small for `capacity: auto` ends at once with the available and the required
-    memory, and doctor shows that."""
+    """A runtime pod whose container is too small for `capacity: auto` ends at once and reports the available and the
+    required memory. Doctor shows this error."""
     mesh = Installed(namespace, image)
     memory = {"memory": "192Mi"}
     resources = {"requests": {"cpu": "20m", **memory}, "limits": {"cpu": "2", **memory}}

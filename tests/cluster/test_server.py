@@ -1,6 +1,6 @@
-"""A pool with a model server in a container of its own: installed by the chart, drained and rolled under traffic.
+"""A pool with a model server in a separate container: installed by the chart, drained and rolled out under traffic.
 
-The server is the example runtime (`tests.support.exampleruntime`), in an image made from this tree's.
+The server is the example runtime (`tests.support.exampleruntime`), in an image made from this tree's image.
 """
 
 import json
@@ -120,7 +120,7 @@ async def test_a_rollout_of_the_pool_is_not_noticed(mesh: Installed) -> None:
 
 
 async def test_a_deleted_pod_is_drained(mesh: Installed) -> None:
-    """Callers do not notice that one of two pods is deleted, as a node's drain does."""
+    """Callers do not notice that one of two pods is deleted, as when a node is drained."""
     (gone, _) = mesh.names("runtime", "example")
     async with Predictions(mesh) as traffic:
         mesh.kube.kubectl("delete", "pod", gone, "--wait=false")
@@ -131,7 +131,8 @@ async def test_a_deleted_pod_is_drained(mesh: Installed) -> None:
 
 
 async def test_a_server_that_is_killed_is_restarted_and_its_models_come_back(mesh: Installed) -> None:
-    """The agent notices that its server has gone, although the container of the agent keeps running."""
+    """The agent notices that its server has ended, although the agent's container keeps running. The server is
+    restarted and its models are loaded again."""
     pod = mesh.names("runtime", "example")[0]
     restarts = lambda: next(  # noqa: E731
         one["status"]["initContainerStatuses"][0]["restartCount"]

@@ -59,7 +59,7 @@ async def test_a_member_goes(mesh: Installed, cluster: Kube, which: str) -> None
 
 
 async def test_a_member_loses_its_volume(mesh: Installed) -> None:
-    """A member that loses its volume joins the others as a new one, and no call fails."""
+    """A member that loses its volume joins the others as a new member, and no call fails."""
 
     def members() -> dict[str, str]:
         listed = json.loads(mesh.kube.exec("mesh-etcd-0", "etcdctl", "member", "list", "--write-out=json"))

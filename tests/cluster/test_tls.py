@@ -52,8 +52,8 @@ def shown(mesh: Installed) -> set[str]:
 
 
 async def test_a_certificate_is_replaced_under_traffic(mesh: Installed, pairs: list[tuple[bytes, bytes]]) -> None:
-    """When the certificate is replaced under traffic new connections get the new one, existing ones continue, and no
-    call fails."""
+    """When the certificate is replaced under traffic, new connections get the new certificate, existing connections
+    continue, and no call fails."""
     (before,) = shown(mesh)
     started = {one["metadata"]["name"]: one["status"]["containerStatuses"] for one in mesh.pods("router")}
     async with Traffic(mesh) as traffic:
@@ -66,8 +66,8 @@ async def test_a_certificate_is_replaced_under_traffic(mesh: Installed, pairs: l
 
 
 async def test_an_expired_certificate_is_not_taken(mesh: Installed, pairs: list[tuple[bytes, bytes]]) -> None:
-    """Running routers do not adopt an expired certificate: they keep the valid one and report that in log and metrics,
-    doctor names the Secret, and no call fails. They adopt a new valid one as usual."""
+    """Running routers do not adopt an expired certificate: they keep the valid one and report the problem in log and
+    metrics, doctor names the Secret, and no call fails. They adopt a new valid certificate as usual."""
     (valid,) = shown(mesh)
     assert mesh.trust is not None
     # If two authorities have one name, a new connection tries the first alone.

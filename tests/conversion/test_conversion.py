@@ -1,4 +1,4 @@
-"""Conversions of real models of all libraries, and what they say of models that cannot be converted."""
+"""Conversions of real models of all libraries, and the errors for models that cannot be converted."""
 
 import warnings
 from collections.abc import Callable
@@ -106,7 +106,8 @@ def lightgbm(kind: str, **more: Any) -> Any:
     ],
 )
 def test_a_model_answers_alike(make: Callable[[], Any], target: Any, outputs: tuple[str, ...]) -> None:
-    """The conversion has the outputs that the library's methods give, and a session of its own gives their answers."""
+    """A conversion has the same outputs as the library's methods, and a separate session gives the library's
+    answers."""
     model = make()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -129,7 +130,7 @@ def test_a_model_answers_alike(make: Callable[[], Any], target: Any, outputs: tu
 @pytest.mark.parametrize("kind", ["classes", "two-classes", "numbers"])
 @pytest.mark.parametrize("library", [xgboost, lightgbm])
 def test_boosters_saved_by_their_library_are_converted(library: Any, kind: str) -> None:
-    """A booster without scikit-learn's wrapper has the same outputs as with it."""
+    """A booster that its library has saved has the same outputs as a booster in scikit-learn's wrapper."""
     target = {"classes": Y, "two-classes": Y > 0, "numbers": SUM}[kind]
     prefix = "XGB" if library is xgboost else "LGBM"
     model = library(f"{prefix}{'Regressor' if kind == 'numbers' else 'Classifier'}").fit(X, target)
@@ -140,7 +141,8 @@ def test_boosters_saved_by_their_library_are_converted(library: Any, kind: str) 
 
 
 def test_columns_of_several_types_are_inputs_of_their_own() -> None:
-    """A model of named columns gets one input for each, with its type, and its answers equal the library's."""
+    """A model of named columns gets one input for each column, with the column's type, and its answers equal the
+    library's."""
     model = pipeline.make_pipeline(
         compose.ColumnTransformer(
             [
@@ -157,7 +159,7 @@ def test_columns_of_several_types_are_inputs_of_their_own() -> None:
 
 
 def test_text_is_converted() -> None:
-    """A vectorizer takes a list of texts, in one input."""
+    """A vectorizer takes a list of texts in a single input."""
     texts = ["the cat sat", "a dog ran", "the dog sat", "a cat ran"] * 5
     try:
         made = converted(
@@ -174,7 +176,8 @@ def test_text_is_converted() -> None:
 
 
 def test_missing_values_decide_unless_they_are_left_out() -> None:
-    """A forest that was trained without missing values answers otherwise for them, and says for which rows."""
+    """A converted forest that was trained without missing values answers differently for them, and the reported
+    differences are in these rows alone."""
     model = ensemble.RandomForestRegressor(5, random_state=0).fit(X, SUM)
     made = converted(model)
     assert not made.exact
@@ -183,14 +186,16 @@ def test_missing_values_decide_unless_they_are_left_out() -> None:
 
 
 def test_numbers_of_64_bits_are_tried_where_32_are_not_exact() -> None:
-    """Numbers of 32 bits cannot tell values around a million apart as the scaler does."""
+    """If numbers of 32 bits cannot distinguish values around a million as the scaler does, numbers of 64 bits are
+    tried."""
     made = converted(scaled(linear_model.Ridge()).fit(X + 1e6, SUM))
     assert made.exact, made.differences
     assert made.inputs == (("input", "FP64", 4),)
 
 
 def test_neighbours_at_the_same_distance_are_noticed() -> None:
-    """The models choose other ones of several neighbours that are equally far, as in the iris data."""
+    """The conversion notices that the two models choose different ones of several neighbours at the same distance, as
+    in the iris data."""
     made = converted(neighbors.KNeighborsRegressor().fit(X, SUM))
     assert [one.where for one in made.differences if one.differing] == ["of the training data"]
     apart = np.random.default_rng(0).standard_normal(X.shape)
@@ -210,7 +215,7 @@ def test_a_wrong_conversion_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Own(BaseEstimator, TransformerMixin):
-    """A step that no converter knows."""
+    """A step for which no converter exists."""
 
     def fit(self, x: Any, y: Any = None) -> "Own":
         self.n_features_in_ = x.shape[1]
@@ -235,13 +240,13 @@ class Own(BaseEstimator, TransformerMixin):
     ],
 )
 def test_what_cannot_be_converted_is_named(model: Any, says: str) -> None:
-    """The error names the step, and MLServer as the way out."""
+    """If a step cannot be converted, the error names the step, and MLServer as the way out."""
     with pytest.raises(CannotConvert, match=says):
         converted(model.fit(X, SUM))
 
 
 def test_the_width_is_needed_only_if_the_model_is_silent() -> None:
-    """A width that contradicts the model is refused."""
+    """The width must be given only if the model does not state it. A width that contradicts the model is refused."""
     model = linear_model.Ridge().fit(X, SUM)
     with pytest.raises(CannotConvert, match="have 4 columns, not 3"):
         converted(model, width=3)
@@ -252,7 +257,7 @@ def test_the_width_is_needed_only_if_the_model_is_silent() -> None:
 
 
 def test_equal_probabilities_make_no_difference_of_classes() -> None:
-    """Another class counts only if the model prefers one of the two."""
+    """A different class counts as a difference only if the model prefers one of the two classes."""
     group = samples.Group("rows", [np.zeros(3)])
     expected = {"predict": np.array([0, 1, 1]), "predict_proba": np.array([[0.5, 0.5], [0.5, 0.5], [0.1, 0.9]])}
     classes = np.array([0, 1])
@@ -280,7 +285,8 @@ columns = st.lists(
 
 @given(columns)
 def test_rows_can_be_made_up_for_any_columns(made: list[Column]) -> None:
-    """Whatever a model knows, its made-up rows have one value for each column, of the column's type."""
+    """Whatever the model states about its columns, made-up rows have one value for each column, of the column's
+    type."""
     shape = layout.RowLayout(tuple(made), separate=len({column.type for column in made}) > 1)
     groups = samples.made_up(shape)
     assert groups
@@ -293,7 +299,7 @@ def test_rows_can_be_made_up_for_any_columns(made: list[Column]) -> None:
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=8), st.floats(0, 1))
 def test_any_two_answers_can_be_compared(pairs: list[tuple[float, float]], tolerance: float) -> None:
-    """Equal answers never differ, and other ones are counted by row; neither NaN nor infinity breaks this."""
+    """Equal answers never differ, and different answers are counted by row. Neither NaN nor infinity breaks this."""
     ours, theirs = (np.array(one).reshape(-1, 1) for one in zip(*pairs, strict=True))
     group = samples.Group("rows", [np.zeros(len(pairs))])
     same = comparing.compare("predict", group, {"predict": ours}, ours.copy(), classes=None, tolerance=tolerance)
@@ -305,7 +311,8 @@ def test_any_two_answers_can_be_compared(pairs: list[tuple[float, float]], toler
 
 
 def test_knowledge_of_trees_and_scalers_reaches_the_columns() -> None:
-    """Rows are made up where the model decides."""
+    """The thresholds of trees and the scales of scalers become values of the columns, so that rows are made up where
+    the model decides."""
     for model in (
         ensemble.RandomForestRegressor(2).fit(X, SUM),
         ensemble.HistGradientBoostingRegressor(max_iter=2).fit(X, SUM),

@@ -211,7 +211,7 @@ async def forward(
     folder: Path, *, copies: int, deadline: bool, name: str = "m", key: bool = False
 ) -> AsyncIterator[Operation]:
     """Yields an operation that dispatches a call to a copy and passes the reply back. `name` is the name of a model or
-    an alias. With `key`, the router asks who calls, and the call has a key."""
+    an alias. With `key`, the router authenticates callers, and the call has a key."""
     guard = guard_of("required", {"k": KEY}, {"k": ("infer", ["m"], ["key:k"])}) if key else None
     headers = [*HEADERS, (b"authorization", b"Bearer " + KEY.encode())] if key else HEADERS
     async with _core(copies, "" if name == "m" else name, guard) as (world, _, dispatcher):
@@ -299,8 +299,8 @@ async def reply(folder: Path) -> AsyncIterator[Operation]:
 
 @asynccontextmanager
 async def relay_call(folder: Path) -> AsyncIterator[Operation]:
-    """Yields an operation that passes a call of one message on to a foreign server, whose name for the model is in the
-    message already, and the server's answer back."""
+    """Yields an operation that passes a call of one message on to a foreign server, and the server's answer back. The
+    message already contains the server's name for the model."""
     board = Board.private(1)
     board.permit(OPEN_ENDED, Mode.PROVEN)
     table = Table(board, Journal(None))

@@ -1,4 +1,4 @@
-"""Tests of the cost figures: counts are reproducible, and a function that grows is noticed and named."""
+"""The cost figures: counts are reproducible, and a function that grows is noticed and named."""
 
 import subprocess
 import sys
@@ -40,8 +40,8 @@ def test_only_our_own_packages_are_counted():
 
 
 def test_memory_is_the_most_that_is_held_at_once():
-    """The memory of an operation is its peak: two buffers held together count twice, two held one after the other count
-    once."""
+    """The memory of an operation is its peak: two buffers held at the same time count twice, two held one after the
+    other count once."""
     size = 1 << 20
     together = cost(lambda: (bytearray(size), bytearray(size))).memory
     in_turn = cost(lambda: [len(bytearray(size)) for _ in range(2)]).memory

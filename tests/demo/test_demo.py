@@ -1,4 +1,4 @@
-"""Tests of the demo: it finds wrong answers and errors, retries what may be retried, and counts everything."""
+"""The demo: it finds wrong answers and errors, retries what may be retried, and counts everything."""
 
 import asyncio
 import os
@@ -84,7 +84,7 @@ async def test_what_may_be_had_later_is_asked_for_again(mesh, tiny, reason, text
 
 
 async def test_repeating_has_an_end(tiny):
-    """Requests that are refused every time are given up eventually."""
+    """Requests that are refused every time are eventually given up."""
 
     class Never:
         name = "never"

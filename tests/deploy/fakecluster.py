@@ -52,7 +52,7 @@ def serve(objects: list[dict[str, Any]], folder: Path) -> Iterator[Path]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Prints nothing."""
+            """Logs nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

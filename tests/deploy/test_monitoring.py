@@ -1,4 +1,4 @@
-"""Tests of alerts and dashboard: they use only metrics that exist, and alerts say what to do."""
+"""Alerts and dashboard: they use only metrics that exist, and alerts say what to do."""
 
 import ast
 import itertools

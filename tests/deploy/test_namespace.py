@@ -19,8 +19,8 @@ CONNECTION = '{"endpoints": "https://etcd:2379", "certificate_file": "ca.crt"}'
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Sets a temporary home, because Helm otherwise caches what it learns about a cluster in the user's home or
-    here."""
+    """Sets a temporary home, because Helm otherwise caches what it learns about a cluster in the user's home directory
+    or in the current folder."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 

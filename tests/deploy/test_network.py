@@ -25,7 +25,7 @@ MANAGEMENT = 8034  # open only with `service.managementPort`
 
 
 def rows(objects: list[dict[str, Any]] | None = None) -> list[tuple[str, str, int]]:
-    """Returns the rows of the docs' two tables, one row per port; for the objects of an installation, without a port
+    """Returns the rows of the docs' two tables, one row per port. For the objects of an installation, leaves out ports
     that its values do not open."""
     found = []
     section = DOCS.read_text().split("## Who talks to whom")[1].split("\n## ")[0]

@@ -228,7 +228,7 @@ def pool_of(**more: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]
 
 @installs.needs_helm
 def test_a_pool_may_have_a_model_server_of_its_own():
-    """The server runs in a sidecar of its own image. It has the pool's resources, and shares the models, the claims
+    """The server runs in a sidecar with its own image. It has the pool's resources, and shares the models, the claims
     and the folder of the socket with the agent."""
     resources = {"requests": {"cpu": "1", "memory": "8Gi"}, "limits": {"cpu": "8", "memory": "8Gi"}}
     volumes = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}]
@@ -265,7 +265,7 @@ def test_a_pool_may_have_a_model_server_of_its_own():
 
 @installs.needs_helm
 def test_a_server_on_a_port_shares_no_socket():
-    """A server with a port on loopback needs no common folder. Its root file system may be made writable."""
+    """A server with a port on loopback needs no common folder. Its root file system can be made writable."""
     _, server, agent = pool_of(server={"spi": "127.0.0.1:9000", "readOnlyRootFilesystem": False, "volumeMounts": []})
     assert installs.env(agent)["MESH_SERVER"] == "127.0.0.1:9000"
     assert "server-socket" not in {mount["name"] for mount in [*server["volumeMounts"], *agent["volumeMounts"]]}
@@ -306,8 +306,8 @@ def mounted(found: list[dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
 
 @installs.needs_helm
 def test_the_data_plane_configuration_of_the_values_is_what_routers_read():
-    """The document in the values becomes a ConfigMap that routers mount as a folder, so that they follow changes. They
-    parse what they find there."""
+    """The document in the values becomes a ConfigMap. Routers mount it as a folder, so that they follow changes, and
+    can parse its content."""
     document = {
         "rpcConfigs": {"a.B/c": {"idExtractionPath": [1, 536870911], "vModelId": True}, "a.B/d": {}},
         "allowOtherRpcs": True,
@@ -324,7 +324,8 @@ def test_the_data_plane_configuration_of_the_values_is_what_routers_read():
 
 @installs.needs_helm
 def test_a_data_plane_configuration_of_somebody_else_is_mounted():
-    """The chart mounts the given key of a ConfigMap that it does not make. Without any configuration, there is none."""
+    """The chart can mount a key of a ConfigMap that it does not create. Without any configuration, nothing is
+    mounted."""
     given = {"dataPlane": {"configMap": "tc-config", "key": "dataplane_api_config"}}
     found = installs.rendered(f"router={json.dumps(given)}")
     path, source = mounted(found)

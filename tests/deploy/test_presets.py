@@ -45,8 +45,8 @@ def test_presets_are_those_of_the_schema():
 
 @ALL
 def test_a_preset_is_all_that_a_pool_needs(preset: str):
-    """The server has the preset's image, command, environment, ports and probes. The agent reaches it on loopback, and
-    knows its kind and its memory."""
+    """The server has the preset's image, command, environment, ports and probes. The agent reaches the server on
+    loopback, and knows its kind and its memory."""
     _, server, agent = pod_of(preset=preset)
     wanted = PRESETS[preset]
     for key in ("image", "command", "args", "env", "ports"):
@@ -68,7 +68,7 @@ def test_a_preset_is_all_that_a_pool_needs(preset: str):
 
 @ALL
 def test_server_and_agent_share_the_folder_of_models_at_one_path(preset: str):
-    """The server finds the files of models, and its own folder of them, under the paths that the agent uses. It can
+    """The server finds the models' files, and its own folder of models, under the paths that the agent uses. It can
     write to neither."""
     _, server, agent = pod_of(preset=preset, claims=["team"])
     agents = {mount["mountPath"]: mount for mount in agent["volumeMounts"]}
@@ -83,8 +83,8 @@ def test_server_and_agent_share_the_folder_of_models_at_one_path(preset: str):
 
 @ALL
 def test_the_server_has_a_user_of_its_own_whose_memory_the_agent_sees(preset: str):
-    """The agent and the server share the process namespace, but not the user, so that the server cannot read the
-    agent's memory and Secrets. Where the cluster assigns the user, they share nothing."""
+    """The agent and the server share the process namespace but have different users, so that the server cannot read the
+    agent's memory and Secrets. If the cluster assigns the user, they do not share the namespace."""
     spec, server, agent = pod_of(preset=preset)
     assert spec["shareProcessNamespace"] is True
     assert (
@@ -103,7 +103,7 @@ def test_the_server_has_a_user_of_its_own_whose_memory_the_agent_sees(preset: st
 
 @ALL
 def test_a_pool_overrides_each_value_of_a_preset(preset: str):
-    """A pool's own values have precedence. Variables, ports and mounts are merged by their names."""
+    """A pool's own values have precedence over the preset's. Variables, ports and mounts are merged by their names."""
     variable = PRESETS[preset].get("env", [{"name": "A"}])[0]["name"]
     own = {
         "image": "mine:1",
@@ -142,7 +142,7 @@ def test_a_pool_overrides_each_value_of_a_preset(preset: str):
 
 @ALL
 def test_further_folders_are_writable_without_a_writable_file_system(preset: str):
-    """Each folder in `writable` is a volume of its own, with a limit, beside those that the preset names."""
+    """Each folder in `writable` is a separate volume with a limit, in addition to the preset's folders."""
     own = [{"mountPath": "/cache", "sizeLimit": "2Gi"}, {"mountPath": "/fast", "sizeLimit": "1Gi", "medium": "Memory"}]
     spec, server, agent = pod_of(preset=preset, server={"writable": own})
     volumes = {volume["name"]: volume.get("emptyDir") for volume in spec["volumes"]}
@@ -155,8 +155,8 @@ def test_further_folders_are_writable_without_a_writable_file_system(preset: str
 
 
 def test_triton_has_the_gpus_of_a_pool_and_tells_their_memory():
-    """The server's container has the GPUs of a pool, and the agent reads their memory in Triton's metrics. Without
-    GPUs it reads none."""
+    """The server's container has the GPUs of a pool, and the agent reads their memory from Triton's metrics. Without
+    GPUs, the agent reads no metrics."""
     _, server, agent = pod_of(preset="triton", gpu={"count": 1})
     assert server["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" not in agent["resources"]["limits"]
@@ -183,8 +183,8 @@ def test_ovms_listens_where_the_agent_expects_it_and_waits_for_its_configuration
 
 
 def test_a_preset_for_all_pools():
-    """A preset and values of its server may be set for all pools. A pool may then change them, or have the ONNX server
-    after all."""
+    """A preset and values of its server may be set for all pools. A single pool may change them, or use the ONNX server
+    instead."""
     common = 'runtime={"preset":"mlserver","server":{"image":"all:1","pullPolicy":"Never"}}'
     _, server, _ = pod_of(common, server={"image": "one:1"})
     assert (server["image"], server["imagePullPolicy"]) == ("one:1", "Never")
@@ -196,7 +196,7 @@ def test_a_preset_for_all_pools():
 
 
 def test_code_runs_only_where_a_pool_allows_it():
-    """A pool's `allowCode` is an option of its agents, and only means something for a server with an adapter."""
+    """A pool's `allowCode` becomes an option of its agents, and is only permitted for a server with an adapter."""
     _, _, agent = pod_of(preset="mlserver", allowCode=True)
     assert installs.env(agent)["MESH_ALLOW_CODE"] == "true"
     assert "allowCode has no effect" in refusal(allowCode=True)
@@ -206,8 +206,8 @@ def test_code_runs_only_where_a_pool_allows_it():
 
 
 def test_refusals_say_what_to_do():
-    """Presets that do not exist are refused with those that do. A server without a preset needs an image, types and an
-    address."""
+    """An unknown preset is refused, and the error lists the existing ones. A server without a preset needs an image,
+    types and an address."""
     text = refusal(preset="jboss")
     assert "preset" in text
     assert "mlserver" in text
@@ -225,7 +225,7 @@ def test_refusals_say_what_to_do():
 
 @ALL
 def test_the_docs_have_the_presets_images_and_types(preset: str):
-    """The table in docs/kubernetes.md has the image of each preset, and the types that its kind of server takes."""
+    """The table in docs/kubernetes.md has the image of each preset, and the types that servers of its kind take."""
     page = (manifests.ROOT.parent / "docs" / "kubernetes.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith(f"| `{preset}` | `")]
     image, types, code = (set(re.findall(r"`([^`]+)`", cell)) for cell in row.split("|")[2:5])
@@ -235,7 +235,8 @@ def test_the_docs_have_the_presets_images_and_types(preset: str):
 
 @ALL
 def test_the_commands_of_probes_time_out_before_kubernetes_does(preset: str):
-    """Kubernetes allows a probe more than the second that is its default, and a load does not end the server."""
+    """A probe may take at least five seconds instead of Kubernetes' default of one. The liveness probe tolerates a load
+    of any permitted length."""
     for name, probe in PRESETS[preset]["probes"].items():
         assert probe["timeoutSeconds"] >= 5
         if name == "liveness":

@@ -67,7 +67,7 @@ def test_jobs(found):
 
 
 def test_values_are_read(found):
-    """Sizes and addresses have a format that the processes can parse."""
+    """Sizes and addresses have formats that the processes can parse."""
     for _, container in installs.containers(found):
         env = installs.env(container)
         for name in (
@@ -164,7 +164,7 @@ def test_etcd_and_its_clients_agree(found):
 
 
 def test_authority_stays_home(found):
-    """No pod has the authority's private key: volumes of its Secret list the three files that they show."""
+    """No pod has the authority's private key: volumes of its Secret list the three files that they contain."""
     for name, pod in installs.pods(found):
         for volume in pod["spec"].get("volumes", ()):
             sources = [one["secret"] for one in volume.get("projected", {}).get("sources", ())]

@@ -112,7 +112,7 @@ def test_typo_in_pool():
     ],
 )
 def test_nonsense(path: str, value: Any):
-    """A value that cannot be meant is refused."""
+    """A value that makes no sense is refused."""
     assert refusals(at(path, value))
 
 

@@ -1,4 +1,4 @@
-"""The doctor's findings about tokens: what a router reports, judged."""
+"""The doctor's findings about tokens, based on what a router reports."""
 
 import pytest
 
@@ -17,7 +17,7 @@ REVIEWED = {"kind": "tokens", "issuer": "kubernetes", "audiences": ["mesh"], "tr
 
 
 def found(*tokens, mode="required", endpoint="https://mesh.example.com"):
-    """Returns the findings: level, check, and text with what to do."""
+    """Returns the level, the check and the text of each finding; the text includes what to do."""
     stats = {"auth": {"mode": mode, "callers": [{"kind": "keys"}, *tokens]}}
     return [(one.level.value, one.check, f"{one.what}; {one.todo}") for one in authchecks.check(stats, endpoint)]
 

@@ -160,7 +160,7 @@ def test_a_pod_that_cannot_mount(doctor, cluster: Cluster) -> None:
 
 
 def test_pods_that_are_not_made(doctor, cluster: Cluster) -> None:
-    """Pods that a quota refuses are found through their Deployment, because only the Deployment shows it."""
+    """Pods that a quota refuses are found through their Deployment, because only the Deployment shows the refusal."""
     refused = {"type": "ReplicaFailure", "status": "True", "message": "pods is forbidden: exceeded quota: team-a"}
     broken = workload("mesh-runtime-cpu", "runtime", ready=0)
     broken["status"]["conditions"] = [refused]

@@ -149,7 +149,8 @@ def test_a_type_that_no_server_takes(doctor, fine: FakeMesh) -> None:
 
 
 def test_the_file_with_grants(doctor, fine: FakeMesh) -> None:
-    """The doctor reports a file with grants, and says why its newer content is not in force, and for how long."""
+    """The doctor reports a file with grants. If the file's newer content is not in force, the doctor says why and since
+    when."""
     filed = {"source": "/etc/mesh/grants", "grants": 3, "error": "", "age": 0.0}
     fine.answer("/mesh/v1/stats", {"workers": 2, "grants_file": filed})
     assert "/etc/mesh/grants has 3 grants" in looked(doctor, fine).said("ok", "mesh", "grants")
@@ -199,8 +200,8 @@ def test_models_in_use_that_do_not_fit(doctor, fine: FakeMesh) -> None:
 
 
 def test_foreign_servers_that_are_not_observed_or_state_wrong_sizes(doctor, fine: FakeMesh) -> None:
-    """Foreign servers whose memory is not observed are reported with the reason, and those that take far more memory
-    than they state too."""
+    """Foreign servers whose memory is not observed are reported with the reason. Servers that take far more memory than
+    they state are reported too."""
     seen = {**POD, "factor": 1.1, "unobserved": "", "observed": 2**20}
     fine.answer("/mesh/v1/pods", {"pods": [POD, seen]})
     assert looked(doctor, fine).said("ok", "mesh", "memory")

@@ -41,7 +41,7 @@ class Program:
         return "\0".join([_GRPCURL, *texts])
 
     def missing(self) -> str:
-        """Says why the program cannot be run and what to do, or returns "" if it can."""
+        """Returns the reason why the program cannot be run, with the way out, or "" if it can be run."""
         absent = [tool for tool in self.tools if shutil.which(tool) is None]
         if absent:
             return f"the clients in {self.name} want {' and '.join(absent)} on PATH"

@@ -1,4 +1,4 @@
-"""The error that each failure of etcd becomes, which says whether a write may have been carried out."""
+"""The errors that failures of etcd become. Each error says whether a write may have been carried out."""
 
 import grpc
 import pytest

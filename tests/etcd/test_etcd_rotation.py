@@ -261,7 +261,7 @@ def _files(authority: Authority, pair: tuple[bytes, bytes]) -> dict[str, bytes]:
 
 
 async def test_closing_while_one_is_proven(mount: Mount) -> None:
-    """Closing a client while it tries new credentials ends the attempt at once, and requests fail."""
+    """Closing a client while it tries new credentials ends the attempt at once, and later requests fail."""
     etcd = mount.client()
     await etcd.put(b"mine/a", b"1")
     async with Proxy(1) as proxy:

@@ -117,7 +117,7 @@ async def test_its_certificate_is_checked_against_a_name_that_was_given(tls_etcd
 
 async def test_certificates_are_replaced_while_it_runs(tls_etcd: EtcdServer, pki: Pki, tmp_path: Path) -> None:
     """Requests and watches continue when the files change to certificates of another authority and etcd then trusts
-    only that one. Unusable files do not change the client."""
+    only the new authority. Unusable files do not change the client."""
     files = {name: tmp_path / name for name in ("ca", "cert", "key")}
 
     def write(ca: bytes, cert: bytes, key: bytes) -> None:

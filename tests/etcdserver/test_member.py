@@ -110,8 +110,8 @@ async def test_a_member_that_lost_its_data_comes_back(members: Members) -> None:
 
 @pytest.mark.long
 async def test_it_waits_while_the_others_have_no_quorum(members: Members) -> None:
-    """A member without data waits while the others have no quorum, and never starts a separate cluster. It makes no
-    difference if it was replaced before, or if an earlier start left an empty folder."""
+    """A member without data waits while the others have no quorum, and never starts a separate cluster. The result is
+    the same if the member was replaced before, or if an earlier start left an empty folder."""
     for name in members.names:
         members.start(name)
     await members.agree_to("k")

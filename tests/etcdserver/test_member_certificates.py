@@ -33,8 +33,8 @@ def held(copies: certificates.Copies) -> list[bytes]:
 
 
 def test_copies_take_the_steps_of_a_handover(tmp_path: Path) -> None:
-    """When the mounted files change, etcd trusts both authorities and shows the former certificate until the new files
-    have reached all clients. Then it changes to the new ones."""
+    """When the mounted files change, etcd trusts both authorities and presents the former certificate until the new
+    files have reached all clients. Then it presents the new certificate."""
     now = [0.0]
     old, new = issued(Authority()), issued(Authority("new"))
     mounted = Mounted(tmp_path / "mounted", **old)

@@ -1,4 +1,5 @@
-"""The etcd of a mesh on one machine: it is found, asked for its version, and started with compaction and a quota."""
+"""The etcd of a mesh on one machine: how it is found, how its version is read, and its start with compaction and a
+quota."""
 
 from pathlib import Path
 

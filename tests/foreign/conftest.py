@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the reports of all runs, also of those without a fault."""
+    """Prints the reports of all runs, even of runs without a fault."""
     for text in config.stash.get(_SAID, []):
         terminalreporter.write_line(f"foreign: {text}")
 
@@ -43,12 +43,13 @@ def seconds(request: pytest.FixtureRequest) -> float:
 
 @pytest.fixture
 def lie(request: pytest.FixtureRequest) -> str:
-    """Returns the lie that servers tell of the size of every model, or "" if they usually tell the truth."""
+    """Returns the lie that servers tell about the size of every model, or "" if they behave as usual."""
     return request.config.getoption("--foreign-lie", "")
 
 
 @pytest.fixture
 def say(request: pytest.FixtureRequest):
-    """Returns a function that has a text printed at the end of the session, whether or not the test passes."""
+    """Returns a function that records a text to be printed at the end of the session, whether or not the test
+    passes."""
     said = request.config.stash.setdefault(_SAID, [])
     return said.append

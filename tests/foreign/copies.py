@@ -1,4 +1,4 @@
-"""The copies that etcd has had, and when: it shows which pods could have answered a failed call."""
+"""The history of all copies in etcd, which shows which pods could have answered a failed call."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from tests.support.arena import Arena
 
 @dataclass(slots=True)
 class Span:
-    """The time in which a pod had a copy; `ended` is infinite as long as it has."""
+    """The time during which a pod had a copy. `ended` is infinite while the pod still has it."""
 
     pod: str
     began: float
@@ -24,7 +24,7 @@ class Span:
 
 @dataclass
 class Copies:
-    """The record of all copies: run `follow` as a task, before the first load."""
+    """The record of all copies. `follow` must run as a task from before the first load."""
 
     arena: Arena
     spans: dict[str, list[Span]] = field(default_factory=lambda: defaultdict(list))
@@ -57,15 +57,15 @@ class Copies:
             del self._open[key]
 
     def holders(self, model: str, began: float, ended: float) -> list[str]:
-        """Returns the pods that had a copy from one moment to the other."""
+        """Returns the pods that had a copy during the complete period between the two moments."""
         return [span.pod for span in self.spans.get(model, ()) if span.began <= began and span.ended >= ended]
 
     def all_of(self, pod: str) -> list[str]:
-        """Returns the models of which a pod has a copy now."""
+        """Returns the models of which a pod has a copy at present."""
         return sorted({self.arena.keys.copy_of(key)[0] for key, span in self._open.items() if span.pod == pod})
 
     def held_by(self, pod: str) -> list[str]:
-        """Returns the models that a pod alone has now."""
+        """Returns the models of which only this pod has a copy at present."""
         found = []
         for model, spans in self.spans.items():
             here = {span.pod for span in spans if span.ended == float("inf")}
@@ -75,7 +75,7 @@ class Copies:
 
 
 async def cancelled(task: "asyncio.Task[None]") -> None:
-    """Cancels a task, and raises its own error if it had ended with one."""
+    """Cancels a task. If the task had already failed, raises its error."""
     if not task.done():
         task.cancel()
     try:

@@ -1,7 +1,8 @@
-"""A mesh under troubles, as a run knows it: its pods by kind of server, its models, and its calls.
+"""A mesh under troubles, as a run sees it: its pods by kind of server, its models, and its calls.
 
-One of the foreign servers is a child of its pod, and another a neighbour that the harness starts and restarts. Each
-model answers one number, which no other registration answers, however the fleet finds that number in an answer.
+One of the foreign servers is a child of its pod, and another one is a neighbour that the harness starts and restarts.
+Each model answers a number of its own, which no other registration answers. The fleet knows how to find that number in
+an answer.
 """
 
 import abc
@@ -43,7 +44,7 @@ class Answer:
 
 
 class Fleet(abc.ABC):
-    """The mesh: `async with fleet`. A fifth of its models fits."""
+    """The mesh, used with `async with fleet`. It has room for a fifth of its models."""
 
     lies: Collection[str] = ()
     """Lies that the foreign servers can be made to tell."""
@@ -58,9 +59,9 @@ class Fleet(abc.ABC):
         doubled: Sequence[str],
         capacities: Mapping[str, int],
     ) -> None:
-        """Makes the mesh. `servers` has, by pod, a word in the command line of its model server. `neighbours` are the
-        servers that are not children of their pods. The `doubled` ones of the models are to have two copies; they are
-        called most, and not registered again. `capacities` has, by pod, the capacity in bytes."""
+        """Makes the mesh. `servers` maps each pod to a word in the command line of its model server. `neighbours` are
+        the servers that are not children of their pods. The models in `doubled` are to have two copies; they are called
+        most, and never registered again. `capacities` maps each pod to its capacity in bytes."""
         self.arena = arena
         self.neighbours = neighbours
         self.models = models
@@ -75,7 +76,7 @@ class Fleet(abc.ABC):
 
     @abc.abstractmethod
     def takers(self, model: str) -> tuple[str, ...]:
-        """Returns the pods that take a model."""
+        """Returns the pods that can load a model."""
 
     @abc.abstractmethod
     def type(self, model: str) -> str:
@@ -83,12 +84,12 @@ class Fleet(abc.ABC):
 
     @abc.abstractmethod
     def write(self, model: str, draw: random.Random) -> tuple[int, Path] | None:
-        """Writes the file of one more registration of a model, and returns the number that it answers. Returns None if
-        there is no further content for the model."""
+        """Writes the file for another registration of a model, and returns the number that this registration answers.
+        Returns None if no further content exists for the model."""
 
     @abc.abstractmethod
     def number_of(self, record: bytes) -> int:
-        """Returns the number that the model of a record answers."""
+        """Returns the number that the model of this record answers."""
 
     @abc.abstractmethod
     async def ask(self, model: str, ident: str, draw: random.Random) -> Answer:
@@ -96,10 +97,10 @@ class Fleet(abc.ABC):
 
     @abc.abstractmethod
     async def drop(self, pod: str, models: list[str]) -> None:
-        """Makes a foreign server drop models behind the mesh's back."""
+        """Makes a foreign server drop models without the mesh's knowledge."""
 
     def tell(self, lie: str) -> None:
-        """Makes the servers tell that lie of all loads from now on, or what they usually tell."""
+        """Makes the servers state this wrong size for all loads from now on, or behave as usual again."""
         raise NotImplementedError
 
     # --- its life
@@ -132,7 +133,7 @@ class Fleet(abc.ABC):
 
     @property
     def kinds(self) -> list[tuple[str, ...]]:
-        """The pods by kind of server. No two pods of one kind are harmed at once."""
+        """The pods by kind of server. No two pods of the same kind are harmed at the same time."""
         found: dict[str, list[str]] = {}
         for pod, word in self._servers.items():
             found.setdefault(word, []).append(pod)
@@ -140,16 +141,16 @@ class Fleet(abc.ABC):
 
     @property
     def foreign(self) -> tuple[str, ...]:
-        """The pods whose model server is not ours."""
+        """The pods with a foreign model server."""
         return tuple(pod for pod, word in self._servers.items() if word != ONNX_SERVER)
 
     @property
     def onnx(self) -> tuple[str, ...]:
-        """The pods whose model server is ours."""
+        """The pods with Mesh's own model server."""
         return tuple(pod for pod, word in self._servers.items() if word == ONNX_SERVER)
 
     def server(self, pod: str) -> int:
-        """Returns the process id of a pod's model server, or 0 while there is none."""
+        """Returns the process id of a pod's model server, or 0 while it does not run."""
         if pod in self.neighbours:
             process = self.neighbours[pod].process
             found = [process.pid] if process is not None and process.poll() is None else []
@@ -158,7 +159,7 @@ class Fleet(abc.ABC):
         return found[0] if found else 0
 
     def relay(self, pod: str) -> int:
-        """Returns the process id of a pod's relay, or 0 while there is none."""
+        """Returns the process id of a pod's relay, or 0 while it does not run."""
         found = self.arena.below(pod, RELAY)
         return found[0] if found else 0
 
@@ -173,11 +174,11 @@ class Fleet(abc.ABC):
                 os.kill(pid, signal.SIGKILL)
 
     def listens(self, pod: str, pid: int) -> bool:
-        """Returns whether a foreign server has imported its libraries, which are no model's, and listens."""
+        """Returns whether a foreign server listens and has imported its libraries, whose memory belongs to no model."""
         return True
 
     def look(self) -> None:
-        """Notes how much memory the foreign servers take."""
+        """Records how much memory the foreign servers take."""
         for pod in self.foreign:
             pid = self.server(pod)
             used = sum(map(processes.private_bytes, processes.tree(pid))) if pid else 0

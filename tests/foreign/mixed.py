@@ -1,6 +1,6 @@
-"""A mesh of two pods beside the example runtime, one as a child and one as a neighbour, and two ONNX pods.
+"""A mesh of two pods with the example runtime, one as a child and one as a neighbour, and two ONNX pods.
 
-Its models are of both kinds, half each. The runtime's models really take memory, and some of them are stated with a
+Half of its models are of each kind. The runtime's models really take memory, and for some of them the server states a
 wrong size.
 """
 
@@ -41,13 +41,14 @@ _NUMBER = re.compile(rb"/[en]\d+\.(\d+)\.onnx")
 
 
 class Mixed(Fleet):
-    """The mesh: `async with Mixed(folder, count=200) as mixed`. A fifth of `count` models of each kind fits."""
+    """The mesh: `async with Mixed(folder, count=200) as mixed`. It has room for a fifth of the `count` models of each
+    kind."""
 
     lies = _LIES
 
     def __init__(self, folder: Path, *, count: int, lying: bool = True, lie: str = "", routers: int = 1) -> None:
-        """Makes the mesh. If `lying`, a tenth of the runtime's models state wrong sizes; with `lie`, its servers tell
-        that lie of every model (`exampleruntime.LIES`)."""
+        """Makes the mesh. With `lying`, a tenth of the runtime's models have wrong stated sizes. With `lie`, the
+        runtime states this wrong size for every model (`exampleruntime.LIES`)."""
         examples = [f"e{number}" for number in range(count)]
         nets = [f"n{number}" for number in range(count)]
         capacity = max(4, count // 10) * MEAN
@@ -96,11 +97,11 @@ class Mixed(Fleet):
         return self
 
     def tell(self, lie: str) -> None:
-        """Makes the servers tell that lie of all loads from now on, or what they usually tell."""
+        """Makes the servers state this wrong size for all loads from now on, or behave as usual again."""
         self._lie.write_text(lie or self._usual_lie)
 
     def takers(self, model: str) -> tuple[str, ...]:
-        """Returns the pods that take a model."""
+        """Returns the pods that can load a model."""
         return FOREIGN if model.startswith("e") else ONNX
 
     def type(self, model: str) -> str:
@@ -108,7 +109,7 @@ class Mixed(Fleet):
         return "example" if model.startswith("e") else "onnx"
 
     def write(self, model: str, draw: random.Random) -> tuple[int, Path]:
-        """Writes the file of one more registration, whose model answers its number."""
+        """Writes the file for another registration, whose model answers the registration's number."""
         number = next(self._numbers)
         if model.startswith("n"):
             return number, self.arena.mesh.write(f"{model}.{number}.onnx", models.constant(float(number)))
@@ -136,7 +137,7 @@ class Mixed(Fleet):
         return Answer(struct.unpack("<f", answer.raw_output_contents[0])[0])
 
     async def drop(self, pod: str, models: list[str]) -> None:
-        """Makes a server drop models behind the mesh's back."""
+        """Makes a server drop models without the mesh's knowledge."""
         words = command(self.server(pod)).split()
         if "--listen" not in words:
             return

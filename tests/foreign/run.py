@@ -1,8 +1,8 @@
 """One run: rounds of troubles under traffic, each followed by a calm in which every model answers again.
 
-Clients call models of both kinds through the mesh, and a writer registers some of them again with other content. Every
-answer is recorded, with the number that it gave. At the end all are judged (`tests.chaos.checker`). A call may only
-fail while a pod of its model's kind is harmed, and if no pod without harm had a copy all the time.
+Clients call models of both kinds through the mesh, and a writer registers some models again with other content. Every
+answer is recorded with its number, and `tests.chaos.checker` judges all answers at the end. A call may only fail while
+a pod of its model's kind is harmed, and only if no unharmed pod had a copy during the complete call.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ class Run:
         self._writing = ""
 
     async def run(self) -> None:
-        """Runs all rounds. Raises AssertionError if something does not heal."""
+        """Runs all rounds. Raises AssertionError if the mesh does not recover from a trouble."""
         self._stub = modelmesh_pb2_grpc.ModelMeshStub(self.fleet.channel)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(cancelled, asyncio.create_task(self.copies.follow()))
@@ -97,7 +97,7 @@ class Run:
             self.history.changes.append(Change(model, number, began, time.monotonic(), Outcome.DONE))
 
     async def call(self, model: str, draw: random.Random) -> Call:
-        """Makes one call, and records the number in its answer."""
+        """Makes one call, and records the number in the answer."""
         began = time.monotonic()
         answer = await self.fleet.ask(model, f"call-{next(self._ids)}", draw)
         made = Call(model, "router-1", began, time.monotonic(), answer.value, answer.code, answer.text)
@@ -199,11 +199,11 @@ class Run:
             await asyncio.gather(*running)
 
     async def _incarnation(self, pod: str) -> str:
-        """Returns the incarnation of a pod's agent, as the mesh sees it, or "" if it sees none."""
+        """Returns the incarnation of a pod's agent according to the mesh, or "" if the mesh sees none."""
         return next((one["incarnation"] for one in await self.fleet.figures() if one["pod"] == pod), "")
 
     async def _serves(self, pod: str, *, former: str = "") -> None:
-        """Waits until a pod is ready, as the mesh sees it. Its agent must not be the `former` incarnation, which the
+        """Waits until a pod is ready according to the mesh. Its agent must not be the `former` incarnation, which the
         mesh sees as ready until its lease ends."""
 
         async def ready() -> bool:
@@ -277,7 +277,7 @@ class Run:
         return next((why for call in calls if (why := self.why_faulty(call))), "")
 
     def why_faulty(self, failed: Call) -> str:
-        """Returns why a call must not have failed, or "" if it may have."""
+        """Returns the reason why a call should not have failed, or "" if its failure is permitted."""
         if failed.code not in LEGITIMATE:
             return f"no trouble explains {failed.code}"
         if failed.code == "RESOURCE_EXHAUSTED" and not self.copies.holders(failed.model, failed.began, failed.ended):
@@ -317,14 +317,14 @@ class Verdict:
         )
 
     def story(self) -> str:
-        """Returns the stories of the first faults."""
+        """Returns the histories of the first faults."""
         lines = [str(self)]
         for fault in self.faults[:3]:
             lines += ["", str(fault), *[*self.run.history.story(fault.model, fault.at)][-60:]]
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:
-        """Writes the history in order of time, one line of JSON per entry."""
+        """Writes the history in chronological order, one line of JSON per entry."""
         history = self.run.history
         seen = [(event.at, {"event": event.text}) for event in history.events]
         seen += [(change.ended, asdict(change) | {"outcome": change.outcome.value}) for change in history.changes]
@@ -339,7 +339,7 @@ class Verdict:
 async def faultless(
     fleet: Fleet, folder: Path, say: Callable[[str], None], *, seed: int, seconds: float, callers: int = 16
 ) -> None:
-    """Makes one run, reports it with `say`, and fails on any fault. The history is written to the folder."""
+    """Makes one run, reports the run with `say`, and fails on any fault. The history is written to the folder."""
     async with fleet:
         run = Run(fleet, seed, seconds, callers=callers)
         try:

@@ -1,5 +1,5 @@
-"""Models of a foreign server and of ours under traffic and troubles: every answer is right, and what has a copy
-elsewhere does not fail."""
+"""Models of a foreign server and of Mesh's own under traffic and troubles: every answer is right, and no call fails
+while an unharmed pod has a copy."""
 
 import pytest
 

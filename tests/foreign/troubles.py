@@ -1,4 +1,5 @@
-"""Troubles of pods and their model servers. Each harms one pod, and no two pods of a kind are harmed at once."""
+"""Troubles of pods and their model servers. Each trouble harms one pod, and no two pods of a kind are harmed at the
+same time."""
 
 import contextlib
 import os
@@ -23,7 +24,7 @@ class Harm:
 
 
 def draw(draw: random.Random, fleet: Fleet, copies: Copies, harmed: Collection[str]) -> Harm | None:
-    """Draws the next trouble. Returns None if that would harm two pods of a kind."""
+    """Draws the next trouble. Returns None if the trouble would harm two pods of a kind."""
     kinds = [(make, weight) for make, weight in _KINDS if make is not _lies or fleet.lies]
     make = draw.choices([make for make, _ in kinds], [weight for _, weight in kinds])[0]
     harm = make(draw, fleet, copies)

@@ -1,4 +1,4 @@
-"""Tests on a real GPU: models are loaded, called, counted and evicted there. Every answer is compared with numpy's.
+"""Models on a real GPU: they are loaded, called, counted and evicted there. Every answer is compared with numpy's.
 
 Memory is measured twice: by the pod and by the driver (NVML).
 """
@@ -65,13 +65,13 @@ class Device:
         return self._used() - self._before
 
     def given_back(self) -> bool:
-        """Returns whether all memory is given back except what CUDA keeps of sessions for later ones."""
+        """Returns whether all memory is given back, except what CUDA keeps for later sessions."""
         return self() < SLACK + self.sessions * SESSION
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def device(mesh, nvml):
-    """The device. After the test, all memory must be given back."""
+    """The device, whose memory must all be given back after the test."""
     made = Device(nvml.used)
     yield made
     await _unregister(mesh)

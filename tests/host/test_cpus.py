@@ -1,4 +1,5 @@
-"""The number of CPUs that a cgroup's quota allows, for both versions, nested groups, no limit and nonsense."""
+"""The number of CPUs that a cgroup's quota allows: for both versions of cgroups, for nested groups, without a limit,
+and for invalid content."""
 
 import os
 

@@ -37,7 +37,7 @@ def test_the_least_limit_counts(machine):
 
 
 def test_version_1(tmp_path):
-    """Limits of cgroups version 1 are read. There "no limit" is a number too."""
+    """Limits of cgroups version 1 are read, in which even "no limit" is a number."""
     group = tmp_path / "memory"
     group.mkdir()
     (group / "memory.limit_in_bytes").write_text(f"{2**63 - 4096}\n")

@@ -152,7 +152,7 @@ async def test_a_start_that_is_given_up_leaves_nothing(world):
 
 
 async def test_a_real_child_is_minded(tasks):
-    """A real child is supervised in the same way as the fake ones."""
+    """A real child is supervised like the fake ones."""
     lines = []
 
     async def ready():

@@ -28,7 +28,8 @@ def test_settings_that_cannot_work_name_their_option(changes, word):
 
 
 def test_a_server_is_named_with_its_types_and_its_command():
-    """`--server-command` of `mesh up` has the types before the first equals sign; the command may have more of them."""
+    """In `--server-command` of `mesh up`, the types stand before the first equals sign. The command may contain further
+    equals signs."""
     assert LocalServer.parse("a,b:1=run --x=1 {socket}") == LocalServer("a,b:1", "run --x=1 {socket}")
     settings = UpSettings(pods=2, servers=(LocalServer("a", "run {port}"),), capacity=5)
     assert settings.all_pods == 3

@@ -43,8 +43,8 @@ def imported(path: str) -> set[str]:
 
 
 def test_an_eviction_goes_one_way():
-    """No file on an eviction's way imports an earlier one, so none can call back. `placement` may be imported anywhere,
-    because its decisions are only data."""
+    """No file on an eviction's way imports an earlier file, so none can call back. `placement` may be imported
+    anywhere, because its decisions are only data."""
     passed = [path for path in files(SECTIONS["An eviction"]) if not path.startswith("placement/")]
     modules = [path.removesuffix(".py").replace("/", ".") for path in passed]
     for place, path in enumerate(passed):

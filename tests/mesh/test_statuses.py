@@ -1,4 +1,4 @@
-"""The table of statuses, and what clients receive of it."""
+"""The table of statuses, and what clients receive from it."""
 
 import grpc
 

@@ -1,4 +1,4 @@
-"""The unpacking of archives, which nothing in an archive may lead out of its folder or beyond its limits."""
+"""The unpacking of archives: no entry is written outside the folder, and limits hold."""
 
 import gzip
 import io
@@ -25,14 +25,14 @@ ENTRIES = st.lists(st.tuples(NAMES, st.binary(max_size=50)), max_size=8)
 
 
 def zipped(path: Path, entries: list[tuple[str, bytes]]) -> None:
-    """Writes a zip archive, whatever its names."""
+    """Writes a zip archive with any names."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in entries:
             archive.writestr(zipfile.ZipInfo(name), content)
 
 
 def tarred(path: Path, entries: list[tuple[str, bytes]]) -> None:
-    """Writes a compressed tar archive, whatever its names."""
+    """Writes a compressed tar archive with any names."""
     with tarfile.open(path, "w:gz") as archive:
         for name, content in entries:
             info = tarfile.TarInfo(name)
@@ -55,8 +55,8 @@ def everything(folder: Path) -> dict[str, bytes | None]:
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @given(entries=ENTRIES)
 def test_nothing_is_written_outside_of_the_folder(write, entries: list[tuple[str, bytes]]) -> None:
-    """Whatever the names, either the archive is refused and nothing is left, or its files are in the folder with their
-    contents. Nothing else is touched."""
+    """Whatever the names, either the archive is refused and no file is left, or its files are in the folder with their
+    contents. Nothing outside the folder is touched."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "a").write_bytes(b"not mine")
@@ -85,7 +85,7 @@ def test_nothing_is_written_outside_of_the_folder(write, entries: list[tuple[str
 )
 @pytest.mark.parametrize("write", [zipped, tarred])
 def test_limits_end_the_unpacking(tmp_path: Path, write, limits: ArchiveLimits, entries, says: str) -> None:
-    """An archive beyond a limit is refused, and what was written is removed."""
+    """An archive beyond a limit is refused, and the files written so far are removed."""
     write(tmp_path / "archive", entries)
     with pytest.raises(BadArchive, match=says):
         archives.unpack(tmp_path / "archive", tmp_path / "into", limits)
@@ -93,7 +93,7 @@ def test_limits_end_the_unpacking(tmp_path: Path, write, limits: ArchiveLimits, 
 
 
 def test_bytes_are_counted_as_they_are_written(tmp_path: Path) -> None:
-    """A bomb is stopped at the limit of bytes, not after its last byte."""
+    """The unpacking of an archive bomb stops at the limit of bytes, not after the last byte."""
     with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(64 << 20))
     assert (tmp_path / "bomb").stat().st_size < 100_000
@@ -102,7 +102,7 @@ def test_bytes_are_counted_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_links_and_devices_are_refused(tmp_path: Path) -> None:
-    """No archive makes a link, through which a later entry could leave the folder."""
+    """Links and devices in an archive are refused, because a later entry could leave the folder through a link."""
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
         with tarfile.open(tmp_path / "tar", "w") as archive:
             info = tarfile.TarInfo("link")
@@ -119,7 +119,7 @@ def test_links_and_devices_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
-    """An archive that ends early, or was changed on its way, leaves nothing behind."""
+    """An archive that is truncated or damaged leaves no files behind."""
     for write in (zipped, tarred):
         write(tmp_path / "archive", [("a", os.urandom(5000)), ("b", os.urandom(5000))])
         content = bytearray((tmp_path / "archive").read_bytes())
@@ -131,7 +131,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_only_folder_of_an_archive_is_its_content(tmp_path: Path) -> None:
-    """Most archives hold one folder, which is then the model."""
+    """If an archive contains only one folder, as most do, this folder is the model."""
     zipped(tmp_path / "one", [("model/a", b"1"), ("model/b/c", b"2"), ("__MACOSX/x", b"")])
     assert archives.unpack(tmp_path / "one", tmp_path / "into") == tmp_path / "into" / "model"
     zipped(tmp_path / "two", [("a", b"1"), ("b/c", b"2")])
@@ -139,7 +139,7 @@ def test_the_only_folder_of_an_archive_is_its_content(tmp_path: Path) -> None:
 
 
 def test_unpacking_stops_when_nobody_waits(tmp_path: Path) -> None:
-    """A load that is cancelled ends the unpacking."""
+    """Cancelling a load stops its unpacking."""
     zipped(tmp_path / "archive", [("a", b"1")])
     stop = threading.Event()
     stop.set()
@@ -148,7 +148,7 @@ def test_unpacking_stops_when_nobody_waits(tmp_path: Path) -> None:
 
 
 def test_only_archives_are_archives(tmp_path: Path) -> None:
-    """A compressed file is an archive only if a tar archive is inside."""
+    """A compressed file counts as an archive only if it contains a tar archive."""
     (tmp_path / "plain.gz").write_bytes(gzip.compress(b"a pickle"))
     assert not archives.is_archive(tmp_path / "plain.gz")
     assert not archives.is_archive(tmp_path)

@@ -69,7 +69,7 @@ TORCHSCRIPT, CHECKPOINT = zipped("m/constants.pkl", "m/data.pkl"), zipped("m/dat
 def test_a_type_is_guessed_from_content_and_name(
     tmp_path: Path, files: dict[str, bytes], path: str, kind: str, because: str
 ) -> None:
-    """The content counts more than the name, and what is in doubt is not guessed."""
+    """The content counts more than the name. If the type is in doubt, no type is guessed."""
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -80,7 +80,8 @@ def test_a_type_is_guessed_from_content_and_name(
 
 
 def test_an_archive_is_judged_by_the_names_in_it(tmp_path: Path) -> None:
-    """An archive with files of two libraries is in doubt."""
+    """The names of files in an archive decide its type. For an archive with files of two libraries, no type is
+    guessed."""
     for names, kind in (
         (["a/MLmodel", "a/x.pkl"], "mlflow"),
         (["a/m.bst"], "xgboost"),

@@ -19,7 +19,7 @@ def written(folder: Path, text: str | bytes) -> Path:
 
 
 def test_a_manifest_names_the_handler(tmp_path: Path) -> None:
-    """Everything else in it is kept."""
+    """A manifest is read with the name of its handler, and everything else in it is kept."""
     assert not mar.is_unpacked(tmp_path)
     (tmp_path / "w.pt").touch()
     content = {"runtime": "python3", "model": {"handler": "own.py", "serializedFile": "w.pt", "more": [1]}, "x": 1}
@@ -47,13 +47,13 @@ def test_a_manifest_names_the_handler(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_manifest_is_refused(tmp_path: Path, text: str, says: str) -> None:
-    """The error says what is wrong."""
+    """A bad manifest is refused with what is wrong."""
     with pytest.raises(BadManifest, match=says):
         mar.read(written(tmp_path, text))
 
 
 def test_an_archive_without_a_manifest_is_refused(tmp_path: Path) -> None:
-    """The error says which file is missing."""
+    """An archive without a manifest is refused, and the error names the missing file."""
     with pytest.raises(BadManifest, match=r"lacks MAR-INF/MANIFEST.json"):
         mar.read(tmp_path)
 
@@ -74,7 +74,7 @@ values = st.recursive(
 def test_no_manifest_does_anything_but_read_or_refuse(
     tmp_path_factory: pytest.TempPathFactory, content: dict[str, object]
 ) -> None:
-    """Whatever JSON it holds, a manifest is read or refused, and a file that it names is in the archive."""
+    """Any JSON in a manifest is read or refused, and a file that an accepted manifest names is in the archive."""
     folder = written(tmp_path_factory.mktemp("mar"), json.dumps(content))
     try:
         read = mar.read(folder)

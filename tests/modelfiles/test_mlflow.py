@@ -1,4 +1,4 @@
-"""MLflow's description of a model, and the type that its flavours decide."""
+"""MLflow's description of a model, and the type that follows from its flavours."""
 
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from mesh.modelfiles.mlflow import BadDescription
     ],
 )
 def test_flavours_decide_the_type(tmp_path: Path, flavours: str, kind: str) -> None:
-    """ONNX needs no other server, and a Python function serves all other flavours."""
+    """ONNX, XGBoost and LightGBM flavours decide the type. Other models are served by MLflow through their Python
+    function."""
     (tmp_path / "MLmodel").write_text(f"flavors: {flavours}\n")
     assert mlflow.type_of(mlflow.flavours(tmp_path)) == kind
 
@@ -37,7 +38,7 @@ def test_flavours_decide_the_type(tmp_path: Path, flavours: str, kind: str) -> N
     ],
 )
 def test_a_bad_description_is_refused(tmp_path: Path, text: str, says: str) -> None:
-    """The error says what is wrong with the file, and nothing in it is run."""
+    """A bad description is refused. The error says what is wrong with the file, and no code in it is run."""
     (tmp_path / "MLmodel").write_text(text)
     with pytest.raises(BadDescription, match=says):
         mlflow.type_of(mlflow.flavours(tmp_path))
@@ -54,14 +55,15 @@ def test_a_bad_description_is_refused(tmp_path: Path, text: str, says: str) -> N
     ],
 )
 def test_the_file_of_a_flavour_is_in_its_folder(tmp_path: Path, flavour: str, says: str) -> None:
-    """A description cannot name a file of the pod."""
+    """The file of a flavour must be in the model's folder, so a description cannot name a file of the pod."""
     (tmp_path / "MLmodel").write_text(f"flavors: {{{flavour}}}")
     with pytest.raises(BadDescription, match=says):
         mlflow.file_of(tmp_path, "xgboost")
 
 
 def test_a_pickle_in_the_format_of_skops_is_left_to_mlflow(tmp_path: Path) -> None:
-    """MLflow 3 writes scikit-learn models in a format that only MLflow itself reads again."""
+    """A scikit-learn model in the skops format of MLflow 3 is left to MLflow, because only MLflow can read the
+    format."""
     (tmp_path / "MLmodel").write_text("flavors: {sklearn: {pickled_model: m, serialization_format: skops}}")
     with pytest.raises(BadDescription, match="--type mlflow"):
         mlflow.file_of(tmp_path, "sklearn")

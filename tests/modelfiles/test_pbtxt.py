@@ -24,12 +24,12 @@ response_cache { enable: false } model_warmup { name: "w" batch_size: 1 }
 
 
 def theirs(text: str) -> model_config_pb2.ModelConfig:
-    """Returns what Protobuf's own reader makes of a text."""
+    """Returns the message that Protobuf's own reader makes from a text."""
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
 def test_a_description_means_the_same_after_reading_and_writing() -> None:
-    """Everything that the format allows in a description is kept: comments and marks apart."""
+    """Everything in a description survives reading and writing, except comments and separators."""
     read = pbtxt.parse(LAYOUT)
     assert theirs(pbtxt.to_text(read)) == theirs(LAYOUT)
     assert read.all("backend") == [b"python"]
@@ -39,7 +39,7 @@ def test_a_description_means_the_same_after_reading_and_writing() -> None:
 
 
 def test_fields_are_left_out_and_added() -> None:
-    """A message is changed by making another one."""
+    """Removing and adding fields makes another message."""
     read = pbtxt.parse('name: "x" max_batch_size: 8')
     made = read.without("name").plus([Field("backend", b"fil")])
     assert theirs(pbtxt.to_text(made)) == model_config_pb2.ModelConfig(max_batch_size=8, backend="fil")
@@ -73,7 +73,7 @@ configs = st.builds(
 def test_any_description_is_read_as_protobuf_reads_it(
     config: model_config_pb2.ModelConfig, line: bool, short: bool, utf8: bool
 ) -> None:
-    """Descriptions in each of Protobuf's own styles of writing mean the same afterwards."""
+    """Descriptions in each of Protobuf's own styles mean the same after reading and writing."""
     text = text_format.MessageToString(config, as_one_line=line, use_short_repeated_primitives=short, as_utf8=utf8)
     assert theirs(pbtxt.to_text(pbtxt.parse(text))) == config
 
@@ -107,7 +107,7 @@ words = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(words, max_size=12).map(" ".join))
 def test_what_protobuf_refuses_is_never_read_as_something_else(text: str) -> None:
-    """A text is refused, or is what Protobuf's own reader takes it for once it is written again."""
+    """A text is either refused, or Protobuf's own reader reads the rewritten text like the original."""
     try:
         read = pbtxt.parse(text)
     except BadText as error:
@@ -125,7 +125,7 @@ def test_what_protobuf_refuses_is_never_read_as_something_else(text: str) -> Non
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=40) | st.text(max_size=40))
 def test_no_text_does_more_than_be_refused(text: bytes | str) -> None:
-    """Whatever the bytes are, the reader ends with a message or with its own error."""
+    """For any bytes, the reader returns a message or raises its own error."""
     try:
         assert isinstance(pbtxt.parse(text), Message)
     except BadText as error:
@@ -152,6 +152,6 @@ def test_no_text_does_more_than_be_refused(text: bytes | str) -> None:
     ],
 )
 def test_an_error_says_where_and_why(text: str | bytes, says: str) -> None:
-    """The error names the line, and what is expected there."""
+    """An error names the line, and what is expected there."""
     with pytest.raises(BadText, match=says):
         pbtxt.parse(text)

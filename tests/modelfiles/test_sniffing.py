@@ -1,5 +1,5 @@
-"""Kinds of files, recognised by their bytes: real files where their writers are installed, and otherwise the bytes that
-these writers begin a file with."""
+"""Kinds of files, recognised by their bytes. The tests use real files if the programs that write them are installed,
+and otherwise the bytes with which such files begin."""
 
 import gzip
 import io
@@ -20,11 +20,11 @@ from tests.support import models
 
 
 class Estimator:
-    """A class that is pickled as if it were a library's."""
+    """A class that is pickled as if it belonged to a library."""
 
 
 def pickled(module: str, protocol: int = 4) -> bytes:
-    """Returns the pickle of an object of a class in that module. The class need not exist."""
+    """Returns the pickle of an object whose class is in the given module. The class need not exist."""
     found = pickle.dumps(Estimator(), protocol)
     own = Estimator.__module__.encode()
     if protocol < 4:
@@ -42,7 +42,7 @@ def zipped(*names: str) -> bytes:
 
 
 def nested(name: str, content: bytes, *names: str) -> bytes:
-    """Returns a zip archive that holds another archive, uncompressed, and then empty files of these names."""
+    """Returns a zip archive that contains another archive, uncompressed, and then empty files with these names."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
         archive.writestr(name, content)
@@ -159,7 +159,7 @@ def test_a_folder_is_named_by_its_files(tmp_path: Path, names: list[str], kind: 
 
 
 def test_the_only_file_of_a_folder_is_looked_into(tmp_path: Path) -> None:
-    """A folder with one file is what that file is. Hidden files do not count."""
+    """A folder with one file has the kind of that file. Hidden files do not count."""
     (tmp_path / ".hidden").write_bytes(b"?")
     (tmp_path / "model.joblib").write_bytes(pickled("sklearn.svm"))
     assert sniffing.look(tmp_path) == sniffing.SKLEARN
@@ -174,7 +174,7 @@ def test_an_mlflow_description_alone_is_named(tmp_path: Path) -> None:
 
 
 def test_every_kind_has_a_way_out() -> None:
-    """Each kind says what it is and what to do about it."""
+    """The text for each kind says what the file is and what to do about it."""
     for _, kind in FILES.values():
         if kind is not None:
             assert kind.what.startswith(("a ", "an "))
@@ -186,7 +186,7 @@ BEGINNINGS = st.sampled_from([content[:60] for content, _ in FILES.values()])
 
 @given(BEGINNINGS, st.binary(max_size=300), st.binary(max_size=300))
 def test_any_bytes_are_named_or_not_and_never_fail(beginning: bytes, head: bytes, tail: bytes) -> None:
-    """Any bytes, also those that begin like a known file, give a kind or None, without an exception."""
+    """Any bytes, even those that begin like a known file, give a kind or None, without an exception."""
     for content in (head, beginning + head, beginning[: len(beginning) // 2] + head):
         assert isinstance(sniffing.sniff(content, tail), Kind | None)
 

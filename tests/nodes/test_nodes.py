@@ -1,5 +1,5 @@
 """The ONNX project's node tests through a mesh: results equal those of onnxruntime alone, or the docs give the reason
-why not."""
+for a difference."""
 
 import collections
 import re
@@ -47,8 +47,8 @@ def test_the_docs_list_what_is_refused() -> None:
 
 @pytest.mark.timeout(1800)
 async def test_every_node_test_is_answered_as_by_onnxruntime_alone(tmp_path, etcd_server) -> None:
-    """Over each of the four ways, every node test gets onnxruntime's own result. If onnxruntime cannot load or run the
-    model, the answer is an error."""
+    """Sent in each of the four ways, every node test gets onnxruntime's own result. If onnxruntime cannot load or run
+    the model, the answer is an error."""
     tally: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
 

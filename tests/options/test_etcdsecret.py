@@ -1,4 +1,4 @@
-"""ModelMesh's JSON document about etcd, as existing installations have it."""
+"""ModelMesh's JSON document with the connection to etcd, as existing installations have it."""
 
 import json
 

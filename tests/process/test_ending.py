@@ -1,4 +1,4 @@
-"""The end of a process that cannot go on: orderly if possible, never late, with the reason in its last line."""
+"""The end of a process that cannot continue: orderly if possible, never late, with the reason in its last line."""
 
 import asyncio
 import json

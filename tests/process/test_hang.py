@@ -32,7 +32,7 @@ class Story:
         runnable: bool = False,
         step: float = STEP,
     ) -> "Story":
-        """Lets time pass while the process behaves like this, with an observation every `step` seconds."""
+        """Lets time pass while the process behaves as described, with an observation every `step` seconds."""
         end = self.look.now + seconds
         while self.look.now < end - 1e-9 and self.hung is None:
             now = self.look.now + step

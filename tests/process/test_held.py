@@ -1,7 +1,7 @@
 """Ownership of tasks: no task runs or dies unnoticed.
 
-Long-lived tasks are duties (`mesh.process.tasks`). Other functions that may start a task are listed here, with what
-becomes of the task. Task groups, and functions that cancel their tasks in a `finally`, need not be listed.
+Long-lived tasks are duties (`mesh.process.tasks`). Other functions that may start a task are listed here, each with a
+note about the task's end. Task groups, and functions that cancel their tasks in a `finally`, need not be listed.
 """
 
 import ast

@@ -218,7 +218,7 @@ async def test_a_program_that_is_not_there_says_so() -> None:
 
 
 async def test_the_tether_becomes_the_program() -> None:
-    """The tether becomes the program: the pid is the program's, and the program does not ignore SIGPIPE."""
+    """The tether becomes the program: the process id is the program's, and the program does not ignore SIGPIPE."""
     child = await process.spawn(["/bin/sh", "-c", "echo $$; grep SigIgn /proc/self/status"], name="who")
     assert await child.wait(10) == 0
     assert child.tail[0] == str(child.pid)

@@ -136,7 +136,7 @@ async def test_a_duty_that_hangs_is_lost(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_a_task_that_a_duty_starts_turns_its_own_wheel() -> None:
-    """A duty that another duty starts reports its progress as its own."""
+    """A duty that another duty starts reports its own progress separately."""
     pulses = []
 
     async def inner() -> None:

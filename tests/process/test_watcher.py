@@ -80,8 +80,8 @@ async def test_a_child_that_ends_by_itself_did_not_hang() -> None:
 
 
 async def test_whoever_keeps_a_child_turns_while_it_is_watched() -> None:
-    """A duty that keeps a child may wait days for its end. While the child is watched, the duty does not count as
-    hanging."""
+    """A duty that keeps a child may wait for the child's end for days. While the child is watched, the duty does not
+    count as hanging."""
     lost: list[str] = []
     tasks = Tasks(lost.append)
     watched = asyncio.get_running_loop().create_future()

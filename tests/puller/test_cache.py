@@ -1,5 +1,5 @@
-"""The complete files of a pod: each is kept once, none is removed while in use, and none is incomplete after a
-crash."""
+"""The complete files of a pod: each is kept once, no file is removed while it is in use, and no file is incomplete
+after a crash."""
 
 import errno
 import hashlib
@@ -153,7 +153,7 @@ def test_a_damaged_file_is_not_found(cache, tmp_path, state, how, caplog):
 
 
 def test_damage_that_hides_its_time_is_seen_by_reading(cache):
-    """Damage that keeps size and times is detected by reading the file, which a caller can demand."""
+    """Damage that keeps size and times is detected by reading the file, which a caller can request."""
     blob = put(cache, "x", b"abc")
     before = os.stat(blob.path)
     blob.path.write_bytes(b"xyz")

@@ -217,7 +217,7 @@ def test_an_endpoint_of_a_registration_takes_the_operators_leave(secrets, params
 
 def test_headers_of_an_http_store_go_to_its_own_url_only(secrets):
     """Headers of an HTTP store are sent only to the URL that the secret names. They are not sent to a URL from a
-    registration, nor if neither names one."""
+    registration, nor if neither the secret nor the registration names a URL."""
     secret = {"type": "http", "headers": {"Authorization": "Bearer operator"}}
     named = secrets(default_http={**secret, "url": "https://good.example/models"}, nowhere=secret)
     own = {"storage_params": {"url": "https://evil.example"}}

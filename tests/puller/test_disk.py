@@ -91,8 +91,8 @@ def test_sweep_refuses_a_directory_that_is_not_its_own(tmp_path):
 
 
 def test_one_process_a_directory(disk):
-    """Only one process uses a directory at a time. A second one is refused until the first releases the directory, and
-    then sweeps the leftovers."""
+    """Only one process uses a directory at a time. A second process is refused until the first one releases the
+    directory. Then the second process sweeps the leftovers."""
     (disk.begin() / "half").write_text("x")
     second = Disk(disk.directory)
     with pytest.raises(ValueError, match="used by another process"):

@@ -75,7 +75,7 @@ OBJECTS = ("s3", "s3-anonymous", "gs", "azure")
 
 
 def sends_on(status: int, to: str, *, only_bodies: bool = False):
-    """Redirects requests to another place."""
+    """Makes a server that redirects requests to another place."""
 
     def answer(request: web.BaseRequest) -> web.StreamResponse | None:
         if "/api/" in request.path or (only_bodies and request.method != "GET"):
@@ -102,8 +102,8 @@ async def test_an_endpoint_of_the_operators_may_be_anywhere(make, stores, kind):
 @pytest.mark.parametrize("only_bodies", [False, True], ids=["all", "bodies"])
 @pytest.mark.parametrize("kind", OBJECTS)
 async def test_a_store_that_redirects_inside(make, stores, kind, only_bodies):
-    """A store that redirects to another port of loopback, by address or by name, or to the address where clouds serve
-    credentials, causes no connection there."""
+    """A redirect by a store causes no connection to another port of loopback, by address or by name, or to the address
+    where clouds serve credentials."""
     fill(stores)
     store, inside = stores
     puller = make(store.origin)
@@ -194,8 +194,8 @@ async def test_nothing_is_connected_to_without_leave(tunnel, host):
 
 
 async def test_strangers_get_what_everybody_may(tunnel, stores):
-    """Other programs on the machine do not know the tunnel's password. They get no connection that a grant allows, and
-    none that is not checked."""
+    """Other programs on the machine do not know the tunnel's password. They get neither a connection that needs a grant
+    nor an unchecked one."""
     asked = Asked(tunnel, Grant(home=frozenset({("127.0.0.1", stores[0].port)})))
     for url in (f"127.0.0.1:{stores[0].port}", f"{stores[0].origin}/www/none"):
         assert (await asked.get(url)).split()[1] in (b"200", b"404")

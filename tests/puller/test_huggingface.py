@@ -214,8 +214,8 @@ async def test_an_endpoint_that_is_no_hub(puller, hub, monkeypatch):
 
 
 async def test_what_one_hub_says_of_a_file_is_believed_of_that_hub_only(hub, puller, monkeypatch):
-    """A hub's claims about a file count for that hub only. git's digest is not checked, so a hub that claims another
-    hub's digest must not affect that hub's models."""
+    """A hub's claims about a file count for that hub only. git's digest is not checked, so a hub that reports another
+    hub's digest must not affect the models of the other hub."""
     content = b"small"
     hub.files[COMMITS["main"]] = {"m.onnx": content}
     source = Source("hf://org/repo/m.onnx")

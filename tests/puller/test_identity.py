@@ -216,8 +216,8 @@ async def test_a_server_that_calls_two_versions_alike_but_for_their_time(pod, st
 @pytest.mark.parametrize("how", ["overwritten", "truncated", "same time"])
 @pytest.mark.parametrize("place", ["/s3/b/m", "/www/m", "/hub/org/repo/m"])
 async def test_damage_on_disk_is_fetched_again(pod, stores, place, how):
-    """A file that was damaged on disk is fetched again, even if a digest is registered and after a restart. The store
-    is not blamed."""
+    """A file that was damaged on disk is fetched again, even if a digest is registered, and also after a restart. The
+    store is not blamed."""
     store = stores[0]
     content = unique(SIZE)
     store.files[place] = File(content)
@@ -244,7 +244,7 @@ Claims = tuple[str, str, str, str, int]  # ETag, time of change, announced diges
 
 @dataclass
 class Account:
-    """A record of files, their places, and their readers."""
+    """A record of files, where they are stored, and who may read them."""
 
     pod: Pod
     stores: list[Liar]

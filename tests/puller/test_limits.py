@@ -15,7 +15,7 @@ from puller.limits import PullLimits
     part=st.integers(1, 20),
 )
 def test_parts_cover_what_is_missing_and_nothing_else(gaps, part):
-    """The parts of a range cover exactly what is missing, in order. None is too long or empty, and their lengths are
+    """The parts of a range cover exactly what is missing, in order. No part is too long or empty, and their lengths are
     nearly equal."""
     missing, at = [], 0
     for skipped, length in gaps:

@@ -72,7 +72,7 @@ async def test_errors_of_volumes_tell_no_mount_path(tmp_path):
 
 
 async def test_errors_of_paths_tell_no_roots(puller, root, tmp_path, caplog):
-    """Errors for callers show neither a path outside the roots nor a link that leads there. The pod's log does."""
+    """Errors for callers show neither a path outside the roots nor a link to such a path. The pod's log shows it."""
     (root / "link").symlink_to(tmp_path / "secret")
     for path in ("/etc/passwd", root / "link"):
         caplog.clear()

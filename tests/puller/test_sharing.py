@@ -94,7 +94,7 @@ async def puller(tmp_path):
 
 
 async def test_two_models_and_two_revisions_with_equal_files_are_one_download(puller, store):
-    """When two models and two revisions have equal files, by the store's digest, they cause one download and one file
+    """Two models and two revisions with equal files, according to the store's digest, cause one download and one file
     on disk, under each model's own name."""
     store.files = {"a.onnx": CONTENT, "v2/b.onnx": CONTENT}
     first = await puller.pull(Source(store.url("a.onnx")), into="a")

@@ -128,7 +128,7 @@ async def test_an_expiring_secret_does_not_live_longer_by_a_rotation(store):
 
 
 async def test_a_rotated_key_is_valid_for_as_long_as_before(store):
-    """A rotation keeps the lifetime of a key, unless it is given another one."""
+    """A rotation keeps the lifetime of a key, unless the rotation names another one."""
     await store.create("ci", now=1000, expires=91_000)
     made = await store.rotate("ci", now=50_000, overlap=500)
     assert made.expires == (await store.keys())["ci"].secrets[-1].expires == 140_000

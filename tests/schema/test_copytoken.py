@@ -1,4 +1,4 @@
-"""Tokens of copies: how they are written, and which copy may answer for which."""
+"""Tokens of copies: how they are written, and which copy may answer for which other copy."""
 
 from hypothesis import given
 from hypothesis import strategies as st

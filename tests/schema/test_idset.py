@@ -11,7 +11,7 @@ IDS = st.sets(st.text(max_size=30), max_size=200)
 
 @given(IDS)
 def test_whatever_is_in_it_is_found_also_after_its_way_through_etcd(ids):
-    """A set that was encoded for etcd and decoded again still contains each of its ids."""
+    """A set that was encoded for etcd and decoded again still contains all of its ids."""
     decoded = IdSet.decode(IdSet.of(ids).encode())
     assert all(one in decoded for one in ids)
 

@@ -85,8 +85,8 @@ WHOLE = [
 @pytest.mark.parametrize(("kind", "whole"), WHOLE, ids=lambda value: getattr(value, "__name__", ""))
 @given(st.data())
 def test_any_value_of_any_attribute_is_a_record_or_a_value_error(kind, whole, data):
-    """With any value in any attribute, a record is read or raises ValueError. One that was read can be written, read
-    again and compared."""
+    """With any value in any attribute, reading a record succeeds or raises ValueError. A record that was read can be
+    written, read again and compared."""
     fields = json.loads(whole.encode())
     for name in data.draw(st.lists(st.sampled_from(sorted(fields) + NAMES), min_size=1, max_size=3)):
         fields[name] = data.draw(json_values)
@@ -139,8 +139,8 @@ def test_failures_survive_a_round_trip_and_are_readable_by_the_predecessor():
 
 
 def test_blames_survive_a_round_trip():
-    """Blames survive a round trip, with the request and the reason for a quarantine. Absolving the model removes them
-    all."""
+    """Blames survive a round trip, with the request and the reason for a quarantine. Absolving the model removes all of
+    its blames."""
     one = Blame("a", 5, "", sure=True, digests=("aa", "bb"))
     record = ModelRecord("t", killed=("x",), blames=(one,), guilty="for a reason")
     assert ModelRecord.decode(record.encode()) == record

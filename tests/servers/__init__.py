@@ -1,1 +1,1 @@
-"""Real model servers of others behind the mesh, each answer compared with the library's own (`make test-servers`)."""
+"""Third-party model servers behind the mesh. Each answer is compared with the library's own (`make test-servers`)."""

@@ -1,9 +1,8 @@
 """Trains many small models of each type that MLServer serves: `bank_app.py FOLDER TYPES COUNT`.
 
-The models of one type differ by the numbers that they were trained with: a model's answers to ROWS are about ten times
-its number. `answers.json` has, by number, the model's path, its type, and its library's own answer for each row.
-
-Runs in MLServer's environment, which has the libraries, and imports nothing of Mesh.
+The models of one type were trained with different numbers: a model's answers to ROWS are about ten times its number.
+`answers.json` maps each number to the model's path, its type, and its library's own answer for each row. The program
+runs in MLServer's environment, which has the libraries, and imports nothing of Mesh.
 """
 
 import json
@@ -25,7 +24,7 @@ SAMPLES = 20_000
 
 
 def _trees(seed: int) -> tuple[Any, Any]:
-    """Returns rows, and targets between 0 and 2 that depend on them."""
+    """Returns rows, and targets between 0 and 2 that depend on the rows."""
     x = np.random.default_rng(seed).uniform(0.0, 1.0, (1000, 4))
     return x, x @ np.array([0.8, 0.6, 0.4, 0.2])
 

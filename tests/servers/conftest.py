@@ -1,4 +1,4 @@
-"""The environment of MLServer, the models that its libraries train, and the options of the run of troubles."""
+"""The environment of MLServer, the models that its libraries train, and the options for the run of troubles."""
 
 import json
 import os
@@ -23,13 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the reports of all runs, also of those without a fault."""
+    """Prints the reports of all runs, even of runs without a fault."""
     for text in config.stash.get(_SAID, []):
         terminalreporter.write_line(f"servers: {text}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks all tests here."""
+    """Marks all tests of this folder."""
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here):
@@ -68,6 +68,7 @@ def seconds(request: pytest.FixtureRequest) -> float:
 
 @pytest.fixture
 def say(request: pytest.FixtureRequest):
-    """Returns a function that has a text printed at the end of the session, whether or not the test passes."""
+    """Returns a function that records a text to be printed at the end of the session, whether or not the test
+    passes."""
     said = request.config.stash.setdefault(_SAID, [])
     return said.append

@@ -1,9 +1,9 @@
-"""Models of all types over two pods of MLServer, an ONNX pod and one of Triton, for runs of troubles
+"""Models of all types over two pods with MLServer, an ONNX pod and a pod with Triton, for runs of troubles
 (`tests.foreign.run`).
 
-Models come from a bank of trained ones. An answer is recognised by its size, which gives the model's number, and then
-compared with the library's own answers of that model to the same rows. Calls take turns between gRPC with typed and
-with raw contents, and REST.
+Models come from a bank of trained ones. The magnitude of an answer gives the model's number. The answer is then
+compared with the library's own answers of that model to the same rows. Calls take turns between gRPC with typed
+contents, gRPC with raw contents, and REST.
 """
 
 import contextlib
@@ -89,8 +89,8 @@ class ServersFleet(Fleet):
     """The mesh: `async with ServersFleet(folder, bank, count=300, triton=True) as fleet`."""
 
     def __init__(self, folder: Path, bank: Path, *, count: int, triton: bool) -> None:
-        """Makes a mesh of `count` models of all types. `bank` is the folder of the trained models. Without `triton`,
-        there are two ONNX pods instead."""
+        """Makes a mesh of `count` models of all types. `bank` is the folder of the trained models. Without `triton`, a
+        second ONNX pod takes the place of the pod with Triton."""
         self._written_in = folder / "bank"
         self._trained: dict[int, Trained] = {}
         for number, one in json.loads((bank / "answers.json").read_text()).items():
@@ -148,7 +148,7 @@ class ServersFleet(Fleet):
         await super().__aexit__(*error)
 
     def takers(self, model: str) -> tuple[str, ...]:
-        """Returns the pods that take a model."""
+        """Returns the pods that can load a model."""
         return self._takers[self.type(model)]
 
     def type(self, model: str) -> str:
@@ -156,7 +156,7 @@ class ServersFleet(Fleet):
         return self._of_types[model]
 
     def write(self, model: str, draw: random.Random) -> tuple[int, Path] | None:
-        """Returns the number and the path of a model of the bank that was not registered yet."""
+        """Returns the number and the path of a model in the bank that was not registered yet."""
         kind = self.type(model)
         if kind not in TYPES:
             return self._written(kind)
@@ -187,7 +187,7 @@ class ServersFleet(Fleet):
         return number, path
 
     def number_of(self, record: bytes) -> int:
-        """Returns the number of the model of the bank that a record names."""
+        """Returns the number of the bank's model that a record names."""
         found = _NUMBER.search(record)
         return int(found[1]) if found else 0
 
@@ -200,7 +200,7 @@ class ServersFleet(Fleet):
     # --- calls
 
     async def ask(self, model: str, ident: str, draw: random.Random) -> Answer:
-        """Makes one call, for some of ROWS."""
+        """Makes one call with some of the ROWS."""
         rows = draw.sample(range(len(ROWS)), draw.randint(1, 4))
         datatype = "FP32" if self.type(model) == "onnx" else "FP64"
         form = draw.choice(_FORMS)
@@ -236,7 +236,7 @@ class ServersFleet(Fleet):
     def _judged(
         self, model: str, ident: str, rows: list[int], named: str, to: str, outputs: list[np.ndarray]
     ) -> Answer:
-        """Returns the number of the model whose library answers the same."""
+        """Returns the number of the model whose library gives the same answer."""
         if (named, to) != (model, ident):
             return Answer(WRONG, text=f"the answer is of {named!r} to {to!r}")
         (values,) = outputs
@@ -250,7 +250,7 @@ class ServersFleet(Fleet):
         return Answer(float(number))
 
     async def drop(self, pod: str, models: list[str]) -> None:
-        """Makes an MLServer or Triton unload models behind the mesh's back."""
+        """Makes an MLServer or Triton unload models without the mesh's knowledge."""
         port = _port(self.server(pod))
         if not port:
             return

@@ -1,5 +1,5 @@
 """Models of seven types over four pods of three kinds under traffic and troubles: every answer is the library's own,
-and what has a copy elsewhere does not fail."""
+and no call fails while an unharmed pod has a copy."""
 
 from pathlib import Path
 

@@ -43,7 +43,7 @@ class Stuck(MLModel):
 
 
 class Served:
-    """A mesh with two pods of MLServer, of which the first allows code, and one of ONNX."""
+    """A mesh with two pods with MLServer, of which the first allows code, and an ONNX pod."""
 
     def __init__(self, mesh: LocalMesh, trained: dict[str, Any]) -> None:
         self.mesh = mesh
@@ -57,7 +57,7 @@ class Served:
         return await self.mesh._register(model_id, kind or model["type"], path, load=load, sync=load, router=0)
 
     async def over_grpc(self, model_id: str) -> list[float]:
-        """Returns a model's answers to ROWS over gRPC, in typed contents."""
+        """Returns a model's answers to ROWS over gRPC, with typed contents."""
         request = v2.ModelInferRequest(model_name=model_id)
         tensor = request.inputs.add(name=INPUT, datatype="FP64", shape=ROWS.shape)
         tensor.contents.fp64_contents.extend(ROWS.ravel())
@@ -78,7 +78,7 @@ class Served:
         return [float(value) for value in np.ravel(output["data"])]
 
     def server_of(self, pod: int) -> int:
-        """Returns the process id of a pod's MLServer, or 0."""
+        """Returns the process id of a pod's MLServer, or 0 if it does not run."""
         found = [pid for pid in children(self.mesh.pods[pod].pid) if "mlserver_app" in command(pid)]
         return found[0] if found else 0
 
@@ -105,13 +105,13 @@ async def test_every_type_answers_as_its_library_does(served: Served, name: str)
 
 
 async def test_all_trained_models_are_tested(trained: dict[str, Any]) -> None:
-    """No trained model is left out."""
+    """The tests use every trained model."""
     assert sorted(NAMES) == sorted(trained)
 
 
 async def test_pickles_are_refused_where_code_is_not_allowed(served: Served) -> None:
-    """A pickle is only loaded by a pod that allows code, whatever type it is registered with. Models that are only data
-    are loaded by any pod."""
+    """Only a pod that allows code loads a pickle, whatever type the model is registered with. Any pod loads models that
+    are only data."""
     for name in ("joblib", "lightgbm-pickle"):
         status = await served.register(name, f"code/{name}")
         assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED, status.errors
@@ -121,7 +121,7 @@ async def test_pickles_are_refused_where_code_is_not_allowed(served: Served) -> 
 
 
 async def test_a_server_that_is_killed_loses_nothing_for_long(served: Served) -> None:
-    """After kill -9 of MLServer, its models answer again without anybody's action, and with the same answers."""
+    """After kill -9 of MLServer, its models answer again without an operator's action, and with the same answers."""
     await served.register("lightgbm", "killed")
     expected = await served.over_grpc("killed")
     (copy,) = (await served.mesh.status("killed"))["copies"]
@@ -167,6 +167,6 @@ async def test_a_prediction_that_never_ends_blocks_its_server_only_for_a_while(s
 
 
 async def test_onnx_models_are_not_loaded_by_mlserver(served: Served) -> None:
-    """The types of models decide the pod."""
+    """ONNX models are loaded by the ONNX pod, because models' types decide the pod."""
     status = await served.mesh.register("onnx", models.constant(4.0), load=True)
     assert [copy.location for copy in status.modelCopyInfos] == ["pod-3"]

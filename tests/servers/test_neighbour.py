@@ -1,4 +1,4 @@
-"""MLServer as a neighbour, which others start, like a container beside the agent's: late, killed, emptied and frozen.
+"""MLServer as a neighbour that others start, like a container beside the agent's: late, killed, emptied and frozen.
 
 The server's command and variables are those of the chart's preset `mlserver`, with other ports and another folder.
 """
@@ -49,7 +49,7 @@ class Beside:
         return await self.mesh._register(model_id, model["type"], path, load=True, sync=True, router=0)
 
     async def ask(self, name: str, model_id: str) -> None:
-        """Calls a model, and compares the answer with its library's own."""
+        """Calls a model, and compares the answer with the library's own."""
         request = v2.ModelInferRequest(model_name=model_id)
         tensor = request.inputs.add(name=INPUT, datatype="FP64", shape=ROWS.shape)
         tensor.contents.fp64_contents.extend(ROWS.ravel())
@@ -65,7 +65,7 @@ class Beside:
         return next((pod for pod in pods if pod["pod"] == "pod-1"), {"state": "gone"})
 
     async def ready(self) -> bool:
-        """Returns whether pod-1 serves, as its routers see it."""
+        """Returns whether pod-1 serves according to its routers."""
         return (await self.pod())["state"] == "ready"
 
     async def holders(self, model_id: str) -> set[str]:
@@ -73,10 +73,10 @@ class Beside:
         return {copy["pod"] for copy in (await self.mesh.status(model_id))["copies"]}
 
     async def in_both(self, group: str) -> None:
-        """Registers NAMES under ids of a group, and waits until both pods are ready and have a copy of each.
+        """Registers NAMES under ids of a group, and waits until both pods are ready and have a copy of each model.
 
-        Each test that kills the server has a group of its own. A call that has been lost with two servers is not
-        repeated, in case its model is what ends them.
+        Each test that kills the server uses a separate group. A call during which two servers were lost is not
+        repeated, in case its model is the cause.
         """
         await until(self.ready, timeout=120, interval=0.1, why="the pod is ready")
         for name in NAMES:
@@ -93,7 +93,7 @@ class Beside:
 
     @contextlib.asynccontextmanager
     async def traffic(self, group: str) -> AsyncIterator[None]:
-        """Calls the models of a group while the block is open. Errors are collected."""
+        """Calls the models of a group while the block is open, and collects errors."""
         done = asyncio.Event()
 
         async def call(name: str) -> None:
@@ -119,7 +119,7 @@ class Beside:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def beside(trained, environment, etcd_server, tmp_path_factory) -> AsyncIterator[Beside]:
-    """Runs the mesh for all tests of this module. The neighbour starts when its pod has already waited for it."""
+    """Runs the mesh for all tests of this module. The neighbour starts only when its pod is already waiting for it."""
     folder = tmp_path_factory.mktemp("beside")
     shared, port = folder / "shared", free_port()
     shared.mkdir()
@@ -150,8 +150,8 @@ async def beside(trained, environment, etcd_server, tmp_path_factory) -> AsyncIt
 
 
 async def test_a_pod_waits_for_a_neighbour_that_starts_late(beside: Beside) -> None:
-    """A pod that starts before its neighbour is ready once the neighbour is. Its capacity follows from the memory that
-    the neighbour may take, and it observes what the neighbour takes."""
+    """A pod that starts before its neighbour becomes ready together with the neighbour. Its capacity follows from the
+    memory that the neighbour may take, and it observes the neighbour's memory."""
     pod = await beside.pod()
     assert pod["state"] == "ready"
     assert 800 << 20 < pod["capacity"] < 2 << 30
@@ -165,7 +165,7 @@ async def test_a_pod_waits_for_a_neighbour_that_starts_late(beside: Beside) -> N
 @pytest.mark.parametrize("away", [False, True], ids=["restarted at once", "away for a while"])
 async def test_a_neighbour_that_is_killed_comes_back_empty_and_loses_no_call(beside: Beside, away: bool) -> None:
     """After kill -9 of the neighbour, no call fails of a model that the other pod has too. The next neighbour has no
-    models. The pod notices that, and uses it."""
+    models. The pod notices this, and uses the new neighbour."""
     group = "away" if away else "at-once"
     await beside.in_both(group)
     beside.errors.clear()
@@ -188,7 +188,7 @@ async def test_a_neighbour_that_is_killed_comes_back_empty_and_loses_no_call(bes
 
 
 async def test_a_model_that_a_neighbour_drops_is_loaded_again(beside: Beside) -> None:
-    """If somebody else unloads a model in the neighbour, the next call of it is answered all the same."""
+    """If another program unloads a model in the neighbour, the model's next call is answered all the same."""
     await until(beside.ready, timeout=60, why="the pod is ready")
     await beside.ask("joblib", "n/joblib")
     async with grpc.aio.insecure_channel(beside.address) as channel:
@@ -200,8 +200,8 @@ async def test_a_model_that_a_neighbour_drops_is_loaded_again(beside: Beside) ->
 
 
 async def test_a_neighbour_that_hangs_is_left_alone_until_it_answers(beside: Beside) -> None:
-    """While the neighbour is frozen, the other pod answers. Once it answers again, the pod uses it, and
-    it holds nothing of before."""
+    """While the neighbour is frozen, the other pod answers. Once the neighbour answers again, the pod uses it, and it
+    has none of its former models."""
     await beside.in_both("frozen")
     pid = beside.server.pid
     os.kill(pid, signal.SIGSTOP)
@@ -222,7 +222,7 @@ async def test_a_neighbour_that_hangs_is_left_alone_until_it_answers(beside: Bes
 
 
 async def test_a_neighbour_drops_the_models_of_an_agent_that_was_killed(beside: Beside) -> None:
-    """The next agent beside the same server starts with an empty one, also if the former could not end in order."""
+    """When an agent was killed, the next agent beside the same server empties the server first."""
     await until(beside.ready, timeout=60, why="the pod is ready")
     await beside.ask("joblib", "n/joblib")
     pod = beside.mesh.pods[0]

@@ -1,4 +1,4 @@
-"""The way of a new user: the commands of docs/mlserver.md, as they stand there."""
+"""The first steps of a new user: the commands of docs/mlserver.md, as written."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def commands() -> list[str]:
-    """Returns the commands of the section Try it."""
+    """Returns the commands in the section "Try it"."""
     section = DOCS.read_text().partition("## Try it")[2].partition("\n## ")[0]
     lines = re.findall(r"^    (.*)$", section, re.MULTILINE)
     text = "\n".join(lines)
@@ -26,7 +26,7 @@ def commands() -> list[str]:
 
 
 async def test_a_new_user_serves_a_pipeline_in_three_commands(environment: Path, tmp_path: Path) -> None:
-    """A model that scikit-learn trains is registered without a type, and answers its first call."""
+    """A model that scikit-learn has trained is registered without a type, and answers its first call."""
     up, *three = commands()
     assert len(three) == 3, three
     port, probe = free_port(), free_port()

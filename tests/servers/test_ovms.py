@@ -1,4 +1,5 @@
-"""OVMS's adapter in a pod of a mesh. No registry has OVMS, so a process that follows its documentation stands in."""
+"""OVMS's adapter in a pod of a mesh. No package registry has OVMS, so a process that follows its documentation stands
+in."""
 
 import os
 import sys
@@ -56,13 +57,13 @@ async def times(mesh: LocalMesh, factor: int) -> float:
 
 
 def server_of(mesh: LocalMesh) -> int:
-    """Returns the process id of the stand-in, or 0."""
+    """Returns the process id of the stand-in, or 0 if it does not run."""
     found = [pid for pid in children(mesh.pods[0].pid) if "fakeovms" in command(pid)]
     return found[0] if found else 0
 
 
 async def test_models_answer_over_grpc_and_rest(mesh: LocalMesh) -> None:
-    """Each id has its own files, and the reason of a failed load reaches the caller."""
+    """Each id answers from its own files, over gRPC and REST, and the reason of a failed load reaches the caller."""
     for number in range(4):
         status = await load(mesh, number)
         assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED, status.errors
@@ -77,7 +78,8 @@ async def test_models_answer_over_grpc_and_rest(mesh: LocalMesh) -> None:
 
 
 async def test_a_server_that_is_killed_loses_nothing_for_long(mesh: LocalMesh) -> None:
-    """After kill -9, the models answer again. A restarted server finds all models in its file, and drops them first."""
+    """After kill -9 of the server, the models answer again. A restarted server finds all models in its configuration
+    file, and drops them first."""
     await load(mesh, 1)
     former = server_of(mesh)
     os.kill(former, 9)

@@ -87,7 +87,7 @@ class Served:
         return np.frombuffer(response.raw_output_contents[0], kind).tolist()
 
     async def answers(self, model_id: str, name: str) -> bool:
-        """Returns whether a model answers. Asserts that its answer is right."""
+        """Returns whether a model answers. Fails if the answer is wrong."""
         try:
             answer = await self.over_grpc(model_id)
         except grpc.aio.AioRpcError as error:
@@ -105,12 +105,12 @@ class Served:
         return [float(value) for value in np.ravel(output["data"])]
 
     def server(self) -> int:
-        """Returns the process id of TorchServe, or 0."""
+        """Returns the process id of TorchServe, or 0 if it does not run."""
         found = [pid for pid in children(self.mesh.pods[0].pid) if "org.pytorch.serve" in command(pid)]
         return found[0] if found else 0
 
     def workers(self) -> set[int]:
-        """Returns the process ids of TorchServe's models."""
+        """Returns the process ids of TorchServe's model processes."""
         server = self.server()
         return {pid for pid in children(server) if "model_service_worker" in command(pid)} if server else set()
 
@@ -136,12 +136,13 @@ async def test_every_layout_answers_as_torch_does(served: Served, name: str) -> 
 
 
 async def test_all_made_models_are_tested(made: dict[str, Any]) -> None:
-    """No made model is left out."""
+    """The tests use every model that was made."""
     assert sorted(NAMES) == sorted(made)
 
 
 async def test_inputs_go_to_the_arguments_of_their_names(served: Served) -> None:
-    """Inputs with other names go to the arguments in their order. A request may ask for one of the outputs."""
+    """Inputs with unknown names go to the handler's arguments in their order. A request may ask for one of several
+    outputs."""
     assert (await served.register("pair.pt", "pair", "pytorch")).status == LOADED
     left, right = np.array([5, 6], "<i8"), np.array([1, 4], "<i8")
 
@@ -164,7 +165,8 @@ async def test_inputs_go_to_the_arguments_of_their_names(served: Served) -> None
 
 
 async def test_a_request_that_does_not_fit_is_the_callers_error(served: Served) -> None:
-    """The caller gets the status and torch's own reason, and the model answers the next call."""
+    """If a request does not fit the model, the caller gets the status and torch's own reason, and the model answers the
+    next call."""
     await served.loaded("script", "fits")
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
     reply = await served.mesh.rest("POST", "/v2/models/fits/infer", {"inputs": [tensor]})
@@ -174,7 +176,7 @@ async def test_a_request_that_does_not_fit_is_the_callers_error(served: Served) 
 
 
 async def test_torchserves_own_calls_reach_the_archives_handler(served: Served) -> None:
-    """Clients of TorchServe call `Predictions` through the mesh, and name the model in the metadata."""
+    """TorchServe's clients can call `Predictions` through the mesh. They name the model in the metadata."""
     await served.loaded("own", "native")
     request = predictions.PredictionsRequest(model_name="whatever", input={"data": b"abc\xff"})
     answer = await served.own.Predictions(request, timeout=60, metadata=(("mm-model-id", "native"),))
@@ -182,7 +184,8 @@ async def test_torchserves_own_calls_reach_the_archives_handler(served: Served) 
 
 
 async def test_an_archive_that_does_not_load_says_why(served: Served) -> None:
-    """The reason is what the archive's handler raised, which TorchServe keeps to its log."""
+    """The reason of a failed load is what the archive's handler raised, which TorchServe itself only writes to its
+    log."""
     status = await served.register("broken.mar", "broken", "pytorch-mar")
     assert status.status == FAILED
     assert any("ValueError: these weights are of another model" in error for error in status.errors), status.errors
@@ -191,7 +194,7 @@ async def test_an_archive_that_does_not_load_says_why(served: Served) -> None:
 
 
 async def test_torchscript_can_overwrite_files(served: Served) -> None:
-    """The model writes a file of the pod when it is called, which is why TorchScript counts as code."""
+    """A TorchScript model can write a file of the pod when it is called, which is why TorchScript counts as code."""
     (served.folder / "written").write_bytes(bytes(16))
     status = await served.register("writes.pt", "writes", "pytorch")
     assert status.status == LOADED, status.errors
@@ -203,7 +206,7 @@ async def test_torchscript_can_overwrite_files(served: Served) -> None:
 
 
 async def test_nothing_is_loaded_where_code_is_not_allowed(made: dict[str, Any], etcd_server, tmp_path: Path) -> None:
-    """A pod without `--allow-code` refuses TorchScript and archives, and says by which option it would take them."""
+    """A pod without `--allow-code` refuses TorchScript and archives, and names the option that permits them."""
     options = [*pod(made), "--types", "pytorch,pytorch-mar"]
     async with LocalMesh(tmp_path, etcd_server, pods=1, runtime_options=options) as mesh:
         tame = Served(mesh, made)
@@ -215,7 +218,8 @@ async def test_nothing_is_loaded_where_code_is_not_allowed(made: dict[str, Any],
 
 
 async def test_a_killed_process_of_a_model_is_started_again(served: Served) -> None:
-    """TorchServe replaces the process, and the model answers again without anybody's action."""
+    """When a model's process is killed, TorchServe starts another one, and the model answers again without an
+    operator's action."""
     before = served.workers()
     await served.loaded("script", "worker")
     (worker,) = served.workers() - before
@@ -225,7 +229,7 @@ async def test_a_killed_process_of_a_model_is_started_again(served: Served) -> N
 
 
 async def test_a_server_that_is_killed_loses_nothing_for_long(served: Served) -> None:
-    """After kill -9 of TorchServe, an empty one takes its place, and its models answer as before."""
+    """After kill -9 of TorchServe, an empty server takes its place, and the models answer as before."""
     await served.loaded("own", "killed")
     former = served.server()
     os.kill(former, 9)

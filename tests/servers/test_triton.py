@@ -1,6 +1,7 @@
 """Triton in pods of a mesh, with models of its Python backend, over gRPC and REST.
 
-The first pod starts Triton itself. The second one has a neighbour's, which the test starts. Only these two allow code.
+The first pod starts Triton itself. The second pod uses Triton as a neighbour, which the test starts. Only these two
+pods allow code.
 """
 
 import os
@@ -36,7 +37,7 @@ PACKED = ("zip", "gztar")
 
 
 class Served:
-    """The mesh, and the models on the disk."""
+    """The mesh, and the models on disk."""
 
     def __init__(
         self, mesh: LocalMesh, written: dict[str, Written], others: dict[str, Path], neighbour: Program
@@ -81,12 +82,12 @@ class Served:
         return {output["name"]: np.ravel(output["data"]).tolist() for output in reply.json["outputs"]}
 
     def server_of(self, pod: int) -> int:
-        """Returns the process id of a pod's own Triton, or 0."""
+        """Returns the process id of a pod's own Triton, or 0 if it does not run."""
         found = [pid for pid in children(self.mesh.pods[pod].pid) if "tritonserver" in command(pid).split(" ")[0]]
         return found[0] if found else 0
 
     async def placed(self, model_id: str, path: Path, pod: int) -> None:
-        """Loads a model in the first or second pod, whose types differ in their versions."""
+        """Loads a model in the first or second pod, which take different versions of the type."""
         status = await self.register(model_id, path, f"{TYPE}:{pod}")
         assert status.status == LOADED, status.errors
         assert holders(status) == {f"pod-{pod}"}
@@ -139,8 +140,8 @@ async def served(triton, etcd_server, tmp_path_factory) -> AsyncIterator[Served]
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, *PACKED])
 async def test_every_layout_answers(served: Served, layout: str) -> None:
-    """A model of each layout gives the answers of its program, with typed and raw contents, and over REST. Its id may
-    have any characters."""
+    """A model of each layout gives its program's answers, with typed and raw contents, and over REST. Its id may have
+    any characters."""
     model_id = f"all/ä {layout}"
     status = await served.register(model_id, served.written[layout].path)
     assert status.status == LOADED, status.errors
@@ -152,14 +153,14 @@ async def test_every_layout_answers(served: Served, layout: str) -> None:
 
 
 async def test_only_the_outputs_that_a_call_names_are_returned(served: Served) -> None:
-    """A model of several outputs answers with those that the request names."""
+    """A model with several outputs returns those that the request names."""
     await served.register("some", served.written["repository"].path)
     response = await served.infer("some", outputs=("twice",))
     assert [output.name for output in response.outputs] == ["twice"]
 
 
 async def test_metadata_names_the_model_by_its_id(served: Served) -> None:
-    """The name that Triton knows does not show, and neither does it in errors."""
+    """Metadata and errors contain the model's id, not the name that Triton uses."""
     await served.register("meta/data", served.written["versions"].path)
     answer = await served.v2.ModelMetadata(v2.ModelMetadataRequest(name="meta/data"), timeout=60)
     assert (answer.name, answer.platform, list(answer.versions)) == ("meta/data", "python", ["1", "2"])
@@ -173,8 +174,8 @@ async def test_metadata_names_the_model_by_its_id(served: Served) -> None:
 
 
 async def test_the_highest_version_answers(served: Served) -> None:
-    """A folder with several versions answers with the highest. The versions that calls name are those of Mesh, which
-    Triton does not take for its own."""
+    """A folder with several versions answers with the highest one. Versions in calls are Mesh's, which Triton does not
+    mistake for its own."""
     await served.register("versions", served.written["versions"].path)
     for version in ("", "1"):
         assert await served.answers("versions", version=version) == expected(20.0), version
@@ -198,7 +199,7 @@ async def test_texts_pass_unchanged(served: Served) -> None:
 
 
 async def test_a_models_own_error_reaches_the_caller(served: Served) -> None:
-    """An error in the program is neither a lost model nor a lost server."""
+    """An error in the model's program reaches the caller, and counts neither as a lost model nor as a lost server."""
     await served.register("fails", served.others["fails"])
     for _ in range(2):
         with pytest.raises(grpc.aio.AioRpcError, match="no answer today"):
@@ -217,7 +218,7 @@ async def test_a_models_own_error_reaches_the_caller(served: Served) -> None:
     ],
 )
 async def test_a_model_that_cannot_be_loaded_says_why(served: Served, name: str, says: str) -> None:
-    """The status of the model has the reason, without paths of the pod."""
+    """The status of a model that cannot be loaded contains the reason, without paths of the pod."""
     status = await served.register(f"bad/{name}", served.others[name])
     assert status.status != LOADED
     text = " ".join(status.errors)
@@ -226,7 +227,7 @@ async def test_a_model_that_cannot_be_loaded_says_why(served: Served, name: str,
 
 
 async def test_code_is_refused_where_it_is_not_allowed(served: Served) -> None:
-    """A pod without `--allow-code` refuses programs, also in a folder that is registered as another type."""
+    """A pod without `--allow-code` refuses programs, even in a folder that is registered as another type."""
     for name in ("repository", "file"):
         status = await served.register(f"code/{name}", served.written[name].path)
         assert status.status == LOADED, status.errors
@@ -237,8 +238,8 @@ async def test_code_is_refused_where_it_is_not_allowed(served: Served) -> None:
 
 
 async def test_a_server_that_is_killed_loses_nothing_for_long(served: Served) -> None:
-    """After kill -9 of Triton, its models answer again without anybody's action. No processes and no shared memory of
-    the former one are left."""
+    """After kill -9 of Triton, its models answer again without an operator's action. No processes and no shared memory
+    of the killed server are left."""
     await served.placed("killed", served.written["repository"].path, 1)
     former = served.server_of(0)
     stubs = children(former)
@@ -261,8 +262,8 @@ async def test_a_frozen_server_is_replaced(served: Served) -> None:
 
 
 async def test_a_model_whose_process_is_killed_is_loaded_again(served: Served) -> None:
-    """Triton starts no other process for a model. The call that finds out fails, as it may have killed the process
-    itself, and the next one loads the model."""
+    """Triton does not restart the process of a model. The call that meets the loss fails, because it may have killed
+    the process itself, and the next call loads the model."""
     await served.placed("process", served.written["repository"].path, 1)
     (stub,) = [pid for pid in children(served.server_of(0)) if "/process/" in command(pid)]
     os.kill(stub, signal.SIGKILL)
@@ -273,7 +274,7 @@ async def test_a_model_whose_process_is_killed_is_loaded_again(served: Served) -
 
 
 async def test_a_neighbour_that_was_restarted_empty_gets_its_models_again(served: Served) -> None:
-    """A server that others start may be replaced by one without models."""
+    """If a neighbour is replaced by a server without models, its models are loaded again."""
     await served.placed("neighbour", served.written["folder"].path, 2)
     served.neighbour.kill9()
     served.neighbour.start()
@@ -281,7 +282,7 @@ async def test_a_neighbour_that_was_restarted_empty_gets_its_models_again(served
 
 
 async def test_a_model_that_was_dropped_behind_the_back_is_loaded_again(served: Served) -> None:
-    """If Triton no longer has a model, the next call loads it."""
+    """If Triton has dropped a model without the mesh's knowledge, the next call loads the model."""
     await served.placed("dropped/model", served.written["folder"].path, 2)
     options = list(served.mesh.options_of["pod-2"])
     address = options[options.index("--server") + 1]
@@ -294,7 +295,7 @@ async def test_a_model_that_was_dropped_behind_the_back_is_loaded_again(served: 
 
 
 async def test_an_unregistered_model_leaves_nothing(served: Served) -> None:
-    """The processes and the folder of a model go with it."""
+    """When a model is unregistered, its processes end and its folder is removed."""
     await served.placed("leaves", served.written["repository"].path, 1)
     (stub,) = [pid for pid in children(served.server_of(0)) if "/leaves/" in command(pid)]
     reply = await served.mesh.rest("DELETE", "/mesh/v1/models/leaves")
@@ -303,6 +304,6 @@ async def test_an_unregistered_model_leaves_nothing(served: Served) -> None:
 
 
 async def test_onnx_models_are_not_loaded_by_triton(served: Served) -> None:
-    """The types of models decide the pod."""
+    """ONNX models are not loaded by Triton, because models' types decide the pod."""
     status = await served.mesh.register("onnx", models.constant(4.0), load=True)
     assert [copy.location for copy in status.modelCopyInfos] == ["pod-4"]

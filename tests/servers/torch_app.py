@@ -1,4 +1,4 @@
-"""Makes models in the Python of a TorchServe, and writes their paths and torch's own answers into `answers.json`.
+"""Makes models in TorchServe's Python, and writes their paths and torch's own answers into `answers.json`.
 
 Run as `python torch_app.py FOLDER`.
 """
@@ -15,7 +15,7 @@ ROWS = [[0.5, -1.25, 3.0, 0.0], [1e-3, 2.0, -7.5, 1.0], [4.0, 4.0, 4.0, 4.0]]
 
 
 class Net(torch.nn.Module):
-    """A small network of one input and one output."""
+    """A small network with one input and one output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Pair(torch.nn.Module):
     """A function of two inputs, whose order matters, with two outputs of different types."""
 
     def forward(self, left: torch.Tensor, right: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:  # noqa: UP006
-        """Returns a difference, and whether it is positive."""
+        """Returns the difference of the inputs, and whether it is positive."""
         difference = left - 2 * right
         return difference, difference > 0
 

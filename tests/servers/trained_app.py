@@ -1,6 +1,6 @@
-"""Trains a model of each type that MLServer serves, and notes the library's own answers: `trained_app.py FOLDER`.
+"""Trains a model of each type that MLServer serves, and records the library's own answers: `trained_app.py FOLDER`.
 
-Runs in MLServer's environment, which has the libraries, and imports nothing of Mesh.
+The program runs in MLServer's environment, which has the libraries, and imports nothing of Mesh.
 """
 
 import json
@@ -17,7 +17,7 @@ INPUT = "x"
 
 
 def main(folder: Path) -> None:
-    """Writes the models and `answers.json`: by model its path, its type, and what it answers for ROWS."""
+    """Writes the models and `answers.json`, which has each model's path, its type, and its answers to ROWS."""
     import catboost
     import lightgbm
     import mlflow

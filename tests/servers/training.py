@@ -1,4 +1,4 @@
-"""Programs that run in a server's environment, which has the libraries that train its models."""
+"""Runs of programs in a server's environment, which has the libraries that train the server's models."""
 
 import hashlib
 import shutil
@@ -19,7 +19,7 @@ def run_there(environment: Path, program: str, *arguments: str) -> None:
 
 
 def bank(environment: Path, types: Sequence[str], count: int) -> Path:
-    """Returns the folder of a bank of trained models, which `bank_app.py` makes once: `count` of each type."""
+    """Returns the folder of a bank of `count` trained models of each type, which `bank_app.py` makes once."""
     program = Path(__file__).with_name("bank_app.py")
     made_from = [environment.name, *types, str(count), program.read_text()]
     digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:12]

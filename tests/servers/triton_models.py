@@ -1,4 +1,4 @@
-"""Models of Triton's Python backend, written as users write them, and what they answer."""
+"""Models of Triton's Python backend, written as users write them, and their answers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,14 +89,14 @@ PYTHON = 'name: "theirs"\nbackend: "python"  # Python\n'
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A model on the disk."""
+    """A model on disk."""
 
     path: Path
     plus: float = 0.0  # added to each number of its answers
 
 
 def write(folder: Path) -> dict[str, Written]:
-    """Writes a model in each layout. They answer with the sum of each row of `x`, and with twice its numbers."""
+    """Writes a model in each layout. The models answer with the sum of each row of `x`, and with twice its numbers."""
     numbers = NUMBERS.format(plus=0.0)
     _write(folder / "repository", {"config.pbtxt": PYTHON + TENSORS, "1/model.py": numbers})
     _write(

@@ -108,7 +108,7 @@ class StoreSuite:
         await reach.provider.close()
 
     async def test_a_single_file(self, reach):
-        """A single file is fetched by URI, or by path and key, without the objects next to it."""
+        """A single file is fetched by URI, or by path and key, without the objects beside it."""
         await reach.put({"models/a.onnx": CONTENT, "models/a.onnx.bak": b"x", "models/a": b"y"})
         for path in ("models/a.onnx", "/models/a.onnx", reach.store.uri(reach.bucket, "models/a.onnx")):
             assert await reach.fetch(path) == {"": CONTENT}

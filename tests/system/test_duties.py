@@ -136,8 +136,8 @@ def says_why(line: str, name: str, how: str) -> None:
 
 
 def test_every_duty_is_in_one_of_the_tables() -> None:
-    """The tests here go through the tables, so a duty that is in none would never be ended: for example one that runs
-    only beside a foreign server."""
+    """Every duty is in one of the tables that the tests here go through. A duty that is missing, for example one that
+    runs only beside a foreign server, would never be tested."""
     modules = (mesh.envoy.duties, mesh.local.duties, mesh.runtime.duties, router.process.duties)
     defined = {duty for module in modules for duty in vars(module).values() if isinstance(duty, Duty)}
     assert defined == {*POD, *LEADER, *WORKERS, *AGENT, *SERVERS, *RELAYS, *BESIDE_FOREIGN, *RELAYS_TO_ONE_LOOP, *UP}
@@ -147,7 +147,7 @@ def test_every_duty_is_in_one_of_the_tables() -> None:
 @pytest.mark.parametrize("most", [pytest.param(1, id="one"), pytest.param(None, id="every", marks=pytest.mark.long)])
 async def test_the_end_of_an_essential_duty_ends_its_process(mesh_of_duties: Mesh, most: int | None) -> None:
     """When an essential duty ends, its process ends. The test ends duties of the router pod and of the agent in turn,
-    then duties of their children: one of each process, or every one."""
+    then duties of their children: one duty of each process, or all of them."""
     mesh, local = mesh_of_duties, mesh_of_duties.local
     agents = essential(AGENT)[:most]
     routers = essential(POD)[:most]
@@ -180,8 +180,8 @@ async def test_the_end_of_an_essential_duty_ends_its_process(mesh_of_duties: Mes
 async def test_the_end_of_any_duty_of_a_relay_loses_no_model(
     tmp_path: Path, etcd_server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When any duty of a relay ends, the relay gives the reason and ends, and the next one continues with the copies. A
-    server that the agent no longer keeps ends the agent."""
+    """When any duty of a relay ends, the relay gives the reason and ends, and the next relay continues with the copies.
+    If the agent's own duty beside a foreign server ends, the agent ends."""
     obey(orders := tmp_path / "orders", monkeypatch)
     argv = [sys.executable, "-m", "mesh", "certificates", "--dir", str(inside := tmp_path / "inside")]
     await asyncio.to_thread(subprocess.run, argv, check=True, capture_output=True, timeout=60)

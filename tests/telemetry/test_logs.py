@@ -206,8 +206,8 @@ def _without_verbosity() -> dict[str, str]:
 
 
 def test_lines_of_grpcs_core_do_not_stand_between_ours():
-    """gRPC's own log lines do not appear among Mesh's, for instance after a refused handshake. The call's error says
-    the same."""
+    """gRPC's own log lines do not appear among Mesh's, for instance after a refused handshake. The call's error gives
+    the same information."""
     argv = [sys.executable, "-P", "-c", _REFUSED]
     done = subprocess.run(argv, env=_without_verbosity(), capture_output=True, text=True, timeout=60, check=True)
     (line,) = [json.loads(line) for line in done.stderr.splitlines()]

@@ -1,4 +1,4 @@
-"""Keys of an issuer, kept current: readings, rotation, failures, and the limits on what tokens can cause."""
+"""The keys of an issuer, kept current: readings, rotation, failures, and the limits on what tokens can cause."""
 
 import asyncio
 
@@ -75,7 +75,8 @@ async def test_keys_are_read_at_the_start_and_then_periodically(following, place
 
 
 async def test_a_wait_for_newer_keys_ends_with_a_reading_that_began_after_it(following, place, issuer):
-    """Calls that come during a reading wait for the next one, because the key may have been published since."""
+    """Calls that come during a reading of the keys wait for the next reading, because their key may have been published
+    since the reading began."""
     place.go.clear()
     first = asyncio.create_task(following.newer())
     await until(lambda: place.readings == 1, why="it reads")

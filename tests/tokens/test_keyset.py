@@ -1,4 +1,4 @@
-"""Sets of public keys: which keys are taken, and for which algorithms."""
+"""Sets of public keys: which keys are accepted, and for which algorithms."""
 
 import json
 

@@ -52,7 +52,8 @@ def test_an_unsigned_token_is_refused():
 
 @pytest.mark.parametrize("form", ["PEM", "DER", "jwk"])
 def test_a_public_key_is_no_secret_for_hmac(form):
-    """The attack on verifiers that let the token choose: HMAC with the public key, which everybody knows."""
+    """A token that is signed by HMAC with the public key, which everybody knows, is refused. This is the attack on
+    verifiers that let the token choose the algorithm."""
     public = ANNA.keys[ANNA.current].public_key()
     if form == "jwk":
         secret = json.dumps(public_jwk(ANNA.keys[ANNA.current])).encode()
@@ -71,7 +72,7 @@ def test_the_algorithm_must_fit_the_key():
 
 
 def test_a_key_in_the_header_is_ignored():
-    """A token that brings its own key (`jwk`, `jku`, `x5u`) is verified with the issuer's."""
+    """A token that contains its own key (`jwk`, `jku`, `x5u`) is verified with the issuer's key."""
     own = private_key("ES256")
     headers = {"kid": ANNA.current, "jwk": public_jwk(own), "jku": "http://127.0.0.1/keys", "x5u": "http://127.0.0.1/"}
     assert "signature is wrong" in refused(jwt.encode(ANNA.claims(now=NOW), own, "ES256", headers=headers))
@@ -138,7 +139,8 @@ def test_claims_that_fit_within_the_skew_are_accepted(changed):
 
 @pytest.mark.parametrize("ahead", [None, 0.4, 300.0])
 def test_a_clock_that_is_five_minutes_ahead_is_named(ahead):
-    """A fresh token with a short life looks expired. If the issuer's clock is known, the error blames ours."""
+    """If this machine's clock is ahead, a fresh token with a short life looks expired. If the issuer's clock is known,
+    the error names the clock difference."""
     text = refused(ANNA.token(now=NOW, lifetime=200), now=NOW + 300, ahead=ahead)
     assert "expired 100 s ago, by this router's clock" in text
     assert ("which is 300 s ahead of the issuer's: set both right" in text) is (ahead == 300.0)

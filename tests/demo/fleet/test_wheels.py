@@ -1,5 +1,5 @@
-"""Larger models that come from packages, tested without a network: the files in a wheel, and the warning if it is
-missing."""
+"""Larger models that come from packages, tested without a network: the files in a wheel, and the warning about a
+missing wheel."""
 
 import zipfile
 
