@@ -9,6 +9,7 @@ import gzip
 import lzma
 import os
 import shutil
+import stat
 import tarfile
 import threading
 import zipfile
@@ -84,7 +85,7 @@ def _entries(path: Path) -> Iterator[_Entry]:
                 if info.is_dir():
                     yield _Entry(info.filename, True, None)
                 elif kind not in (0, 0o10):
-                    raise BadArchive(f"the archive holds a link or a device: {_shown(info.filename)}")
+                    raise _special(info.filename, link=kind == stat.S_IFLNK >> 12)
                 else:
                     with archive.open(info) as content:
                         yield _Entry(info.filename, False, content)
@@ -94,7 +95,7 @@ def _entries(path: Path) -> Iterator[_Entry]:
             if member.isdir():
                 yield _Entry(member.name, True, None)
             elif not member.isreg():
-                raise BadArchive(f"the archive holds a link or a device: {_shown(member.name)}")
+                raise _special(member.name, link=member.issym() or member.islnk())
             else:
                 opened = tar.extractfile(member)
                 assert opened is not None  # as it is a regular file
@@ -102,6 +103,13 @@ def _entries(path: Path) -> Iterator[_Entry]:
                     yield _Entry(member.name, False, content)
         # The checksum is behind the last entry. What comes before it counts like a file.
         yield _Entry("", False, cast(IO[bytes], tar.fileobj))
+
+
+def _special(name: str, *, link: bool) -> BadArchive:
+    """Returns the error for an entry that is neither a file nor a folder."""
+    if link:
+        return BadArchive(f"the archive holds a link: {_shown(name)}; pack the file that it leads to instead")
+    return BadArchive(f"the archive holds a device or a pipe: {_shown(name)}; leave it out")
 
 
 class _Unpacking:
@@ -134,8 +142,12 @@ class _Unpacking:
     def _parts(self, name: str) -> list[str]:
         """Returns the elements of an entry's path. Raises BadArchive."""
         parts = [part for part in name.split("/") if part not in ("", ".")]
-        if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
-            raise BadArchive(f"the archive holds a path that leads out of it: {_shown(name)}")
+        if name.startswith("/") or ".." in parts:
+            raise BadArchive(f"the archive holds a path that leads out of it: {_shown(name)}; use relative paths")
+        if "\\" in name or "\0" in name:
+            raise BadArchive(
+                f"the archive holds a name with a backslash or a NUL: {_shown(name)}; separate folders by /"
+            )
         if any(len(os.fsencode(part)) > _NAME for part in parts):
             raise BadArchive(f"the archive holds a name of more than {_NAME} bytes: {_shown(name)}")
         if len(parts) > self._limits.depth:

@@ -46,7 +46,8 @@ def type_of(found: Mapping[str, Mapping[str, Any]]) -> str:
         if name in found:
             return _TYPES.get(name, name)
     names = ", ".join(sorted(found))
-    raise BadDescription(f"{DESCRIPTION} has the flavors {names}, and none of them can be served: {', '.join(_ORDER)}")
+    text = f"{DESCRIPTION} has the flavors {names}, none of which can be served"
+    raise BadDescription(f"{text}: save the model with one of {', '.join(_ORDER)}")
 
 
 def file_of(folder: Path, model_type: str) -> Path:
@@ -54,7 +55,7 @@ def file_of(folder: Path, model_type: str) -> Path:
     found = flavours(folder)
     attribute = _FILES.get(model_type)
     if attribute is None or model_type not in found:
-        raise BadDescription(f"{DESCRIPTION} has no flavor {model_type}, but {', '.join(sorted(found))}")
+        raise BadDescription(f"{DESCRIPTION} has no flavor {model_type}, only {', '.join(sorted(found))}")
     if found[model_type].get("serialization_format") == "skops":
         raise BadDescription(f"the flavor {model_type} is in the format skops: register the model with --type mlflow")
     name = found[model_type].get(attribute)

@@ -38,7 +38,7 @@ def test_a_manifest_names_the_handler(tmp_path: Path) -> None:
         ('{"model": 3}', "not an object with an object `model`"),
         ('{"model": {}}', "names no handler"),
         ('{"model": {"handler": ""}}', "names no handler"),
-        ('{"model": {"handler": "h", "modelFile": 3}}', "is not a text"),
+        ('{"model": {"handler": "h", "modelFile": 3}}', "is not a string"),
         ('{"model": {"handler": "h", "serializedFile": "/etc/passwd"}}', "leads out of the archive"),
         ('{"model": {"handler": "h", "serializedFile": "../x"}}', "leads out of the archive"),
         ('{"model": {"handler": "h", "serializedFile": "no.pt"}}', "'no.pt', which .* names, is missing"),

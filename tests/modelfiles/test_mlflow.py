@@ -31,7 +31,7 @@ def test_flavours_decide_the_type(tmp_path: Path, flavours: str, kind: str) -> N
         ("a: b", "names no flavors"),
         ("- x", "names no flavors"),
         ("flavors: {}", "names no flavors"),
-        ("flavors: {spark: {}, h2o: {}}", "has the flavors h2o, spark, and none of them can be served"),
+        ("flavors: {spark: {}, h2o: {}}", "has the flavors h2o, spark, none of which can be served"),
         ("[" * 100_000, "not valid YAML"),
         ("flavors: !!python/object/apply:os.system ['true']", "not valid YAML"),
         ("x" * (2 << 20), "more than 1048576 bytes"),
@@ -51,7 +51,7 @@ def test_a_bad_description_is_refused(tmp_path: Path, text: str, says: str) -> N
         ("xgboost: {data: /etc/passwd}", "outside of the model's folder"),
         ("xgboost: {data: model.xgb}", "model.xgb, which MLmodel names, is missing"),
         ("xgboost: {data: 5}", "does not name the file"),
-        ("lightgbm: {data: x}", "has no flavor xgboost, but lightgbm"),
+        ("lightgbm: {data: x}", "has no flavor xgboost, only lightgbm"),
     ],
 )
 def test_the_file_of_a_flavour_is_in_its_folder(tmp_path: Path, flavour: str, says: str) -> None:

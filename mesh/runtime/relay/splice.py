@@ -69,7 +69,7 @@ def _set(message: bytes, number: int, value: bytes) -> bytes:
                 kept = at
                 same += message[content:at] == value
             elif key >> 3 == number:
-                raise SpliceError(f"field {number} is neither a text nor a message")
+                raise SpliceError(f"field {number} is neither a string nor an embedded message")
     except IndexError:
         raise SpliceError("not a protobuf message: a number does not end") from None
     if at > end:
@@ -83,7 +83,7 @@ def _spliced(message: bytes, start: int, end: int, path: tuple[int, ...], value:
     number, *rest = path
     found = [(begin, content, after, kind) for begin, content, after, kind in _fields(message, start, end, number)]
     if any(kind != _BYTES for *_, kind in found):
-        raise SpliceError(f"field {number} is neither a text nor a message")
+        raise SpliceError(f"field {number} is neither a string nor an embedded message")
     parts: list[bytes] = []
     at = start
     inner: list[bytes] = []
@@ -113,7 +113,7 @@ def _without(message: bytes, start: int, end: int, path: tuple[int, ...]) -> lis
     at = start
     for begin, content, after, kind in _fields(message, start, end, number):
         if kind != _BYTES:
-            raise SpliceError(f"field {number} is neither a text nor a message")
+            raise SpliceError(f"field {number} is neither a string nor an embedded message")
         parts.append(message[at:begin])
         at = after
         if rest:

@@ -120,9 +120,11 @@ def tree_of_links(folder: Path, name: Path) -> None:
         target.mkdir(exist_ok=True)
         for entry in source.iterdir():
             left -= 1
-            if left < 0 or depth > archives.LIMITS.depth:
-                limits = f"{archives.LIMITS.files:,} files or {archives.LIMITS.depth} folders within each other"
-                raise bad(f"the folder holds more than {limits}, or a link to a folder that it is in")
+            if left < 0:
+                raise bad(f"the folder holds more than {archives.LIMITS.files:,} files: register a smaller one")
+            if depth > archives.LIMITS.depth:
+                deep = f"the folder holds folders more than {archives.LIMITS.depth} deep"
+                raise bad(f"{deep}: remove links that lead to a folder around them, or make the folder flatter")
             if entry.is_dir():
                 fill(entry, target / entry.name, depth + 1)
             else:

@@ -115,7 +115,7 @@ class Ovms:
         return pb.ModelSizeResponse(), ()
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
-        """Returns the predecessor's estimate."""
+        """Returns an estimate of the model's memory from the size of its files, as ModelMesh does."""
         return sizes.predicted(request, default=_DEFAULT_BYTES)
 
     # --- the model's folder

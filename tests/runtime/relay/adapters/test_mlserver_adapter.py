@@ -182,7 +182,7 @@ async def test_modules_of_a_model_are_found_beside_its_settings(served: Served) 
         ({"m.pkl": SKLEARN}, "m.pkl", "mlflow", "is a file, instead of a folder with the file MLmodel: it is a pickle"),
         ({"m.json": XGBOOST}, "m.json", "sklearn", "is an XGBoost model in JSON: register it with --type xgboost"),
         ({"f/MLmodel": MLMODEL}, "f", "sklearn", "model.pkl, which MLmodel names, is missing"),
-        ({"f/MLmodel": MLMODEL}, "f", "xgboost", "has no flavor xgboost, but python_function, sklearn"),
+        ({"f/MLmodel": MLMODEL}, "f", "xgboost", "has no flavor xgboost, only python_function, sklearn"),
         ({"d/model-settings.json": "{"}, "d", "sklearn", "not valid JSON"),
         ({"d/model-settings.json": '{"parameters": {"uri": "../x"}}'}, "d", "sklearn", "out of the model's folder"),
         ({"d/model-settings.json": '{"parameters": {"uri": "/etc/passwd"}}'}, "d", "sklearn", "out of the model's"),
