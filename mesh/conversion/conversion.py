@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mesh.conversion import answers, comparing, given, knowledge, making, samples
 from mesh.conversion.comparing import OutputDifference
-from mesh.conversion.errors import CannotConvert, missing
+from mesh.conversion.errors import SERVE_IT, CannotConvert, missing
 from mesh.conversion.layout import ColumnType, RowLayout, of_model
 from mesh.conversion.samples import Group
 
@@ -95,7 +95,8 @@ def _attempt(model: Any, layout: RowLayout, expected: Expected, number: npt.DTyp
         part = {name: answer[:_CHUNK] for name, answer in own.items()}
         names = comparing.matched(part, [np.asarray(one) for one in found])
         if not names:
-            raise CannotConvert("the outputs of the converted model have other shapes than the library's answers")
+            text = "the outputs of the converted model have other shapes than the library's answers"
+            raise CannotConvert(f"{text}: {SERVE_IT}")
         outputs = [output.name for output in session.get_outputs()][: len(names)]
         differences: dict[tuple[bool, str], OutputDifference] = {}
         for group, own in expected:
@@ -119,7 +120,7 @@ def _attempt(model: Any, layout: RowLayout, expected: Expected, number: npt.DTyp
         raise
     except Exception as error:  # ONNX Runtime's errors have no class in common
         text = " ".join(str(error).split())[:300]
-        raise CannotConvert(f"ONNX Runtime cannot run the converted model: {text}") from error
+        raise CannotConvert(f"ONNX Runtime cannot run the converted model ({text}): {SERVE_IT}") from error
     making.rename(made, names)
     types = [output.type.removeprefix("tensor(").removesuffix(")") for output in session.get_outputs()]
     datatypes = {ColumnType.NUMBER: f"FP{np.dtype(number).itemsize * 8}", ColumnType.INTEGER: "INT64"}

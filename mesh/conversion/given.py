@@ -24,7 +24,7 @@ def read(path: Path, layout: RowLayout) -> Group:
     except UnicodeDecodeError as error:
         raise CannotConvert(f"{path} cannot be read: give a CSV file in UTF-8, or an array in a .npy file") from error
     if not len(rows[0]):
-        raise CannotConvert(f"{path} has no rows")
+        raise CannotConvert(f"{path} has no rows: give at least one")
     return Group("given rows", rows, given=True)
 
 
@@ -32,7 +32,7 @@ def _numpy(path: Path, layout: RowLayout) -> Rows:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise CannotConvert(f"{path} is no array of numbers or text: {error}") from error
+        raise CannotConvert(f"{path} is no array of numbers or text: {error}; save one with numpy.save") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != len(layout.columns):
         shape = "x".join(map(str, getattr(array, "shape", ())))
         text = f"{path} holds an array of shape {shape}"
@@ -45,11 +45,13 @@ def _csv(path: Path, layout: RowLayout) -> Rows:
     names = [column.name for column in layout.columns]
     with path.open(newline="", encoding="utf-8-sig") as file:
         try:
-            lines = [line for line in itertools.islice(csv.reader(file), MOST + 1) if line]
+            reader = csv.reader(file)
+            numbered = [(reader.line_num, line) for line in itertools.islice(reader, MOST + 1) if line]
         except csv.Error as error:
-            raise CannotConvert(f"{path} is no CSV file: {error}") from error
+            raise CannotConvert(f"{path} is not valid CSV: {error}; correct the file") from error
+    lines = [line for _, line in numbered]
     if not lines:
-        raise CannotConvert(f"{path} has no rows")
+        raise CannotConvert(f"{path} has no rows: give at least one")
     order = list(range(len(names)))
     head = [cell.strip() for cell in lines[0]]
     if set(names) <= set(head):  # other columns, such as the target, are left out
@@ -61,9 +63,10 @@ def _csv(path: Path, layout: RowLayout) -> Rows:
             lines = lines[1:]  # a header with names that the model does not know
         if len(head) != len(names):
             raise CannotConvert(f"{path} has {len(head)} columns, but the model takes {len(names)}: {', '.join(names)}")
-    for number, line in enumerate(lines, 2):
+    for number, line in numbered:
         if len(line) <= max(order):
-            raise CannotConvert(f"row {number} of {path} has {len(line)} columns, but the first row has {len(head)}")
+            text = f"line {number} of {path} has {len(line)} columns, but the first line has {len(head)}"
+            raise CannotConvert(f"{text}: complete it")
     return [
         _typed(path, column, [line[index] for line in lines])
         for column, index in zip(layout.columns, order, strict=True)

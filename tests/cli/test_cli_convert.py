@@ -108,7 +108,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes | None, says: st
         ("rows.csv", "1,2,3\n", "has 3 columns, but the model takes 4"),
         ("rows.csv", "", "has no rows"),
         ("rows.csv", "a,b,c,d\n1,2,3,x\n", "column x3 holds other things than numbers"),
-        ("rows.csv", "a,b,c,d\n1,2,3,4\n1,2\n", "has 2 columns, but the first row has 4"),
+        ("rows.csv", "a,b,c,d\n1,2,3,4\n1,2\n", "has 2 columns, but the first line has 4"),
         ("rows.csv", "a,b,c,d\n,2,3,4\n", "the model itself refuses the given rows"),
         ("rows.npy", "no array", "is no array of numbers or text"),
         ("none.csv", None, "cannot be read: No such file"),
