@@ -82,8 +82,8 @@ def test_any_bytes_are_spliced_or_refused(message: bytes, path: list[int]) -> No
 @pytest.mark.parametrize(
     ("message", "why"),
     [
-        pytest.param(b"\x08\x01", "neither a text", id="a number at the path"),
-        pytest.param(b"\x0d\0\0\0\0", "neither a text", id="a fixed number at the path"),
+        pytest.param(b"\x08\x01", "neither a string", id="a number at the path"),
+        pytest.param(b"\x0d\0\0\0\0", "neither a string", id="a fixed number at the path"),
         pytest.param(b"\x12\x05ab", "beyond its message", id="cut off"),
         pytest.param(b"\xff\xff", "does not end", id="an endless number"),
         pytest.param(b"\x13\x0c", "was not begun", id="another group ends"),
