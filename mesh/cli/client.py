@@ -37,7 +37,8 @@ def normalize(endpoint: str) -> str:
     except ValueError:  # a port that is not a number
         fine = False
     if not fine:
-        raise ValueError(f"{endpoint!r} is not an endpoint: write a URL such as {DEFAULT_ENDPOINT}")
+        shown = "the text given" if "@" in endpoint else repr(endpoint)  # which may contain a password
+        raise ValueError(f"{shown} is not an endpoint: write a URL such as {DEFAULT_ENDPOINT}")
     return url
 
 

@@ -53,7 +53,11 @@ def unregister(
     kind: Annotated[str, typer.Option("--all-of-type", metavar="TYPE", help="Type of all models to unregister.")] = "",
     yes: Annotated[
         bool,
-        typer.Option("--yes", "-y", help="Do not ask for confirmation. Required for many models without a terminal."),
+        typer.Option(
+            "--yes",
+            "-y",
+            help="Do not ask for confirmation. Required with --prefix or --all-of-type if there is no terminal.",
+        ),
     ] = False,
     missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Ignore ids that are not registered.")] = False,
     endpoint: options.Endpoint = "",

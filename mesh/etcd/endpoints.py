@@ -109,13 +109,18 @@ class Endpoints:
 
 def parse_endpoint(endpoint: str) -> tuple[bool, str]:
     """Parses `http://HOST:PORT` or `https://HOST:PORT`. Returns whether the endpoint uses TLS, and the target for gRPC.
-    Raises ValueError."""
+    Raises ValueError, whose text contains no password."""
+    if "@" in endpoint:
+        raise ValueError(
+            "an etcd endpoint contains a user name or password: write http://HOST:PORT or https://HOST:PORT, and give "
+            "user and password by their own options or fields"
+        )
     try:
         parts = urlsplit(endpoint)
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ValueError(f"{endpoint!r} is not an etcd endpoint: {error}") from error
-    if parts.scheme not in ("http", "https") or not host or parts.path.strip("/") or parts.username or parts.query:
+    if parts.scheme not in ("http", "https") or not host or parts.path.strip("/") or parts.query:
         raise ValueError(f"{endpoint!r} is not an etcd endpoint: write http://HOST:PORT or https://HOST:PORT")
     return parts.scheme == "https", f"{f'[{host}]' if ':' in host else host}:{port or 2379}"
 

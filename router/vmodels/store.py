@@ -236,7 +236,8 @@ class VModelStore:
             return vmodels.decode(kv.value)
         except ValueError as error:
             log.warning("a vmodel record in etcd cannot be read", vmodel=vmodel_id, error=str(error))
-            raise MeshError(Reason.INTERNAL, f"the record of vmodel {vmodel_id} cannot be read: {error}") from error
+            text = f"the record of vmodel {vmodel_id} in etcd cannot be read ({error})"
+            raise MeshError(Reason.INTERNAL, f"{text}: an admin has to delete the key {kv.key!r} from etcd") from error
 
     # --- writes ---
 

@@ -98,6 +98,7 @@ def test_files_of_a_context_are_used(file: Path, tmp_path: Path, monkeypatch: py
         (["context", "set", "new"], "give --endpoint to create it"),
         (["context", "set", "a b", "--endpoint", NOBODY], "not a valid name for a context"),
         (["context", "set", "a", "--endpoint", "ftp://x"], "is not an endpoint"),
+        (["context", "set", "a", "--endpoint", "ftp://u:secret@x"], "the text given is not an endpoint"),
         (["context", "set", "a", "--endpoint", NOBODY, "--ca", "/no/such"], "there is no file /no/such"),
         (["context", "use", "nowhere"], "there is no context 'nowhere'"),
         (["context", "use"], "name a context"),

@@ -113,7 +113,7 @@ async def quota(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def applied(mesh: Installed, cluster: Kube, *objects: dict[str, Any]) -> AsyncIterator[None]:
-    """Applies objects that should not exist, or not in this form, while the block runs."""
+    """Applies unwanted or malformed objects for the duration of the block."""
     mesh.kube.apply(*objects)
     try:
         yield

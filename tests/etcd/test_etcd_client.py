@@ -427,12 +427,17 @@ def test_endpoints_are_read(endpoint: str, expected: tuple[bool, str]) -> None:
     assert parse_endpoint(endpoint) == expected
 
 
-@pytest.mark.parametrize(
-    "endpoint", ["", "127.0.0.1:2379", "ftp://h:1", "http://", "http://h:port", "http://h:1/path", "http://u:p@h:1"]
-)
+@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:2379", "ftp://h:1", "http://", "http://h:port", "http://h:1/path"])
 def test_what_is_no_endpoint_is_refused_at_once(endpoint: str) -> None:
     with pytest.raises(ValueError, match="is not an etcd endpoint"):
         Etcd(EtcdSettings(endpoints=(endpoint,)))
+
+
+@pytest.mark.parametrize("endpoint", ["http://u:secret@h:1", "http://u:secret@h:port", "u:secret@h"])
+def test_an_endpoint_with_a_password_is_refused_without_showing_it(endpoint: str) -> None:
+    with pytest.raises(ValueError, match="contains a user name or password") as caught:
+        Etcd(EtcdSettings(endpoints=(endpoint,)))
+    assert "secret" not in str(caught.value)
 
 
 def test_no_endpoint_at_all_is_refused() -> None:

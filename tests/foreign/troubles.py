@@ -24,7 +24,7 @@ class Harm:
 
 
 def draw(draw: random.Random, fleet: Fleet, copies: Copies, harmed: Collection[str]) -> Harm | None:
-    """Draws the next trouble. Returns None if the trouble would harm two pods of a kind."""
+    """Draws the next trouble. Returns None if a pod of the same kind is already harmed."""
     kinds = [(make, weight) for make, weight in _KINDS if make is not _lies or fleet.lies]
     make = draw.choices([make for make, _ in kinds], [weight for _, weight in kinds])[0]
     harm = make(draw, fleet, copies)

@@ -300,8 +300,8 @@ def test_settings_that_make_no_client(secrets, change):
     name=st.sampled_from(["access_key_id", "secret_access_key", "session_token", "private_key", "anything"]),
 )
 def test_settings_show_nothing(tmp_path_factory, secret, name):
-    """Settings do not show their secrets, neither as text, nor in the request and location that contain them, nor
-    pickled, nor in the rewritten key."""
+    """Settings do not reveal their secrets in their own text, or in the text of the request and location that contain
+    them. They can be neither pickled nor copied."""
     folder = tmp_path_factory.getbasetemp() / "shown"
     folder.mkdir(exist_ok=True)
     (folder / "mine").write_text(json.dumps({**S3, name: secret}))

@@ -172,8 +172,8 @@ async def test_a_models_size_is_what_its_server_knows(foreign, options, expected
 @pytest.mark.foreign
 @pytest.mark.parametrize("way", ["child-socket", pytest.param("neighbour-port", marks=MORE)])
 async def test_a_model_of_unstated_size_counts_for_what_it_takes(foreign, way):
-    """A model whose server states no size, or an impossible one, counts on the books with the growth of the server's
-    memory. By this size, a full server unloads models to make room for others."""
+    """If a model's server states no size for the model, or an impossible one, the growth of the server's memory counts
+    as the model's size. A full server unloads models by these sizes to make room for others."""
     size = 24 << 20
     options = ("--no-model-size", "--allocate", "--capacity", str(5 * size), "--predict", "1000")
     async with foreign(*INJECTED, *options, way=way) as it:

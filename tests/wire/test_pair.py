@@ -275,8 +275,8 @@ async def test_a_writer_stops_when_its_peer_reads_nothing_and_its_cancel_arrives
 
 
 async def test_a_cancel_overtakes_what_the_peer_has_not_read(pair, monkeypatch):
-    """A call is cancelled when the buffers on the way to a handler that reads nothing are just full, so that no writer
-    waits yet. The handler is cancelled although these bytes remain unread."""
+    """The caller cancels a call whose handler reads nothing, just after the buffers on the way have filled up and
+    before a writer has to wait. The handler is cancelled although the bytes in the buffers remain unread."""
     monkeypatch.setattr(server, "_LOOK", 0.05)
     service, _, pool = pair
     request = pool.open(method("ReadNothing"), [])
