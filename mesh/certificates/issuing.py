@@ -40,7 +40,8 @@ class Wanted:
             )
         if 2 * days * DAY > AUTHORITY_LIFE:
             raise ValueError(
-                f"a certificate of {days} days would outlive its authority: choose at most {AUTHORITY_LIFE.days // 2}"
+                f"a certificate of {days} days is too long, because it may last at most half as long as its authority "
+                f"({AUTHORITY_LIFE.days} days): choose at most {AUTHORITY_LIFE.days // 2}"
             )
         names = tuple(dict.fromkeys((NAME, *names)))
         for name in names:

@@ -2,16 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mesh.cli import options, output
 from mesh.cli.exits import CommandError, Exit
-from mesh.conversion import conversion, loading
-from mesh.conversion.comparing import OutputDifference
-from mesh.conversion.conversion import Conversion
 from mesh.conversion.errors import CannotConvert
+
+if TYPE_CHECKING:  # numpy takes long to import, and few commands need it
+    from mesh.conversion.comparing import OutputDifference
+    from mesh.conversion.conversion import Conversion
 
 _ONNX = "onnx"
 _TOLERANCE = 1e-4
@@ -83,6 +84,8 @@ def _convert(
     width: int | None,
     as_json: bool,
 ) -> None:
+    from mesh.conversion import conversion, loading
+
     target = target or path.with_suffix(f".{_ONNX}")
     if target.exists() and not force:
         raise CommandError(f"{target} exists: overwrite it with --force, or name another file with --output")
@@ -122,7 +125,7 @@ def _write(target: Path, content: bytes) -> None:
         raise CommandError(f"{target} cannot be written: {error.strerror}") from error
 
 
-def _print(made: Conversion) -> None:
+def _print(made: "Conversion") -> None:
     for name, datatype, columns in made.inputs:
         typer.echo(f"input {name}: {datatype}, shape [rows, {columns}]")
     table = output.table("OUTPUT", "ROWS", ">COUNT", ">DIFFERING", ">LARGEST", ">RELATIVE")
@@ -138,7 +141,7 @@ def _print(made: Conversion) -> None:
         output.remarks().print(text, soft_wrap=True)
 
 
-def _failure(made: Conversion, rows: Path | None) -> str:
+def _failure(made: "Conversion", rows: Path | None) -> str:
     wrong = [one for one in made.differences if one.differing]
     where = dict.fromkeys(one.where for one in wrong)
     kinds = ", ".join(f"{kind}" if kind == "given rows" else f"rows {kind}" for kind in where)
@@ -151,7 +154,7 @@ def _failure(made: Conversion, rows: Path | None) -> str:
     return f"{text}: serve the model itself with MLServer (docs/mlserver.md){own}, or allow more with --tolerance"
 
 
-def _described(made: Conversion, target: Path) -> dict[str, Any]:
+def _described(made: "Conversion", target: Path) -> dict[str, Any]:
     return {
         "output": str(target) if made.exact else "",
         "exact": made.exact,
@@ -160,7 +163,7 @@ def _described(made: Conversion, target: Path) -> dict[str, Any]:
     }
 
 
-def _difference(one: OutputDifference) -> dict[str, Any]:
+def _difference(one: "OutputDifference") -> dict[str, Any]:
     found: dict[str, Any] = {"output": one.output, "rows": "given" if one.given else "made up", "count": one.rows}
     found |= {"differing": one.differing, "tied": one.tied}
     return found if one.classes else found | {"absolute": _finite(one.absolute), "relative": _finite(one.relative)}

@@ -19,7 +19,7 @@ def pods(
     context: typer.Context,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[POD] | forget POD", help="Pod to show in detail, or to forget."),
+        typer.Argument(metavar="POD | forget POD", help="Pod to show in detail, or to forget."),
     ] = None,
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
@@ -27,8 +27,8 @@ def pods(
     """Lists the runtime pods, shows the copies of one pod, or forgets a pod that will not return.
 
     A pod that is cut off from etcd may still answer calls. As long as this is possible, the pod is listed as cut off,
-    and the models that it had loaded cannot be registered again with other attributes. `forget` ends this wait. Use
-    `forget` only when the pod is certainly down.
+    and the models that it had loaded cannot be registered again with other attributes. `forget` lifts this restriction
+    immediately. Use `forget` only when the pod is certainly down.
 
     Examples:
 

@@ -196,8 +196,8 @@ class UnaryCall:
             self._forwarder.began(copy)
 
     def _beyond_share(self, copy: Copy) -> None:
-        """Calls another copy, or waits until a call ends, because the model has used up its share of this pod's
-        connections."""
+        """Calls another copy, waits until a call in the copy's pod ends, or refuses the call, because the model has
+        used up its share of the connections to that pod."""
         forwarder = self._forwarder
         try:
             other = forwarder.beyond_share(copy, self._tried)

@@ -303,7 +303,7 @@ async def test_a_copy_that_broke_off_begins_where_the_file_begins(tmp_path, root
 
 @pytest.mark.parametrize("answer", ["EXDEV", 0], ids=["refused", "nothing copied"])
 async def test_mounts_that_cannot_copy_ranges(puller, root, monkeypatch, answer):
-    """A mount that cannot copy ranges in the kernel is copied by reading and writing."""
+    """A file on a mount that cannot copy ranges in the kernel is copied by reading and writing."""
     monkeypatch.setattr(local, "_SMALL", 0)
 
     def cannot(source, target, count, source_at, target_at):

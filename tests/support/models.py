@@ -372,7 +372,7 @@ def _iterations_per_second() -> float:
 
 
 def endless_loop() -> bytes:
-    """Never returns, whatever its input."""
+    """Returns a model whose runs never end, whatever the input."""
     return _loop([], "", inputs=[_value("x")], outputs=[_value("y", shape=(1,))])
 
 

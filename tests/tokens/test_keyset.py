@@ -71,8 +71,8 @@ def test_only_the_public_part_of_a_private_key_is_kept():
     [
         (b"", "not JSON"),
         (b"<html>", "not JSON"),
-        (b"[]", "no JWKS"),
-        (b'{"keys": {}}', "no JWKS"),
+        (b"[]", "not a JWKS"),
+        (b'{"keys": {}}', "not a JWKS"),
         (b'{"keys": []}', "none of its 0 keys"),
         (b'{"keys": [' + b"{}," * 100 + b"{}]}", "more than 100 keys"),
         (b" " * (keyset.MAX_BYTES + 1), "larger than"),

@@ -118,7 +118,8 @@ def restore(
     login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
-    """Registers the models of a backup, or of a snapshot of etcd, in this mesh or another. The mesh may run meanwhile.
+    """Restores the models, aliases and settings of a backup, or of a snapshot of etcd, into this mesh or another. The
+    mesh may keep running.
 
     The command first checks the whole file. Registrations that already exist stay unchanged, so after a failure you can
     run the same command again. Registrations that exist with other attributes are listed, and replaced only with

@@ -167,7 +167,7 @@ def _parse(line: bytes, number: int) -> Any:
 
 def _entry(document: Any, number: int) -> BackupEntry:
     if not isinstance(document, list) or len(document) != 3 or document[0] not in KINDS:
-        raise BackupError(f"line {number} is not a record of a kind that this program knows")
+        raise BackupError(f"line {number} is not a record of a known kind: the backup is damaged; use another one")
     kind, name, value = document
     return BackupEntry(kind, _from_json(name, number), _from_json(value, number))
 

@@ -62,7 +62,8 @@ class OvmsRest:
             response = connection.getresponse()
             return response.status, response.read(_MOST)
         except (OSError, http.client.HTTPException) as error:
-            raise MeshError(Reason.UNAVAILABLE, f"OVMS does not answer on its REST port: {error}") from error
+            text = f"OVMS does not answer on its REST port {self._host}:{self._port} (--server-rest): {error}"
+            raise MeshError(Reason.UNAVAILABLE, text) from error
         finally:
             connection.close()
 

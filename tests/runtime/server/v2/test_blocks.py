@@ -109,7 +109,8 @@ def test_free_memory_is_bounded_and_returned_by_a_trim():
 
 @pytest.mark.parametrize("elements", [300_000, 900_000])
 async def test_a_request_in_such_memory_is_answered_like_any_other(make, elements):
-    """A large request, which is a view of memory instead of bytes, is answered, and its memory is free afterwards."""
+    """A large request that arrives as a `memoryview` instead of `bytes` is answered, and its memory is free
+    afterwards."""
     parts = make(max_message=16 << 20)
     await parts.load("m", models.identity(shape=(None,)))
     memory = Blocks()
