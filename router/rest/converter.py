@@ -61,10 +61,12 @@ def _split(head: dict[str, Any], frame: memoryview) -> tuple[bytes, list[memoryv
 def serve(connection: socket.socket, memory: int) -> None:
     """Converts bodies as they arrive, until the worker closes its end."""
     requests = papers.Requests(connection)
+    arrival = select.poll()  # select() fails above descriptor 1023, and the worker may have given this one its number
+    arrival.register(connection, select.POLLIN)
     untrimmed = False
     while True:
         # The next body often follows: what it needs would only be taken from the system again.
-        if untrimmed and not select.select([connection], [], [], papers.IDLE)[0]:
+        if untrimmed and not arrival.poll(papers.IDLE * 1000):
             requests.trim()
             heap.trim()
             untrimmed = False

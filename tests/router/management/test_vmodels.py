@@ -537,7 +537,7 @@ async def test_a_record_that_cannot_be_read_is_an_internal_error(desk):
     """The status of a vmodel whose record cannot be read is an error that names the vmodel. A list leaves it out."""
     await desk.etcd.put(desk.keys.vmodel("v"), b"[]")
     call_ = await desk.call(SERVICE + "getVModelStatus", pb.GetVModelStatusRequest(vModelId="v"))
-    assert (call_.code, "the record of vmodel v cannot be read" in call_.text) == (Code.INTERNAL, True)
+    assert (call_.code, "the record of vmodel v in etcd cannot be read" in call_.text) == (Code.INTERNAL, True)
     await put(desk, "w", amid="a", tmid="a")
     page = await desk.management.handlers.vmodels.page()
     assert [name for name, _ in page.vmodels] == ["w"]

@@ -2,10 +2,13 @@
 
 import asyncio
 import collections
+import fcntl
 import gc
 import json
 import os
+import resource
 import signal
+import socket
 
 import numpy as np
 import pytest
@@ -97,6 +100,28 @@ async def reply_of(converter, value, size):
     response.raw_output_contents.append(np.full(size, value, "<i4").tobytes())
     paper, _ = await converter.to_body(framing.pack(response.SerializeToString()), b"", documents.ALL_JSON)
     return paper, documents.encode_response(response, documents.ALL_JSON)[0]
+
+
+async def test_a_worker_with_thousands_of_connections_converts_bodies(converter, monkeypatch):
+    """The descriptor between a worker and its converter may have a number above 1023, which `select` refuses."""
+    pair = socket.socketpair
+
+    def high(*args):
+        ours, theirs = pair(*args)
+        with theirs:
+            return ours, socket.socket(fileno=fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 1100))
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    monkeypatch.setattr(socket, "socketpair", high)
+    try:
+        for value in range(3):  # before each but the first, the converter waits for the descriptor
+            paper, expected = await reply_of(converter, value, 10)
+            assert bytes(paper.body) == expected
+            paper.close()
+        assert converter.starts == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def test_a_reply_that_is_still_sent_is_not_changed_by_the_next(converter):

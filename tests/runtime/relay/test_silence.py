@@ -100,8 +100,8 @@ async def test_models_whose_calls_began_before_the_silence_are_suspect(watched: 
     monkeypatch.setattr(silence, "_OVERTAKING", 0.0)
     stuck, gone, idle, later = (watched.copy(slot) for slot in range(4))
     watched.end(watched.call(idle), Code.OK)
-    watched.call(stuck, deadline=0.1)
-    ended = watched.call(gone)
+    watched.call(stuck, deadline=0.1, ago=1.0)  # before any question that may be under way
+    ended = watched.call(gone, ago=1.0)
     await _blocked(watched)
     watched.end(ended, Code.CANCELLED)
     watched.call(later)
