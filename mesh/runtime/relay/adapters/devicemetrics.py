@@ -29,7 +29,6 @@ _LINE = re.compile(rb"^(\w+)(?:\{[^}\n]*\})? +([0-9.eE+-]+)", re.MULTILINE)
 _LONGEST = 4 << 20  # bytes of an answer
 _TIMEOUT = 3.0  # seconds for an answer
 _FRESH = 2.5  # seconds after which numbers are of after a load: Triton's own interval is 2
-_DEFAULT_BYTES = 1_000_000  # of host memory, for a model of which nothing is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +131,7 @@ class OnDevice:
             await self._pause(_FRESH)
             after = await self._memory() or before
         files = sizes.of_files(request.modelKey)
-        host, device = int(files * sizes.FACTOR) or _DEFAULT_BYTES, max(0, after.used - before.used) or files
+        host, device = int(files * sizes.FACTOR) or sizes.UNKNOWN, max(0, after.used - before.used) or files
         sized = (("mesh-host-bytes", str(host)), ("mesh-device-bytes", str(device)))
         return answer, (*told, *sized, (reported.USED, str(after.used)))
 

@@ -22,7 +22,7 @@ from mesh.statuses import MeshError, Reason
 _Filled = TypeVar("_Filled")
 
 _READ, _FILES, _IDS = "models", "files", "ids"
-_PLAIN = re.compile(r"(?![0-9a-f]{32}$)[A-Za-z0-9_][A-Za-z0-9_.@:+=,~-]{0,199}")  # nothing that looks like a digest
+_PLAIN = re.compile(r"(?![0-9a-f]{32}$)[A-Za-z0-9_][A-Za-z0-9_.@:+=,~-]{0,199}")
 
 
 def digest(model_id: str) -> str:
@@ -30,9 +30,10 @@ def digest(model_id: str) -> str:
     return hashlib.blake2b(model_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def plain(model_id: str) -> str:
-    """Returns the id if a server can take it as a name and write it into its log, and otherwise a digest."""
-    return model_id if _PLAIN.fullmatch(model_id) else digest(model_id)
+def plain(model_id: str, allowed: re.Pattern[str] = _PLAIN) -> str:
+    """Returns the id if a server can take it as a name and write it into its log, and otherwise a digest. `allowed`
+    matches such ids, and nothing that looks like a digest."""
+    return model_id if allowed.fullmatch(model_id) else digest(model_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,11 @@ class Folders:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(folder)
         self._note(model_id).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Removes the folders of all models, also those of an earlier relay."""
+        for model_id in list(self.ids()):
+            self.remove(model_id)
 
     def ids(self) -> Iterator[str]:
         """Yields the ids of all models that have folders, also those of an earlier relay."""

@@ -22,7 +22,7 @@ import grpc
 
 from mesh.modelfiles import mlflow, sniffing, usercode
 from mesh.pb import modelruntime_pb2 as pb
-from mesh.runtime.relay.adapters import contents, keys, refusals, schemas, sizes
+from mesh.runtime.relay.adapters import contents, keys, readiness, refusals, schemas, sizes
 from mesh.runtime.relay.adapters.folders import Folders, ModelFolders
 from mesh.runtime.relay.adapters.repository import Repository
 from mesh.runtime.relay.control import Trailers
@@ -32,8 +32,8 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 SETTINGS = "model-settings.json"
+_LOADS = 1  # at a time: loads take turns in its event loop anyhow
 _LOADED = "loaded.json"  # the same file, once MLServer has read it
-_DEFAULT_BYTES = 1_000_000  # the predecessor's default for a model of which nothing is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +109,13 @@ class MLServer:
 
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
         """Returns READY once the server is live and has dropped all models."""
-        status = pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.STARTING)
         if not await self._repository.live(timeout=timeout):
-            return status, ()
+            return pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.STARTING), ()
         for model_id in {*self._folders.ids(), *await self._repository.index(timeout=timeout)}:
             if model_id:
                 await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
-        status.status = pb.RuntimeStatusResponse.READY
-        status.maxLoadingConcurrency = 1  # loads take turns in its event loop anyhow
-        status.modelLoadingTimeoutMs = int(self._load_timeout * 1000)
-        status.defaultModelSizeInBytes = _DEFAULT_BYTES
-        status.runtimeVersion = await self._repository.version(timeout=timeout)
-        for name, path in _METHODS.items():
-            status.methodInfos[name].idInjectionPath.extend(path)
-        return status, ()
+        version = await self._repository.version(timeout=timeout)
+        return readiness.ready(version, _METHODS, loads=_LOADS, load_timeout=self._load_timeout), ()
 
     async def load(
         self, request: pb.LoadModelRequest, *, timeout: float | None
@@ -131,15 +124,13 @@ class MLServer:
         is too slow, and MeshError if the model cannot be loaded."""
         model_id = request.modelId
         try:
-            async with asyncio.timeout(timeout):
+            async with refusals.within(timeout):
                 place = await self._folders.fill(model_id, partial(self._lay_out, request))
                 await self._repository.load(model_id, timeout=timeout)
                 if not await self._repository.ready(model_id, timeout=timeout):
                     await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
                     raise MeshError(Reason.LOAD_FAILED, "the model's own load() has not returned True")
                 await asyncio.to_thread((place.read / SETTINGS).rename, place.read / _LOADED)
-        except TimeoutError:  # an unload follows
-            raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
         except grpc.aio.AioRpcError as error:
             meaning = self._meaning(error, request)
             if isinstance(meaning, MeshError):  # otherwise an unload follows
@@ -166,7 +157,7 @@ class MLServer:
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
         """Returns the size that the model's files suggest."""
-        return sizes.predicted(request, default=_DEFAULT_BYTES)
+        return sizes.predicted(request)
 
     # --- the model's folder
 

@@ -19,7 +19,7 @@ from mesh.modelfiles import sniffing
 from mesh.pb import inference_pb2 as v2
 from mesh.pb import inference_pb2_grpc
 from mesh.pb import modelruntime_pb2 as pb
-from mesh.runtime.relay.adapters import contents, keys, refusals, sizes
+from mesh.runtime.relay.adapters import contents, keys, readiness, refusals, sizes
 from mesh.runtime.relay.adapters.folders import Folders, ModelFolders, plain
 from mesh.runtime.relay.adapters.ovmsconfig import OvmsRest, Reloads
 from mesh.runtime.relay.control import Trailers
@@ -31,7 +31,6 @@ OPENVINO, ONNX = "openvino_ir", "onnx"
 _NAMES = {OPENVINO: ("model.xml",), ONNX: ("model.onnx",)}
 _SUFFIXES = {OPENVINO: (".xml",), ONNX: (".onnx",)}
 
-_DEFAULT_BYTES = 1_000_000  # the predecessor's default for a model of which nothing is known
 _LOADS = 4  # that may share one change of the file; a pod that measures sizes runs one at a time
 
 _METHODS = {
@@ -65,30 +64,19 @@ class Ovms:
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
         """Returns READY once the server answers and has dropped all models."""
         await self._reloads.clear(timeout)
-        for model_id in list(self._folders.ids()):
-            self._folders.remove(model_id)
-        status = pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.READY)
-        status.maxLoadingConcurrency = _LOADS
-        status.modelLoadingTimeoutMs = int(self._load_timeout * 1000)
-        status.defaultModelSizeInBytes = _DEFAULT_BYTES
+        await asyncio.to_thread(self._folders.clear)
         told = await self._stub.ServerMetadata(v2.ServerMetadataRequest(), timeout=timeout)
-        status.runtimeVersion = f"{told.name} {told.version}"
-        for name, path in _METHODS.items():
-            status.methodInfos[name].idInjectionPath.extend(path)
-        return status, ()
+        version = f"{told.name} {told.version}"
+        return readiness.ready(version, _METHODS, loads=_LOADS, load_timeout=self._load_timeout), ()
 
     async def load(
         self, request: pb.LoadModelRequest, *, timeout: float | None
     ) -> tuple[pb.LoadModelResponse, Trailers]:
         """Makes the model's folder, and has the server load it with the next change. Raises MeshError."""
         model_id, name = request.modelId, self.name(request.modelId)
-        try:
-            async with asyncio.timeout(timeout):
-                base = await self._folders.fill(model_id, partial(self._lay_out, request))
-                state = await self._reloads.put(name, base)
-        except TimeoutError:
-            await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
-            raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
+        async with refusals.within(timeout):
+            base = await self._folders.fill(model_id, partial(self._lay_out, request))
+            state = await self._reloads.put(name, base)
         if not state.available:
             await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
             raise refusals.cannot_load("OVMS", state.why, request, self._folders.of(model_id), name)
@@ -116,7 +104,7 @@ class Ovms:
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
         """Returns an estimate of the model's memory from the size of its files, as ModelMesh does."""
-        return sizes.predicted(request, default=_DEFAULT_BYTES)
+        return sizes.predicted(request)
 
     # --- the model's folder
 

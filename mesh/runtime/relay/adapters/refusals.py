@@ -1,5 +1,8 @@
 """The errors with which an adapter answers a load that its server, or the pod, refuses."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -13,6 +16,17 @@ _TEXT = 1000  # characters of a server's error
 _OF_THE_WAY = frozenset(
     (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED),
 )
+
+
+@asynccontextmanager
+async def within(timeout: float | None) -> AsyncIterator[None]:
+    """Ends a load after `timeout` seconds; None means no limit. Raises MeshError with DEADLINE, after which the relay
+    unloads the model."""
+    try:
+        async with asyncio.timeout(timeout):
+            yield
+    except TimeoutError:
+        raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
 
 
 def of_the_way(error: grpc.aio.AioRpcError) -> bool:

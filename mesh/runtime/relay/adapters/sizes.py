@@ -8,6 +8,10 @@ FACTOR = 1.25
 """Memory of a model over the size of its files: the predecessor's estimate for the servers with an adapter."""
 
 
+UNKNOWN = 1_000_000
+"""Bytes of a model of which nothing is known: the predecessor's default."""
+
+
 def of_files(key: str) -> int:
     """Returns the bytes of a model's files, which the key of a request states, or 0 if it does not."""
     try:
@@ -17,6 +21,6 @@ def of_files(key: str) -> int:
     return size if isinstance(size, int) and size > 0 else 0
 
 
-def predicted(request: pb.PredictModelSizeRequest, *, default: int) -> pb.PredictModelSizeResponse:
+def predicted(request: pb.PredictModelSizeRequest, *, default: int = UNKNOWN) -> pb.PredictModelSizeResponse:
     """Returns the expected size of a model, in bytes: `default` if the size of its files is unknown."""
     return pb.PredictModelSizeResponse(sizeInBytes=int(of_files(request.modelKey) * FACTOR) or default)

@@ -29,7 +29,7 @@ from mesh.pb import modelruntime_pb2 as pb
 from mesh.pb import torchserve_inference_pb2 as predictions
 from mesh.pb import torchserve_management_pb2 as management
 from mesh.pb import torchserve_management_pb2_grpc
-from mesh.runtime.relay.adapters import contents, folders, keys, refusals, sizes
+from mesh.runtime.relay.adapters import contents, folders, keys, readiness, refusals, sizes
 from mesh.runtime.relay.adapters.folders import Folders, ModelFolders
 from mesh.runtime.relay.control import Trailers
 from mesh.statuses import MeshError, Reason
@@ -50,7 +50,9 @@ _RESPONSE_TIMEOUT = 600  # seconds after which TorchServe ends the process of a 
 _PAGE = 100  # TorchServe's own limit
 
 _PREDICTIONS = "org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
-_METHODS = (f"{PREFIX.decode()[1:]}ModelInfer", f"{PREFIX.decode()[1:]}ModelMetadata", _PREDICTIONS)
+_METHODS = dict.fromkeys(
+    (f"{PREFIX.decode()[1:]}ModelInfer", f"{PREFIX.decode()[1:]}ModelMetadata", _PREDICTIONS), (1,)
+)
 
 _TRANSLATED = {PREFIX + b"ModelInfer": "mesh-v2-infer", PREFIX + b"ModelMetadata": "mesh-v2-metadata"}
 """The names under which Mesh's handler finds V2's messages in the map of a call of `Predictions`."""
@@ -87,15 +89,14 @@ class TorchServe:
         """Returns READY once the server answers and has dropped all models."""
         for name in await self._listed(timeout):
             await self._drop(name, timeout)
-        for model_id in list(self._folders.ids()):
-            self._folders.remove(model_id)
-        status = pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.READY)
-        status.maxLoadingConcurrency = 1  # so that the growth of its processes is that of one model
-        status.modelLoadingTimeoutMs = int(self._load_timeout * 1000)
-        status.defaultModelSizeInBytes = _DEFAULT_BYTES
-        status.runtimeVersion = "TorchServe"  # its gRPC does not tell the version
-        for name in _METHODS:
-            status.methodInfos[name].idInjectionPath.append(1)
+        await asyncio.to_thread(self._folders.clear)
+        status = readiness.ready(
+            "TorchServe",  # its gRPC does not tell the version
+            _METHODS,
+            loads=1,  # so that the growth of its processes is that of one model
+            load_timeout=self._load_timeout,
+            default_bytes=_DEFAULT_BYTES,
+        )
         return status, ()
 
     async def load(
@@ -105,7 +106,7 @@ class TorchServe:
         be reached, and MeshError if the model cannot be loaded."""
         model_id = request.modelId
         try:
-            async with asyncio.timeout(timeout):
+            async with refusals.within(timeout):
                 await self._folders.fill(model_id, partial(self._lay_out, request))
                 await self._stub.RegisterModel(
                     management.RegisterModelRequest(
@@ -119,8 +120,6 @@ class TorchServe:
                     ),
                     timeout=timeout,
                 )
-        except TimeoutError:  # an unload follows
-            raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
         except grpc.aio.AioRpcError as error:
             meaning = await asyncio.to_thread(self._meaning, error, request)
             if isinstance(meaning, MeshError):  # otherwise an unload follows

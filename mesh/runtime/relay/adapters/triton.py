@@ -16,20 +16,18 @@ from pathlib import Path
 import grpc
 
 from mesh.pb import modelruntime_pb2 as pb
-from mesh.runtime.relay.adapters import contents, keys, refusals, schemas, sizes, tritonlayout
-from mesh.runtime.relay.adapters.folders import Folders, ModelFolders, digest
+from mesh.runtime.relay.adapters import contents, keys, readiness, refusals, schemas, sizes, tritonlayout
+from mesh.runtime.relay.adapters.folders import Folders, ModelFolders, plain
 from mesh.runtime.relay.adapters.repository import Repository
 from mesh.runtime.relay.control import Trailers
-from mesh.statuses import MeshError, Reason
+from mesh.statuses import MeshError
 from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # ids that are names as they are
-_DIGEST = re.compile(r"[0-9a-f]{32}")
+_PLAIN = re.compile(r"(?![0-9a-f]{32}$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # ids that are names as they are
 _ACTIVE = frozenset(("READY", "LOADING"))  # states of versions
 _HELD = _ACTIVE | {"UNLOADING"}
-_DEFAULT_BYTES = 1_000_000  # the predecessor's default for a model of which nothing is known
 _LOADS = 2  # at a time, as in the predecessor
 _GONE = 5.0  # seconds for a model to go: one whose process has died stays UNLOADING, though it can be loaded again
 _FIRST, _LONGEST = 0.01, 0.5  # seconds between looks at a model that is being unloaded
@@ -55,30 +53,22 @@ class Triton:
 
     def name(self, model_id: str) -> str:
         """Returns the name of a model's folder, by which Triton knows the model."""
-        plain = _PLAIN.fullmatch(model_id) and not _DIGEST.fullmatch(model_id)
-        return model_id if plain else digest(model_id)
+        return plain(model_id, _PLAIN)
 
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
         """Returns READY once the server is live and has dropped all models."""
-        status = pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.STARTING)
+        starting = pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.STARTING)
         if not await self._repository.live(timeout=timeout):
-            return status, ()
+            return starting, ()
         held = await self._names(_ACTIVE, timeout)
         for name in held:
             await self._repository.unload(name, timeout=timeout, dependents=True)
         await self._until_gone(held, timeout)
         if await self._names(_ACTIVE, timeout):
-            return status, ()  # it is asked again
-        for model_id in list(self._folders.ids()):
-            await asyncio.to_thread(self._folders.remove, model_id)
-        status.status = pb.RuntimeStatusResponse.READY
-        status.maxLoadingConcurrency = _LOADS
-        status.modelLoadingTimeoutMs = int(self._load_timeout * 1000)
-        status.defaultModelSizeInBytes = _DEFAULT_BYTES
-        status.runtimeVersion = await self._repository.version(timeout=timeout)
-        for name, path in _METHODS.items():
-            status.methodInfos[name].idInjectionPath.extend(path)
-        return status, ()
+            return starting, ()  # it is asked again
+        await asyncio.to_thread(self._folders.clear)
+        version = await self._repository.version(timeout=timeout)
+        return readiness.ready(version, _METHODS, loads=_LOADS, load_timeout=self._load_timeout), ()
 
     async def load(
         self, request: pb.LoadModelRequest, *, timeout: float | None
@@ -87,11 +77,9 @@ class Triton:
         is too slow, and MeshError if the model cannot be loaded."""
         model_id = request.modelId
         try:
-            async with asyncio.timeout(timeout):
+            async with refusals.within(timeout):
                 await self._folders.fill(model_id, partial(self._lay_out, request))
                 await self._repository.load(self.name(model_id), timeout=timeout)
-        except TimeoutError:  # an unload follows
-            raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
         except grpc.aio.AioRpcError as error:
             meaning = self._meaning(error, request)
             if isinstance(meaning, MeshError):  # otherwise an unload follows
@@ -122,7 +110,7 @@ class Triton:
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
         """Returns the size that the model's files suggest."""
-        return sizes.predicted(request, default=_DEFAULT_BYTES)
+        return sizes.predicted(request)
 
     async def _names(self, wanted: frozenset[str], timeout: float | None) -> set[str]:
         """Returns the names of the models with a version in one of these states."""
