@@ -105,3 +105,18 @@ class Egress(Protocol):
 
     async def close(self) -> None:
         """Ends the egress, and all calls with it."""
+
+
+class WithoutPost:
+    """The methods of an egress that has no `post`, because each of its calls needs a task."""
+
+    def post(self, *_: object, **__: object) -> None:
+        """Returns None, so that the caller uses `send`."""
+
+    def is_final(self, reply: Reply) -> bool:
+        """Raises NotImplementedError, because `post` sends nothing and so has no outcome."""
+        raise NotImplementedError
+
+    def resume(self, *_: object, **__: object) -> Outgoing:
+        """Raises NotImplementedError, because `post` sends nothing and so has no outcome."""
+        raise NotImplementedError

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 
 from mesh.runtime.relay import metadata
+from mesh.runtime.relay.egress import WithoutPost
 from mesh.runtime.relay.link import Link
 from mesh.statuses import Code, too_large
 from mesh.wire import framing
@@ -33,7 +34,7 @@ _EOF = grpc.aio.EOF  # type: ignore[attr-defined] # missing in the stubs
 _Method = Callable[..., Any]
 
 
-class GrpcEgress:
+class GrpcEgress(WithoutPost):
     """The calls on one channel. For use in the event loop's thread only."""
 
     takes_pieces = False
@@ -73,17 +74,6 @@ class GrpcEgress:
         _, several = self._method(method)
         rpc = several(metadata=metadata.pairs(headers), timeout=timeout)
         return GrpcCall(self._link, rpc, encoding, self._max_message)
-
-    def post(self, *_: object, **__: object) -> None:
-        """Returns None, because `grpc.aio` needs a task for each call."""
-
-    def is_final(self, reply: Reply) -> bool:
-        """Raises NotImplementedError, because `post` sends nothing and so has no outcome."""
-        raise NotImplementedError
-
-    def resume(self, *_: object, **__: object) -> "GrpcCall":
-        """Raises NotImplementedError, because `post` sends nothing and so has no outcome."""
-        raise NotImplementedError
 
     def _method(self, name: bytes) -> tuple[_Method, _Method]:
         """Returns the `grpc.aio` callables of a method, for a request of one message and for a streamed request."""

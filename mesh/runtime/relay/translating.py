@@ -6,12 +6,11 @@ It lies between the relay's port and the egress that carries calls. Only adapter
 
 from typing import Protocol
 
-from mesh.runtime.relay.egress import Answer, Egress, Outgoing
+from mesh.runtime.relay.egress import Answer, Egress, Outgoing, WithoutPost
 from mesh.statuses import MeshError
 from mesh.wire import framing
 from mesh.wire.call import Header, Headers
-from mesh.wire.client import Exchange, ReplyStream, Sink
-from mesh.wire.reply import Lost, Reply
+from mesh.wire.reply import Reply
 
 
 class Translation(Protocol):
@@ -30,7 +29,7 @@ class Translation(Protocol):
         """Returns the error for a call that the server has failed, or None to pass on the server's own status."""
 
 
-class TranslatingEgress:
+class TranslatingEgress(WithoutPost):
     """The translated calls of one server. For use in the event loop's thread only."""
 
     takes_pieces = False  # a message is translated as a whole
@@ -73,31 +72,6 @@ class TranslatingEgress:
         return _TranslatedCall(
             self, self._carrier.open(theirs, headers, timeout=timeout, encoding=b""), method, encoding
         )
-
-    def post(
-        self, method: bytes, headers: Headers, frame: bytes, sink: Sink, *, timeout: float | None, encoding: bytes
-    ) -> Exchange | None:
-        """Returns None, because each translated call needs a task."""
-        return None
-
-    def is_final(self, reply: Reply) -> bool:
-        """Raises NotImplementedError: `post` sends nothing, so there is no outcome."""
-        raise NotImplementedError
-
-    def resume(
-        self,
-        exchange: Exchange,
-        outcome: Reply | ReplyStream | Lost,
-        method: bytes,
-        headers: Headers,
-        frame: bytes,
-        *,
-        timeout: float | None,
-        encoding: bytes,
-        pieces: bool = False,
-    ) -> Outgoing:
-        """Raises NotImplementedError: `post` sends nothing, so there is no outcome."""
-        raise NotImplementedError
 
     async def close(self) -> None:
         """Ends the egress, and all calls with it."""
