@@ -95,6 +95,24 @@ def test_no_bytes_do_anything_but_read_or_refuse(message: bytes) -> None:
         pass
 
 
+@pytest.mark.parametrize("field", [1, 3, 5, 6, 7])
+def test_a_number_where_bytes_belong_is_refused(field: int) -> None:
+    """A field of a request that is a number instead of bytes is refused, and takes no memory, however large."""
+    for number in (0, 1 << 62):
+        with pytest.raises(mesh_v2.BadRequest, match="is a number"):
+            mesh_v2.read_request(mesh_v2._encoded(field << 3) + mesh_v2._encoded(number))
+
+
+@pytest.mark.parametrize(("datatype", "field"), [("", 0), ("FP32", 6), ("FP64", 7), ("BYTES", 8)])
+def test_a_number_in_place_of_typed_contents_is_refused(datatype: str, field: int) -> None:
+    """Typed contents, or floats and strings in them, that are a number instead of bytes are refused."""
+    number = mesh_v2._encoded(field << 3) + mesh_v2._encoded(1 << 62)
+    contents = mesh_v2._field(5, number) if field else mesh_v2._encoded(5 << 3) + mesh_v2._encoded(1 << 62)
+    tensor = mesh_v2._field(2, (datatype or "FP32").encode()) + contents
+    with pytest.raises(mesh_v2.BadRequest, match="is a number"):
+        mesh_v2.read_request(mesh_v2._field(5, tensor))
+
+
 @pytest.mark.parametrize(
     ("kind", "shape", "raw", "says"),
     [

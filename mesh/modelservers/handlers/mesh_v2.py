@@ -74,7 +74,7 @@ def read_request(message: bytes | bytearray) -> tuple[str, str, list[Tensor], li
         elif field == 6:
             wanted.append(_text(next((inner for at, inner in _fields(value) if at == 1), b"")))
         elif field == 7:
-            raws.append(bytes(value))
+            raws.append(bytes(_content(value)))
     if raws and len(raws) != len(described):
         raise BadRequest(f"the request has {len(described)} inputs, but raw contents for {len(raws)}")
     tensors: list[Tensor] = []
@@ -118,11 +118,11 @@ def _raw(name: str, datatype: str, contents: Any) -> bytes:
     wanted = _TYPED.get(datatype)
     if wanted is None:
         raise BadRequest(f"input {name!r}: {datatype or 'no datatype'} has no typed contents: send raw_input_contents")
-    found = [value for field, value in _fields(memoryview(contents)) if field == wanted]
+    found = [value for field, value in _fields(memoryview(_content(contents))) if field == wanted]
     if datatype == "BYTES":
-        return b"".join(struct.pack("<I", len(value)) + bytes(value) for value in found)
+        return b"".join(struct.pack("<I", len(_content(value))) + bytes(value) for value in found)
     if datatype in ("FP32", "FP64"):
-        return b"".join(bytes(value) for value in found)
+        return b"".join(bytes(_content(value)) for value in found)
     numbers = [number for value in found for number in _numbers(value)]
     if datatype.startswith("INT"):
         numbers = [_signed(number) for number in numbers]
@@ -164,7 +164,7 @@ def _strings(raw: bytes) -> Iterator[bytes]:
 
 def _fields(message: Any) -> Iterator[tuple[int, Any]]:
     """Yields the number of each field, and its value: an int for a varint, otherwise its bytes."""
-    at, end = 0, len(message)
+    at, end = 0, len(_content(message))
     while at < end:
         key, at = _varint(message, at)
         kind = key & 7
@@ -212,11 +212,17 @@ def _signed(number: int) -> int:
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
-def _text(value: Any) -> str:
+def _content(value: Any) -> Any:
+    """Returns the value of a field that holds bytes. Raises BadRequest for a number: bytes() of a number would be that
+    many zeros."""
     if isinstance(value, int):
-        raise BadRequest("the request is not a message of V2")
+        raise BadRequest("the request is not a message of V2: a field that holds bytes is a number")
+    return value
+
+
+def _text(value: Any) -> str:
     try:
-        return bytes(value).decode()
+        return bytes(_content(value)).decode()
     except UnicodeDecodeError:
         raise BadRequest("the request is not a message of V2: a text is not UTF-8") from None
 
