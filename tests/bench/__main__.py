@@ -1,4 +1,5 @@
-"""`make bench`: measures a mesh of real processes on this machine, compared with other servers. It asserts nothing.
+"""Measurements of a mesh of real processes on this machine, compared with other servers (`make bench`). None asserts
+anything.
 
     python -m tests.bench [PART...]      some parts; without arguments, those of DEFAULT; `all`: all of them
 
@@ -57,7 +58,6 @@ def output(names: list[str], *, quick: bool) -> Path:
 
 
 async def main(wanted: list[str], results: Results, plan: Plan) -> None:
-    """Runs the named parts."""
     console = results.console
     for part in wanted:
         with tempfile.TemporaryDirectory(prefix="mesh-") as name:

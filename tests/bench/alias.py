@@ -26,10 +26,10 @@ from tests.support.etcd import EtcdServer
 from tests.support.localmesh import Client, LocalMesh, children, command, infer_request
 
 CALLS, ROUNDS = 2_000, 25
-"""Short rounds by id and by alias in turn: what else the machine does then hits both alike."""
+"""Rounds are short and alternate between id and alias, so that other load on the machine affects both alike."""
 
 BLOCKS, BLOCK = 120, 50
-"""One caller's calls, with and without a shadow in turn."""
+"""Blocks of one caller's calls, which alternate with and without a shadow, and calls in a block."""
 
 CANARY = 20_000
 
@@ -37,7 +37,7 @@ _VERSIONS = {"7": "fraud@7", "8": "fraud@8"}
 
 
 async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
-    """Measures several rounds, and prints medians of the values and of their ratios."""
+    """Measures calls by alias, calls with a shadow and a canary, in three meshes, and prints the figures."""
     options = {"pods": 1, "capacity": "256MiB", "log_level": "info"}
     async with LocalMesh(folder / "mesh", etcd, **options) as mesh:
         for version, model in _VERSIONS.items():
@@ -56,7 +56,7 @@ async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
 
 
 async def _alias(mesh: LocalMesh, name: str, array: np.ndarray, input: str, **more: object) -> None:
-    """Writes an alias and waits until it is called."""
+    """Writes an alias to etcd, and calls it once through each router."""
     record = {"amid": "fraud@7", "tmid": "fraud@7", "mesh": {"versions": _VERSIONS, **more}}
     async with Etcd(mesh.etcd.settings) as etcd:
         await etcd.put(Keys(mesh.base).vmodel(name), json.dumps(record).encode())
@@ -105,7 +105,7 @@ async def _cost(mesh: LocalMesh, features: np.ndarray, folder: Path, console: Co
 
 
 async def _shadow(mesh: LocalMesh, what: str, shadow: str, input: str, array: np.ndarray, console: Console) -> None:
-    """Compares one caller's latency with a shadow and without one."""
+    """Compares one caller's latency with a shadow and without one, and prints the shadow's metrics."""
     await _alias(mesh, "alone", array, input)
     await _alias(mesh, "shadowed", array, input, mirror={"target": shadow, "share": 100})
     messages = {name: infer_request(name, **{input: array}).SerializeToString() for name in ("alone", "shadowed")}
@@ -134,7 +134,7 @@ async def _shadow(mesh: LocalMesh, what: str, shadow: str, input: str, array: np
 
 
 async def _canary(mesh: LocalMesh, console: Console) -> None:
-    """Counts the calls that a canary at 10 % gets through two routers, and the models of sticky keys."""
+    """Counts the calls that a canary at 10 % gets through two routers, and the sticky keys that change their model."""
     array = np.ones((1, 1), np.float32)
     weights = {"fraud@7": 90, "fraud@8": 10}
     await _alias(mesh, "canary", array, "x", weights=weights)

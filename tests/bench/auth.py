@@ -31,7 +31,7 @@ CALLS, ROUNDS = 1_024, 40
 MODEL = "fraud"
 
 _ADMIN = "a" * 40
-_TURNS, _EACH = 40, 2_000  # of what is measured in this process: the fastest turn counts
+_TURNS, _EACH = 40, 2_000  # measurements in this process, and calls of each: the fastest counts
 
 
 async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
@@ -60,7 +60,7 @@ async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
 
 
 async def _calls(opened: LocalMesh, asking: LocalMesh, key: str, token: str, folder: Path, console: Console) -> None:
-    """Compares calls by the CPU of all processes."""
+    """Compares the ways of calling, by calls per second and by the CPU of all processes."""
     features = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64)
     message = infer_request(MODEL, **{models.LOGISTIC_REGRESSION_INPUT: features}).SerializeToString()
     ways: dict[str, tuple[LocalMesh, Metadata]] = {
@@ -99,7 +99,7 @@ async def _calls(opened: LocalMesh, asking: LocalMesh, key: str, token: str, fol
 
 
 def _told(values: list[float]) -> str:
-    """Returns the median and its error, which assumes that the values vary at random."""
+    """Returns the median with its standard error, as a text. The error assumes a normal distribution."""
     return f"{statistics.median(values):+,.1f} ± {1.25 * statistics.stdev(values) / len(values) ** 0.5:.1f}"
 
 
@@ -149,7 +149,7 @@ def _inside(console: Console) -> None:
 
 
 def _fastest(work: Callable[[], object]) -> float:
-    """Returns the CPU time of the fastest run of the work, in microseconds."""
+    """Returns the CPU microseconds of one call of `work`, averaged over the fastest of `_TURNS` turns."""
     best = float("inf")
     count, began = 0, time.process_time()
     while time.process_time() - began < 0.05:

@@ -1,4 +1,4 @@
-"""Addresses of servers that speak V2, with the requests to send to a model there, over gRPC or REST."""
+"""Doors with V2 requests to a model, over gRPC or REST."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,8 @@ def rest(
     *,
     binary: bool,
 ) -> Door:
-    """Returns a REST door whose tensors are JSON both ways, or binary both ways. (KServe needs the optional id.)"""
+    """Returns a REST door whose tensors are JSON both ways, or binary both ways. Requests have the optional id, because
+    KServe needs it."""
     headers = headers or {}
     one: dict[str, object] = {"name": "x", "shape": values.shape, "datatype": "FP32"}
     path = f"/v2/models/{model}/infer"

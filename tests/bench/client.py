@@ -49,7 +49,7 @@ PERCENTILES = (0.5, 0.99, 0.999)
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One load."""
+    """A load on one door: a closed loop, or an open loop if `rate` is given."""
 
     door: Door
     seconds: float
@@ -60,8 +60,6 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of one load."""
-
     calls: int
     seconds: float
     cpu: float  # seconds of CPU that the generator took
@@ -81,7 +79,8 @@ class Outcome:
 
 
 def call(order: Order) -> Outcome:
-    """Runs an order in a separate process. Raises RuntimeError if a call fails."""
+    """Runs an order in a separate process. Raises RuntimeError if a call fails, and TimeoutExpired if the process takes
+    two minutes longer than the order."""
     argv = [sys.executable, "-m", "tests.bench.client"]
     done = subprocess.run(argv, input=pickle.dumps(order), capture_output=True, timeout=order.seconds + 120)
     if done.returncode:
@@ -101,8 +100,8 @@ def _percentiles(times: list[float]) -> tuple[float, ...]:
 
 
 def _caller(door: Door) -> Callable[[], int]:
-    """Connects. Returns a function that makes one call and returns the answer's size in bytes, or 0 for a bad
-    answer."""
+    """Returns a function that makes one call on its own connection and returns the answer's size in bytes, or 0 for an
+    HTTP status other than 200."""
     if door.kind == "grpc":
         infer = grpc.insecure_channel(door.address, options=_OPTIONS).unary_unary(METHOD)
         metadata = list(door.headers.items())
@@ -183,8 +182,8 @@ Send = Callable[[Callable[[int], None]], None]
 
 
 async def _open(order: Order) -> Outcome:
-    """Makes calls at random times. The times are spaced exponentially, like those of independent callers, and are the
-    same for each server."""
+    """Makes calls at random times, spaced exponentially like those of independent callers. Orders with the same seed
+    have the same times."""
     sender = _GrpcSender(order.door) if order.door.kind == "grpc" else _RestSender(order.door)
     await sender.warm_up(64)
     draw = random.Random(order.seed)
@@ -252,7 +251,7 @@ class _GrpcSender:
         self._turn = 0
 
     async def warm_up(self, calls: int) -> None:
-        """Makes a first call on each channel."""
+        """Makes the calls one after the other, spread over the channels."""
         for number in range(calls):
             await self._methods[number % _CHANNELS](self._door.body, metadata=self._metadata, timeout=_TIMEOUT)
 
@@ -289,7 +288,7 @@ class _RestSender:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def warm_up(self, calls: int) -> None:
-        """Makes some connections, and a first call on each."""
+        """Makes one connection for each eight calls, and these calls on it."""
         loop = asyncio.get_running_loop()
         for _ in range(0, calls, 8):
             connection = await self._connect()
@@ -326,7 +325,7 @@ class _RestSender:
         return made
 
     def close(self) -> None:
-        """Ends the calls in flight."""
+        """Cancels the calls that still wait for a connection."""
         for task in self._tasks:
             task.cancel()
 
@@ -343,7 +342,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
 
     def send(self, request: bytes, answered: Callable[[int], None]) -> None:
-        """Sends a request."""
+        """Sends a request. `answered` gets the size of the answer's body in bytes, or 0 for a bad answer."""
         self._answered = answered
         self._size = 0
         self._parser = httptools.HttpResponseParser(self)
@@ -370,7 +369,7 @@ class _Connection(asyncio.Protocol):
 
 
 def main() -> None:
-    """Runs the order on standard input."""
+    """Runs the pickled order from standard input, and prints its outcome as JSON."""
     order: Order = pickle.load(sys.stdin.buffer)
     outcome = uvloop.run(_open(order)) if order.rate else _closed(order)
     json.dump({name: getattr(outcome, name) for name in Outcome.__slots__}, sys.stdout)

@@ -1,5 +1,5 @@
-"""Cold starts: how long a caller waits for a model without a copy, divided by the time that making the model's session
-alone takes."""
+"""Cold starts: how much longer a caller waits for a model without a copy than making the model's session alone
+takes."""
 
 import time
 
@@ -68,7 +68,7 @@ async def run(mesh: LocalMesh, console: Console) -> None:
 
 
 async def _sums(mesh: LocalMesh) -> dict[str, float]:
-    """Returns the milliseconds so far, according to the agent's own clocks."""
+    """Returns the sums of the agent's histograms in `_PARTS`, in milliseconds."""
     (pod,) = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
     text = (await mesh.get(f"http://{pod['probe']}/metrics")).body.decode()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))

@@ -115,7 +115,7 @@ async def run(etcd: EtcdServer, folder: Path, results: Results, plan: Plan) -> N
 
 
 async def _compare(server: str, calls: Sequence[Called], ways: list[Way], results: Results, plan: Plan) -> None:
-    """Measures the ways alternately, in several rounds."""
+    """Measures all calls by all ways in several rounds, each in random order."""
     names = [way.name for way in ways]
 
     def row(what: str, unit: str, **more: object) -> Row:
@@ -175,7 +175,7 @@ def _models(kind: str, folder: Path, environment: Path) -> dict[str, tuple[str, 
 async def _ways(
     etcd: EtcdServer, folder: Path, kind: str, name: str, models: dict[str, tuple[str, Path]]
 ) -> AsyncIterator[list[Way]]:
-    """Runs a server as a neighbour of a pod, so that it can be called directly too."""
+    """Runs a server that the pod finds running instead of starting it, so that it can be called directly too."""
     server = folder / "server"
     server.mkdir(parents=True)
     started = adapted.begin(kind, server, threads=1, types=[model_type for model_type, _ in models.values()])

@@ -10,8 +10,6 @@ Kind = Literal["grpc", "rest"]
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """One door of a server, with one request."""
-
     kind: Kind
     address: str  # host:port
     path: str
@@ -26,5 +24,5 @@ class Door:
 
     @property
     def framed(self) -> bytes:
-        """The body as HTTP carries it."""
+        """The body as HTTP carries it: with gRPC's prefix for gRPC, unchanged for REST."""
         return self.body if self.kind == "rest" else b"\0" + len(self.body).to_bytes(4, "big") + self.body

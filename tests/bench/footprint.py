@@ -26,8 +26,8 @@ REGISTERED = 20_000
 
 
 async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
-    """Measures one router and one pod: idle, with small models, with large ones, and with many that are registered
-    only."""
+    """Measures one router and one pod: idle, with small models, with large models, and with many models that are only
+    registered."""
     async with LocalMesh(folder, etcd, pods=1, capacity="4GiB", log_level="info") as mesh:
         router, pod = mesh.routers[0].pid, mesh.pods[0]
         below = {pid: command(pid) for pid in children(router)}

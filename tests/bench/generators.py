@@ -1,8 +1,8 @@
 """Load for measuring calls a second: h2load (gRPC) and wrk (REST), which cost less CPU than the servers they measure.
 
-`client` replaces missing ones. As it costs more CPU than the servers, calls a second are then too low for all servers,
-and the output says so, as it does wherever a generator's own CPU limits the load. Large messages are always sent by
-`client`, because h2load takes 40 ms to upload 4 MB, longer than the servers take to answer.
+If one is missing, `client` takes its place. It costs more CPU than the servers, so calls a second are then too low for
+all servers. The output names the generators, and marks each figure that a generator's own CPU limits. `client` always
+sends large messages, because h2load takes 40 ms to upload 4 MB, longer than the servers take to answer.
 """
 
 import os
@@ -91,7 +91,7 @@ file:close()
 
 
 def _wrk(door: Door, seconds: float, callers: int) -> Outcome:
-    """Makes calls on one connection for each caller."""
+    """Makes calls with one connection for each caller."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "body").write_bytes(door.body)

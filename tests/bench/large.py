@@ -1,7 +1,7 @@
 """Large tensors through the complete chain, over gRPC and binary REST, compared with a plain server.
 
 Each call sends one FP32 tensor and gets it back, so bytes move both ways. The callers are the clients that users have,
-grpcio and a socket, each with its own connection and one call at a time (`client`).
+grpcio and http.client, each with its own connection and one call at a time (`client`).
 
 Memory is the sum of each process's own peak during the load, minus what all of them took before the first large call.
 So it includes memory that they keep afterwards, and peaks that did not coincide.
@@ -24,7 +24,7 @@ from tests.support import models
 from tests.support.localmesh import Client, LocalMesh, Program
 from tests.support.waiting import until
 
-SECONDS = 0.7  # of a round
+SECONDS = 0.7  # length of a round
 CALLERS = (1, 8)
 GRPC, REST, PLAIN = "Mesh, gRPC", "Mesh, REST", "plain grpc.aio"
 
@@ -44,12 +44,12 @@ class Memory:
         self._idle = sum(map(resident_bytes, self._pids))
 
     def begin(self) -> None:
-        """Begins a round."""
+        """Resets the peaks."""
         for pid in self._pids:
             reset_peak(pid)
 
     def taken(self) -> int:
-        """Returns the most bytes taken since the round began."""
+        """Returns the most bytes that the processes took since `begin`."""
         return sum(map(peak_bytes, self._pids)) - self._idle
 
 

@@ -1,9 +1,8 @@
 """Load on a gRPC server: many calls in flight for throughput, one caller at a time for latency.
 
-Throughput comes from `h2load` (Debian's nghttp2-client), as in the measurements that the design rests on: it costs so
-little that two cores are left for the servers. Without it, `grpc.aio` clients in separate processes make the calls.
-They use more CPU than the servers that they measure, so all calls per second are then too low, and the output says so.
-CPU per call is right either way.
+`h2load` (Debian's nghttp2-client) measures throughput, and takes little CPU from the servers. Without it, `grpc.aio`
+clients in a separate process make the calls. They use more CPU than the servers that they measure, so all calls per
+second are then too low; the output names the generator. CPU per call is right either way.
 """
 
 import asyncio
@@ -40,8 +39,9 @@ async def throughput(
     trust: Path | None = None,
     metadata: Metadata = (),
 ) -> float:
-    """Returns calls per second, all answered OK, with `connections` x `each` calls in flight, over TLS if `trust` (PEM)
-    is given. Each call has the metadata."""
+    """Makes calls with `connections` x `each` in flight, and returns the calls per second. Uses TLS if `trust`, a PEM
+    file, is given. Raises RuntimeError if a call fails, but h2load does not notice gRPC errors, whose HTTP status is
+    200."""
     body = folder / "body.bin"
     body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
     if generator() == "h2load":

@@ -25,18 +25,18 @@ PAGE, KEPT = DOCS / "performance.md", DOCS / "performance.json"
 LAST = ROOT / ".cache" / "bench" / "results.json"
 
 CLOSE = 0.05
-"""Share within which two figures are called equal: medians of one run differ by as much from those of the next."""
+"""Share by which two medians may differ and still count as equal: the medians of two runs differ by as much."""
 
 COLOURS = ("#1f6f5c", "#8a8a8a", "#d08c2f", "#4b78b5", "#b5544b")
 
 
 def text(document: dict[str, Any]) -> str:
-    """Returns the page."""
+    """Returns the text of docs/performance.md."""
     return "".join(f"{_wrapped(line)}\n" for line in _lines(document))
 
 
 def _wrapped(line: str) -> str:
-    """Returns a line wrapped at 120 columns. The lines of tables stay as they are."""
+    """Returns a line wrapped at 120 columns. Lines of tables, pictures and headings stay as they are."""
     if line.startswith(("|", "!", "#")):
         return line
     indent = "  " if line.startswith("- ") else ""
@@ -241,7 +241,7 @@ PICTURES = {"throughput": _throughput, "cpu": _throughput, "latency": _latency}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Writes the page, its figures and its pictures. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.page", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "results",
@@ -252,13 +252,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     if not chosen.results.exists():
-        print(f"{chosen.results} is not there: make bench writes it", file=sys.stderr)
+        print(f"{chosen.results} does not exist: run `make bench` first", file=sys.stderr)
         return 1
     content = chosen.results.read_text()
     document = json.loads(content)
     if document["format"] != results.FORMAT:
         print(
-            f"{chosen.results} has format {document['format']}, not {results.FORMAT}: make bench again", file=sys.stderr
+            f"{chosen.results} has format {document['format']}, not {results.FORMAT}: run `make bench` again",
+            file=sys.stderr,
         )
         return 1
     if not document["comparisons"]:

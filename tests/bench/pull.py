@@ -1,5 +1,5 @@
-"""Pulling 1 GiB from a local S3 server with Mesh's puller, boto3's `download_file`, and plain obstore. The benchmark
-prints MB/s and CPU."""
+"""A pull of 1 GiB from a local S3 server by Mesh's puller, by boto3's `download_file` and by plain obstore: MB/s, CPU
+and memory."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ BUCKET, KEY = "bench", "large.bin"
 async def run(folder: Path, console: Console) -> None:
     """Measures the clients alternately, each in a separate process, in several rounds, and prints medians."""
     if why := programs.VERSITYGW.missing():
-        console.print(f"[yellow]SKIPPED: no pull row: {why}")
+        console.print(f"[yellow]SKIPPED: the puller is not measured: {why}")
         return
     server = Versity(folder)
     try:
@@ -76,7 +76,7 @@ async def _measure(way: str, settings: Path, folder: Path) -> tuple[float, float
         shutil.rmtree(target)
 
 
-# --- in a process of its own ---
+# -- in a separate process
 
 
 async def _ours(settings: dict[str, str], target: Path) -> Path:

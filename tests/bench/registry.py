@@ -24,7 +24,7 @@ def _lines(count: int) -> Iterator[bytes]:
 
 
 async def run(mesh: LocalMesh, console: Console, *, count: int = COUNT) -> None:
-    """Imports `count` models, restarts the router, and requests unknown ids."""
+    """Imports `count` models, restarts the router, calls unknown ids, and prints how long each takes."""
     body = b"".join(_lines(count))
     started = time.perf_counter()
     request = urllib.request.Request(

@@ -1,8 +1,9 @@
 """The cost of the way to a foreign model server: CPU per call of the relay, with each egress, beside an Envoy alone.
 
-The same calls go through three meshes in turn, whose pods have the same ONNX or foreign server, and through a single
-Envoy to the same kind of server. The foreign server is the example runtime, whose CPU is not what is measured here. An
-Envoy alone is the least that a hop of real gRPC costs: HTTP/2 in, HTTP/2 out, and no copy, id or fence to look at.
+The same calls go in turn through two meshes with a foreign server, one for each egress, through a mesh with an ONNX
+server, and through a single Envoy to the same kind of foreign server. The foreign server is the example runtime; its
+CPU is not the subject here. An Envoy alone is the least that a hop of real gRPC costs: HTTP/2 in, HTTP/2 out, and no
+checks of copies, ids or fences.
 
 To see whether our own server has become slower, name a checkout of an earlier commit in `MESH_BENCH_BEFORE`: a mesh of
 that code is then measured in turn with the others, so that both see the same machine.
@@ -126,7 +127,7 @@ def _code_of(tree: Path) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def _relayed(etcd: EtcdServer, folder: Path, egress: str) -> AsyncIterator[Way]:
-    """A mesh with a pod whose relay has that egress."""
+    """Starts a mesh with a pod whose relay has that egress."""
     folder.mkdir()
     async with ForeignMesh(folder, etcd, *V2, egress=egress, log_level="info") as it:
         path = it.mesh.write(MODEL, b"1.5")
@@ -142,7 +143,7 @@ async def _relayed(etcd: EtcdServer, folder: Path, egress: str) -> AsyncIterator
 
 @contextlib.asynccontextmanager
 async def _own(etcd: EtcdServer, folder: Path) -> AsyncIterator[Way]:
-    """A mesh with an ONNX pod."""
+    """Starts a mesh with an ONNX pod."""
     folder.mkdir()
     async with LocalMesh(folder, etcd, pods=1, capacity="256MiB", log_level="info") as mesh:
         await mesh.register(MODEL, models.logistic_regression(0, features=64), load=True)
@@ -151,7 +152,7 @@ async def _own(etcd: EtcdServer, folder: Path) -> AsyncIterator[Way]:
 
 @contextlib.asynccontextmanager
 async def _envoy(folder: Path) -> AsyncIterator[Way]:
-    """An Envoy in front of an example runtime, without a mesh."""
+    """Starts an Envoy in front of an example runtime, without a mesh."""
     folder.mkdir()
     model = folder / MODEL
     model.write_bytes(b"1.5")

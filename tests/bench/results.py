@@ -60,7 +60,8 @@ class Row:
         return text if remark is None else f"{text} {marks[remark]})"
 
     def best(self) -> str | None:
-        """Returns the system with the best median, or None if there is nothing to compare."""
+        """Returns the system with the best median, or None if fewer than two systems have figures or the row is not
+        judged."""
         medians = {system: self.median(system) for system in self.figures}
         known = {system: value for system, value in medians.items() if value is not None}
         if len(known) < 2 or not self.judged:

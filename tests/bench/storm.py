@@ -1,7 +1,7 @@
 """A storm of cold models while a hot one is called: 200 are called at once in a mesh with room for 65.
 
-What counts is what the hot model's callers notice (its p99 divided by that of a quiet time), and the fate of the cold
-calls: each has a minute, and should be answered in it.
+It shows how much the storm slows calls of the hot model (their p99 divided by that of a quiet time), and how many cold
+calls are answered within their deadline of a minute.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ MODELS = 200
 ROOM = 65
 DEADLINE = 60.0  # seconds of a cold call
 QUIET = 1500  # hot calls
-PAUSE = 0.002  # seconds between two cold calls
+PAUSE = 0.002  # seconds between two hot calls
 
 
 async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:

@@ -36,7 +36,6 @@ class Http:
         self.waiting: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serves one connection."""
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
@@ -52,7 +51,7 @@ class Http:
 
     @asynccontextmanager
     async def door(self) -> AsyncIterator[Door]:
-        """Listens."""
+        """Starts the server, and yields its door."""
         listening = await asyncio.start_server(self.serve, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
         async with listening:
@@ -85,7 +84,6 @@ async def test_time_counts_from_when_a_call_was_due(monkeypatch):
 
 
 async def test_a_server_that_does_not_answer_is_said_not_to_keep_up(monkeypatch):
-    """The load ends once two seconds of the schedule are unanswered, instead of growing without end."""
     monkeypatch.setattr(client, "_BACKLOG", 0.05)
     http = Http(together=1)
     async with http.door() as door:
@@ -103,7 +101,8 @@ async def test_a_server_that_does_not_answer_is_said_not_to_keep_up(monkeypatch)
 
 @pytest.mark.parametrize("size", [2, 1 << 17], ids=["small", "large"])
 async def test_rest_errors_are_noticed(size):
-    """An answer with a status other than 200 ends the load with an error, whichever generator sent the call."""
+    """wrk sends small requests if it is installed, and our own client sends large ones: either raises an error for a
+    status other than 200."""
     async with Http(together=1).door() as good, Http(together=1, status=500).door() as bad:
         load = generators.throughput
         for door in (good, bad):
@@ -118,7 +117,8 @@ async def test_rest_errors_are_noticed(size):
 
 
 async def test_grpc_errors_are_noticed(tmp_path):
-    """A gRPC error, whose HTTP status is 200 too, is noticed: a load on an unknown model ends with an error."""
+    """The HTTP status of a gRPC error is 200 too. A load on a model that the server does not have fails
+    nevertheless."""
     for name in ("a", "b"):
         (tmp_path / f"{name}.onnx").write_bytes(models.logistic_regression(0))
     port = free_port()
@@ -153,7 +153,7 @@ async def test_grpc_errors_are_noticed(tmp_path):
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.key)
 def test_peers_have_locks_without_addresses(peer):
-    """Each peer's lock pins all its packages by hash, and leaves the package index to the machine's pip."""
+    """The lock names hashes but no URL, so the machine's pip decides which package index it uses."""
     text = environments.lock_of(peer.key).read_text()
     assert f"\n{peer.package}" in text
     assert "--hash=sha256:" in text
@@ -162,7 +162,7 @@ def test_peers_have_locks_without_addresses(peer):
 
 
 def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path, monkeypatch):
-    """If an environment cannot be installed, the error includes pip's reason, and the next run tries again."""
+    """The error quotes pip's output, which names the package that is missing."""
     lock = tmp_path / "peer-x.txt"
     lock.write_text(f"mesh-of-no-such-name==1.0 --hash=sha256:{'0' * 64}\n")
     monkeypatch.setattr(environments, "lock_of", lambda peer: lock)
@@ -174,8 +174,7 @@ def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path, monk
 
 
 def test_rounds_are_left_out_when_time_is_up(monkeypatch):
-    """The first round of a row is always run. Later rounds are left out when the time is up, and the comparison says
-    so."""
+    """The first round is run even then, so each row has a figure."""
     progress = Progress(console=Console(quiet=True))
     assert comparison.Bar(progress, 1.0).more(1)
     monkeypatch.setattr(comparison, "LIMIT", -1.0)

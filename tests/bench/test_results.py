@@ -12,24 +12,23 @@ SYSTEMS = ["Mesh", "plain", "Other"]
 
 
 def comparison(*rows: Row) -> Comparison:
-    """A comparison of three systems."""
     return Comparison("throughput", "Calls a second", SYSTEMS, "plain", list(rows), ["a note"])
 
 
 def rates(mesh: list[float], plain: list[float], other: list[float], **more: object) -> Row:
-    """Rates of the three systems."""
     return Row("gRPC", "calls/s", dict(zip(SYSTEMS, (mesh, plain, other), strict=True)), more_is_better=True, **more)
 
 
 def document(*rows: Row, **absent: str) -> dict:
-    """The document of a run with one comparison."""
+    """Returns the JSON document of a run with one comparison."""
     found = Results(Console(quiet=True), [comparison(*rows)], absent=absent)
     found.described["Mesh"] = "all of it"
     return found.document()
 
 
 def test_a_ratio_is_the_median_of_the_ratios_of_rounds():
-    """The ratio is the median of the rounds' ratios, which a machine that is slow in one round does not change."""
+    """A machine that is slow in one round slows both systems, and so does not change the ratio. A system without
+    figures has no ratio."""
     row = rates([100, 10, 100], [50, 5, 40], [])
     assert row.ratio("Mesh", "plain") == 2
     assert row.ratio("Mesh", "Other") is None
@@ -37,8 +36,8 @@ def test_a_ratio_is_the_median_of_the_ratios_of_rounds():
 
 @pytest.mark.parametrize("more_is_better", [True, False])
 def test_the_best_system_has_the_best_median(more_is_better):
-    """The best system has the most calls per second or the least time. A system without competitors is not the best of
-    anything."""
+    """The best median is the highest or the lowest, depending on `more_is_better`. If only one system has figures,
+    there is no best system."""
     row = Row("x", "ms", {"Mesh": [1, 9, 2], "plain": [3, 3, 3], "Other": []}, more_is_better=more_is_better)
     assert row.best() == ("plain" if more_is_better else "Mesh")
     assert Row("x", "ms", {"Mesh": [1.0], "Other": []}).best() is None
@@ -55,7 +54,7 @@ def test_results_survive_their_file(tmp_path):
 
 
 def test_the_page_says_where_another_server_is_better():
-    """The page lists rows in which a peer is better, but not those in which it is equal."""
+    """The page lists a row in which a peer is better, but not one in which the difference is within `CLOSE`."""
     text = page.text(document(rates([90.0], [50.0], [120.0])))
     section = text.partition("## Where another server is better")[2].partition("##")[0]
     assert "gRPC: Other has 120 calls/s, Mesh 90.0 (ratio 0.75)" in section
@@ -65,7 +64,6 @@ def test_the_page_says_where_another_server_is_better():
 
 
 def test_the_page_says_which_goals_are_missed():
-    """The page lists the goals for the ratio to the base that are missed, and not those that are reached."""
     text = page.text(document(rates([90.0], [50.0], [20.0], reach=">= 3.5")))
     assert "- Calls a second: gRPC: 1.80 of plain's, the goal is >= 3.5" in text
     assert "goals are missed" not in page.text(document(rates([90.0], [50.0], [20.0], reach=">= 1.8")))
@@ -73,7 +71,8 @@ def test_the_page_says_which_goals_are_missed():
 
 
 def test_the_page_says_what_bounds_a_figure_and_what_is_absent():
-    """A limited figure has a mark with a remark, and a server that could not be installed is named."""
+    """A limited figure has the number of a remark below the table, and the page names a server that could not be
+    installed."""
     row = rates([90.0], [50.0], [20.0], remarks={"Mesh": "bounded by the generator"})
     text = page.text(document(row, MLServer="no index\nat all"))
     assert "**90.0 1)**" in text
@@ -82,7 +81,6 @@ def test_the_page_says_what_bounds_a_figure_and_what_is_absent():
 
 
 def test_the_page_says_when_the_machine_was_busy():
-    """The page warns about figures that were taken on a busy machine."""
     found = document(rates([90.0], [50.0], [20.0]))
     for busy, said in ((0.1, False), (2.0, True)):
         found["machine"]["busy"] = busy
@@ -90,7 +88,7 @@ def test_the_page_says_when_the_machine_was_busy():
 
 
 def test_a_terminal_shows_the_same_figures():
-    """The table has medians, the ratio to the base, and the remarks."""
+    """The table shows medians, the ratio to the base, its goal and the remarks. The notes follow."""
     console = Console(record=True, width=140)
     Results(console).add(comparison(rates([90.0], [50.0], [], reach=">= 2", remarks={"Other": "has no REST"})))
     shown = console.export_text()
@@ -99,7 +97,8 @@ def test_a_terminal_shows_the_same_figures():
 
 
 def test_pictures_are_drawn(tmp_path, monkeypatch):
-    """The command writes the page, its figures and a picture of each comparison that has one."""
+    """The command writes the page, and a picture of each comparison that has one. It fails if there is no results
+    file."""
     latency = [
         Row(f"REST, 500 calls/s, p{share}", "ms", {"Mesh": [1.0], "plain": [], "Other": [30.0]}) for share in (50, 99)
     ]

@@ -28,7 +28,7 @@ from tests.support.waiting import until
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 REQUEST = b"\x0a\x05model" + b"r" * 200
 ANSWER = framing.pack(b"a" * 150)
-# The metadata that arrives from Envoy, beside those that the client end writes by itself.
+# Metadata as Envoy sends it, without the headers that the client end adds itself.
 METADATA = [
     (b"user-agent", b"grpc-python-asyncio/1.81.0 grpc-c/54.0.0 (linux; chttp2)"),
     (b"mm-model-id", b"model"),
@@ -82,7 +82,7 @@ async def serve(kind: str, path: str, profile: bool) -> None:
 
 
 class Load:
-    """A load that keeps calls in flight through a pool, from callbacks alone: a sink that sends the next call."""
+    """A load that keeps calls in flight through a pool: the callback of each reply sends the next call."""
 
     takes_pieces = False
 
@@ -121,7 +121,7 @@ class Load:
 
 
 async def through_pool(path: str, calls: int, in_flight: int) -> None:
-    """Runs the load by our client."""
+    """Runs the load with our client."""
     pool = client.Pool(f"unix:{path}", max_connections=in_flight)
     load = Load(pool, calls)
     for _ in range(in_flight):
@@ -132,7 +132,7 @@ async def through_pool(path: str, calls: int, in_flight: int) -> None:
 
 
 async def through_grpc(path: str, calls: int, in_flight: int) -> None:
-    """Runs the load by grpc.aio."""
+    """Runs the load with grpc.aio."""
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
         infer = channel.unary_unary(METHOD)
 
@@ -144,7 +144,7 @@ async def through_grpc(path: str, calls: int, in_flight: int) -> None:
 
 
 async def through_stream(path: str, calls: int, in_flight: int) -> None:
-    """Runs the messages of bidirectional streams, each waiting for its echo."""
+    """Sends messages on bidirectional streams, each after the echo of the one before."""
     pool = client.Pool(f"unix:{path}", max_connections=in_flight)
     frame = framing.pack(REQUEST)
 
@@ -167,7 +167,8 @@ Way = Callable[[str, int, int], Awaitable[None]]
 
 
 async def measure(kind: str, way: Way, arguments: argparse.Namespace, folder: Path) -> tuple[float, float]:
-    """Prints one line of results. Returns the CPU time of server and client, in microseconds per call."""
+    """Measures a server in another process and a client in this one, and prints a line of results. Returns the CPU time
+    of server and client, in microseconds per call."""
     path = str(folder / kind)
     argv = [sys.executable, "-m", "tests.bench.wire", "--serve", kind, "--path", path]
     if arguments.profile == "server":

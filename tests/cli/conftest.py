@@ -22,7 +22,7 @@ def failure(http: int, reason: str, text: str, **more: Any) -> web.Response:
 
 @dataclass
 class FakeMesh:
-    """A fake mesh whose models are in a dictionary. Its answers can be replaced by path."""
+    """A fake mesh with its models in a dictionary. A test may set other answers by path."""
 
     endpoint: str = ""
     models: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -38,19 +38,18 @@ async def test_a_key_is_made_once(api, secret, tmp_path):
 
 
 async def test_two_at_once_make_one_key(api, secret):
-    """If several commands run at the same time, one writes its key and the others leave that key unchanged."""
+    """If four commands run at the same time, one writes its key and the others keep that key."""
     assert sorted(await asyncio.gather(*(adminkey.filled(secret) for _ in range(4)))) == [False, False, False, True]
 
 
 async def test_other_entries_stay(api, secret):
-    """Entries that somebody else has put into the Secret stay."""
     api.store(NAME, {"note": b"ours", "admin.key": b" \n"})
     assert await adminkey.filled(secret)
     assert api.content(NAME)["note"] == b"ours"
 
 
 async def test_a_secret_that_always_changes_is_an_error(api, secret):
-    """If every write collides with another one, the command ends with an error."""
+    """If another process changes the Secret before each write, `filled` raises an error instead of trying forever."""
 
     def meddle() -> None:
         api.store(NAME, {})
@@ -62,8 +61,8 @@ async def test_a_secret_that_always_changes_is_an_error(api, secret):
 
 
 async def test_the_command_as_the_chart_runs_it(api, monkeypatch):
-    """The command finds the API as every pod does, and prints no key. If the Secret does not exist, the error names
-    it."""
+    """The command finds the API by the variables that Kubernetes sets in every pod, and prints no key. If the Secret
+    does not exist, the error says how to create it."""
     host, port = api.url.removeprefix("https://").split(":")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)

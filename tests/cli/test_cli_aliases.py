@@ -138,7 +138,6 @@ def test_the_version_of_a_registered_model_is_not_given_away(mesh, run):
 
 
 def test_keep_needs_a_version(mesh, run):
-    """`mesh register --keep` without --version is wrong usage."""
     assert run("register", "fraud", "/new.onnx", "--keep", "1").exit_code == 2
     assert mesh.requests == []
 
@@ -165,7 +164,8 @@ def test_a_move_whose_target_cannot_be_loaded_says_so(mesh, run):
 
 
 def test_a_move_that_takes_long_goes_on(mesh, run):
-    """A command that times out before a move has ended says that the mesh continues the move."""
+    """A command that times out before a move has ended says that the mesh continues the move. With --no-wait, it
+    succeeds at once."""
     mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
     result = run("alias", "set", "fraud", "fraud@8", "--timeout", "0.01")
     assert result.exit_code == 6
@@ -182,7 +182,7 @@ def test_a_move_to_elsewhere_ends_the_wait(mesh, run):
 
 
 async def test_ctrl_c_says_that_the_move_goes_on(mesh, tmp_path):
-    """Ctrl-C ends the command but not the move, and a message says that the move continues."""
+    """After Ctrl-C, the command says that the mesh continues the move, and exits with 130."""
     mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
     argv = ["env", "--default-signal=INT"]  # tests that run in a shell's background ignore it
     argv += [sys.executable, "-P", "-m", "mesh", "-e", mesh.endpoint, "alias", "set", "fraud", "fraud@8"]

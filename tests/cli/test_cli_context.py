@@ -108,7 +108,7 @@ def test_files_of_a_context_are_used(file: Path, tmp_path: Path, monkeypatch: py
     ],
 )
 def test_what_cannot_be_is_said(file: Path, arguments: list[str], said: str) -> None:
-    """An invalid context is refused and nothing is written."""
+    """Wrong usage is refused, and no file is written."""
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert said in result.stderr

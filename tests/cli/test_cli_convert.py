@@ -24,19 +24,18 @@ WIDE = {"COLUMNS": "200", "TERM": "dumb"}
 
 
 def run(*words: str) -> Result:
-    """Runs the command."""
     return CliRunner().invoke(build(), ["convert", *words], env=WIDE)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """Returns the file of a trained model."""
     joblib.dump(LogisticRegression(max_iter=500).fit(X, Y), tmp_path / "churn.joblib")
     return tmp_path / "churn.joblib"
 
 
 def test_the_page_is_true(model: Path) -> None:
-    """The commands of the docs page convert a model, and print what the page shows."""
+    """The command in the docs converts a model, and the first words of each line that it prints are those on the
+    page."""
     np.savetxt(model.with_name("customers.csv"), X, delimiter=",")
     section = DOCS.read_text().partition("## Convert a model")[2].partition("\n## ")[0]
     lines = re.findall(r"^    (.*)$", section, re.MULTILINE)
@@ -51,7 +50,6 @@ def test_the_page_is_true(model: Path) -> None:
 
 
 def test_an_existing_file_is_overwritten_only_by_force(model: Path) -> None:
-    """An existing file is only overwritten with --force."""
     target = model.with_suffix(".onnx")
     target.write_text("mine")
     refused = run(str(model))
@@ -93,7 +91,6 @@ class Nothing:
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
-    """A file that cannot be converted is refused. The error says what the file is, and what to do."""
     file = tmp_path / "model.pkl"
     if content is not None:
         file.write_bytes(content)
@@ -115,7 +112,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes | None, says: st
     ],
 )
 def test_bad_rows_are_refused(model: Path, name: str, content: str | None, says: str) -> None:
-    """Bad rows are refused. The error names the file and its fault."""
+    """The error says what is wrong with the rows, and no model is written."""
     rows = model.with_name(name)
     if content is not None:
         rows.write_text(content)
@@ -126,7 +123,7 @@ def test_bad_rows_are_refused(model: Path, name: str, content: str | None, says:
 
 
 def test_rows_are_read_with_and_without_a_header(model: Path) -> None:
-    """CSV files with and without a header and NumPy's arrays hold the same rows."""
+    """The header of a CSV file does not count as a row. NumPy's files are read too."""
     np.savetxt(model.with_name("plain.csv"), X, delimiter=",")
     np.savetxt(model.with_name("headed.csv"), X, delimiter=",", header="a,b,c,d", comments="")
     np.save(model.with_name("rows.npy"), X)

@@ -165,8 +165,7 @@ def test_a_repository_of_versions_is_a_model_each(mesh, run, tmp_path):
 
 
 def test_a_folder_of_versions_that_is_imported_itself_is_a_model_where_it_says_so(mesh, run, tmp_path):
-    """An imported folder of versions is itself a model if it contains Triton's configuration file. Otherwise its
-    subfolders contain separate models."""
+    """Triton's configuration file in an imported folder says that the folder itself is a model."""
     write(tmp_path, {"dense/1/model.onnx": models.constant(1.0), "dense/config.pbtxt": b""})
     result = run("import", str(tmp_path / "dense"))
     assert result.exit_code == 0
@@ -236,7 +235,7 @@ def test_a_source_that_is_none_is_wrong_usage(mesh, run, tmp_path, source):
 
 
 def test_an_import_that_breaks_off_says_how_to_go_on(mesh, run):
-    """An import exits with code 4 if the mesh goes down meanwhile, and running the same command again continues it."""
+    """If the connection breaks, the exit code is 4, and the error says to run the same command again."""
 
     async def broken():
         await asyncio.sleep(0)
@@ -260,7 +259,6 @@ def test_an_import_whose_registry_goes_away_ends(mesh, run):
 
 
 def test_an_answer_without_an_end_is_a_failure(mesh, run):
-    """A truncated answer is a failure, and lines whose outcome is unknown are not counted as done."""
     mesh.answer("/mesh/v1/models:import", {"done": 1, "created": 1})
     assert run("import", "-", stdin=lines("a")).exit_code == 1
 

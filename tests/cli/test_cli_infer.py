@@ -82,7 +82,8 @@ def test_an_input_is_made_up_from_the_metadata(infer, service):
 
 
 def test_zeros_and_shapes(infer, service):
-    """--zeros and --shape change the input that `mesh infer` makes."""
+    """--zeros and --shape change the input that `mesh infer` makes. A shape for an input that the model does not have
+    is wrong usage."""
     assert infer("a", "--zeros", "--shape", "X=4,3").exit_code == 0
     assert not any(service.requests[-1].raw_input_contents[0])
     assert list(service.requests[-1].inputs[0].shape) == [4, 3]
@@ -100,7 +101,6 @@ def test_an_npy_file_is_sent_as_it_is(infer, service, tmp_path):
 
 @pytest.mark.parametrize("rest", [False, True], ids=["grpc", "rest"])
 def test_a_json_request_is_sent_either_way(infer, service, mesh, tmp_path, rest):
-    """The same JSON request file can be sent over REST and over gRPC."""
     tensor = {"name": "X", "datatype": "FP32", "shape": [1, 3], "data": [[1, 2, 3]]}
     (tmp_path / "r.json").write_text(json.dumps({"inputs": [tensor], "outputs": [{"name": "sum"}]}))
     mesh.answer(
@@ -127,7 +127,8 @@ def test_over_rest_the_metadata_come_from_rest(mesh, run):
 
 
 def test_the_meshs_reason_and_the_models_own_words(infer):
-    """If the mesh refuses a call, the exit code shows the reason. A model's own error is shown unchanged."""
+    """If the mesh refuses a call, its reason decides the exit code. Any other error is shown with its gRPC status, and
+    exits with 1."""
     refused = infer("bad")
     assert refused.exit_code == 6
     assert "no room now" in refused.stderr
@@ -161,7 +162,6 @@ def test_where_no_grpc_answers(run):
     ],
 )
 def test_wrong_inputs_are_wrong_usage(infer, arguments):
-    """A wrong input is wrong usage: exit code 2 and an error text, never a traceback."""
     result = infer("a", *arguments, stdin="{}")
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr
@@ -179,7 +179,6 @@ ARRAYS = [
 
 @pytest.mark.parametrize("array", ARRAYS)
 def test_every_datatype_passes_json_and_grpc(array):
-    """Values of every datatype survive a round trip through JSON and gRPC."""
     name, back = tensors.from_json(json.loads(json.dumps(tensors.to_json("x", array))))
     expected = [tensors._bytes(v) for v in array.reshape(-1)] if array.dtype == object else array.reshape(-1).tolist()
     assert (name, back.reshape(-1).tolist(), back.shape) == ("x", expected, array.shape)
@@ -190,7 +189,7 @@ def test_every_datatype_passes_json_and_grpc(array):
 
 
 def test_what_json_has_no_form_for_goes_as_binary_data_over_rest():
-    """Over REST, tensors of datatypes that JSON cannot express are sent as binary data after the JSON."""
+    """Over REST, FP16 and BF16 tensors are sent as binary data after the JSON. Other tensors are part of the JSON."""
     halves, brains = np.array([1.5, -2], np.float16), np.array([(0x3FC0,), (0xC000,)], tensors.BF16)
     sent = [tensors.to_rest(name, array) for name, array in (("h", halves), ("b", brains))]
     assert [shown["parameters"] for shown, _ in sent] == [{"binary_data_size": 4}] * 2
@@ -221,7 +220,7 @@ def test_typed_contents_are_understood():
     ids=["empty", "datatype", "shape", "range", "text"],
 )
 def test_a_bad_tensor_is_refused_with_a_text(tensor):
-    """A bad tensor is refused with an error text, as a mistake of the user."""
+    """The error has the exit code of wrong usage."""
     with pytest.raises(CommandError) as caught:
         tensors.from_json(tensor)
     assert caught.value.code == 2

@@ -23,7 +23,8 @@ def test_what_cannot_be_set(run, mesh, words):
 
 
 def test_settings_are_shown_set_and_cleared(run, mesh, tmp_path):
-    """Settings can be shown, set and cleared, from arguments or from a file."""
+    """Settings are shown as text and as JSON, set from a file, and cleared. Unknown names and bad values are wrong
+    usage."""
     mesh.answer("/mesh/v1/settings", {"settings": {"type_limits": '{"a": {"max": 1}}', "type_constraints": ""}})
     mesh.answer("/mesh/v1/settings/type_limits", {"name": "type_limits", "value": ""})
     assert '{"a": {"max": 1}}' in run("settings").stdout

@@ -36,8 +36,8 @@ def test_register_sends_the_model_and_shows_its_status(mesh, run):
 
 
 def test_register_makes_a_local_file_absolute(mesh, run, tmp_path, monkeypatch):
-    """`mesh register` makes the path of a local file absolute, because pods have another current folder. Other paths
-    are sent unchanged."""
+    """The path of a local file becomes absolute, because pods have another current folder. URLs stay unchanged, and so
+    do all paths with a storage key."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.onnx").touch()
     run("register", "a", "m.onnx")
@@ -97,9 +97,8 @@ def test_register_names_the_commands_for_a_server_that_is_missing(mesh, run, no_
 
 @pytest.mark.parametrize(("answer", "installs"), [("y", True), ("n", False), ("", False)])
 def test_register_offers_to_install_a_server(mesh, run, no_pod, monkeypatch, answer, installs):
-    """On a terminal, the user is asked, and the server is installed only if the answer is yes. The command does not ask
-    if the mesh is on another machine, which cannot use what is installed here, or if the output is JSON, which is for
-    programs."""
+    """On a terminal, the command asks, and installs the server only if the answer is yes. With --json it does not ask,
+    because that output is for programs."""
     installed = []
     monkeypatch.setattr(servers, "_interactive", lambda: True)
     monkeypatch.setattr(servers, "shown", lambda kind: installed.append(kind.name))
@@ -112,14 +111,13 @@ def test_register_offers_to_install_a_server(mesh, run, no_pod, monkeypatch, ans
 
 @pytest.mark.parametrize("key", ['{"not": json', "@/no/such/file"], ids=["json", "file"])
 def test_a_bad_key_is_wrong_usage(mesh, run, key):
-    """A bad key is wrong usage and nothing is sent."""
     result = run("register", "a", "/a", "--key", key)
     assert result.exit_code == 2
     assert not mesh.requests
 
 
 def test_register_with_wait_fails_where_the_load_failed(mesh, run):
-    """`mesh register --wait` exits with an error if the load fails. The model stays registered."""
+    """The command exits with the code for a failed load, and prints only one JSON document."""
     register(mesh, "a")
     status = mesh._status("a", {}) | {"status": "LOADING_FAILED", "errors": ["no such file: /a"]}
     mesh.answer("/mesh/v1/models/a", status)
@@ -142,8 +140,8 @@ def test_register_with_wait_fails_where_the_load_failed(mesh, run):
     ],
 )
 def test_each_reason_has_its_exit_code(mesh, run, http, reason, code):
-    """Each reason for an error has its own exit code. The text is on standard error, or with --json on standard
-    output."""
+    """The reason decides the exit code. The text is on standard error; with --json, standard output has it in a
+    document."""
     mesh.answer("/mesh/v1/models/a", make=lambda: failure(http, reason, "because [of] this", retry_after=2.5))
     result = run("status", "a")
     assert result.exit_code == code
@@ -168,8 +166,8 @@ def test_unregister_says_which_were_not_there(mesh, run):
 
 
 def test_many_are_unregistered_after_they_are_counted(mesh, run, monkeypatch):
-    """`mesh unregister` with `--prefix` and `--all-of-type` counts the matching models, and unregisters them only with
-    --yes. Models that stay are named, with exit code 1."""
+    """`mesh unregister` with `--prefix` and `--all-of-type` counts the matching models. Without a terminal to ask, it
+    unregisters them only with --yes. Models that stay are named, with exit code 1."""
     register(mesh, "a/1", "a/2", "a/3", "b")
     mesh.models["a/3"]["type"] = "other"
     refused = run("unregister", "--prefix", "a/")
@@ -222,7 +220,6 @@ def test_batches_wait_for_a_busy_worker(mesh, run, monkeypatch, command):
 
 
 def test_a_removal_that_breaks_off_says_how_to_go_on(mesh, run):
-    """If a removal is interrupted by an error of the mesh, running the same command again continues it."""
     register(mesh, "a")
     text = '{"error": {"line": null, "reason": "REGISTRY_AWAY", "text": "etcd is away"}}\n{"finished": false}\n'
     mesh.answer("/mesh/v1/models:unregister", make=lambda: web.Response(text=text))
@@ -232,8 +229,8 @@ def test_a_removal_that_breaks_off_says_how_to_go_on(mesh, run):
 
 
 def test_a_relative_path_becomes_absolute_or_is_refused(mesh, run, tmp_path, monkeypatch):
-    """A relative path becomes absolute if the file exists here. Otherwise it must be a path in a store, because pods
-    have another current folder."""
+    """A relative path becomes absolute if the file exists here. Otherwise it is refused unless a storage key is given,
+    because pods have another current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/m.onnx").touch()
@@ -282,7 +279,7 @@ def test_ls_says_why_a_model_cannot_be_loaded(mesh, run):
 
 
 def test_ls_shows_a_page_and_how_to_go_on(mesh, run):
-    """`mesh ls` shows one page and says how to list the rest. --prefix filters the models."""
+    """`mesh ls` shows one page and says how to list the rest. Its argument is a prefix of ids."""
     register(mesh, "a/1", "a/2", "a/3", "b")
     mesh.models["a/1"] |= {"pods": ["pod-2"], "resident": True}
     result = run("ls", "a/", "--limit", "2")
@@ -296,7 +293,6 @@ def test_ls_shows_a_page_and_how_to_go_on(mesh, run):
 
 @pytest.mark.parametrize("count", [0, 1, 2500], ids=["none", "one", "pages"])
 def test_ls_all_lists_every_page(mesh, run, count):
-    """`mesh ls --all` reads all pages and prints one JSON document."""
     ids = [f"model-{number:05d}" for number in range(count)]
     register(mesh, *ids)
     result = run("ls", "--all", "--json")
@@ -306,13 +302,12 @@ def test_ls_all_lists_every_page(mesh, run, count):
 
 
 def test_ids_do_not_move_the_terminal(mesh, run):
-    """Control characters in ids are not printed, because they would change the terminal."""
+    """Control characters in ids are printed as escapes, because a terminal would obey them."""
     register(mesh, "a\x1b[2Jb")
     assert "a\\x1b[2Jb" in run("ls").stdout
 
 
 def test_nothing_is_cut_in_a_pipe(mesh, run):
-    """Long ids and paths are neither shortened nor wrapped if the output is a pipe."""
     long = "x" * 500
     register(mesh, long)
     assert f"/models/{long}.onnx" in run("ls").stdout
@@ -367,8 +362,7 @@ def test_status_shows_where_a_load_stands_in_the_queue(mesh, run, load, text):
 
 
 def test_load_waits_unless_told_otherwise(mesh, run):
-    """`mesh load` asks the mesh to wait (`sync`) unless an option says otherwise. The answer determines the exit
-    code."""
+    """`mesh load` asks the mesh to wait (`sync`) unless --no-wait is given. For an unknown model, it exits with 3."""
     register(mesh, "a")
     assert run("load", "a").exit_code == 0
     assert mesh.requests[-1] == ("POST", "/mesh/v1/models/a/load", {"sync": True})
@@ -378,7 +372,7 @@ def test_load_waits_unless_told_otherwise(mesh, run):
 
 
 def test_release_and_explain(mesh, run):
-    """`mesh release` and `mesh explain` print the mesh's texts unchanged. `mesh explain` adds the ranking of pods."""
+    """`mesh explain` prints the mesh's texts unchanged, and the ranking of pods."""
     register(mesh, "a")
     assert "released a" in run("release", "a").stdout
     lines = ["a is in no pod.", "It would go to pod-2 [it has room]."]
@@ -462,7 +456,6 @@ def test_another_program_at_the_endpoint_is_told_apart(mesh, run, make):
 
 
 def test_an_answer_that_does_not_come_is_given_up(mesh, run):
-    """A command gives up after --timeout if no answer comes."""
     mesh.answer("/mesh/v1/models/a/load", make=lambda: asyncio.sleep(3600))
     result = run("load", "a", "--timeout", "0.05")
     assert result.exit_code == 4
@@ -471,7 +464,6 @@ def test_an_answer_that_does_not_come_is_given_up(mesh, run):
 
 @pytest.mark.parametrize("endpoint", ["ftp://x", "http://", "http://h:99999", "h:port"])
 def test_a_bad_endpoint_is_wrong_usage(run, endpoint):
-    """A bad endpoint is wrong usage and nothing is sent."""
     result = run("ls", "--endpoint", endpoint)
     assert result.exit_code == 2
     assert "--endpoint" in result.stderr

@@ -94,7 +94,7 @@ def test_what_was_never_called_has_no_use(mesh, run):
 
 
 def test_no_pods_is_said(mesh, run):
-    """If the mesh has no pods, `mesh pods` says so in a sentence. It prints neither an error nor an empty table."""
+    """The command succeeds, and says on standard error that there are no pods."""
     mesh.answer("/mesh/v1/pods", {"pods": []})
     result = run("pods")
     assert result.exit_code == 0
@@ -128,7 +128,7 @@ def busy(mesh):
 
 
 def test_top_shows_one_frame_for_scripts(busy, run):
-    """For scripts, `mesh top` prints one frame: numbers as JSON, or a picture without control characters."""
+    """With --once, `mesh top` prints one frame, as JSON or as text without control characters."""
     frame = json.loads(run("top", "--once", "--json", "-i", "0.2").stdout)
     assert frame["hit_rate"] == 0.9
     assert 0 < frame["errors_per_second"] < frame["calls_per_second"]
@@ -140,7 +140,6 @@ def test_top_shows_one_frame_for_scripts(busy, run):
 
 
 def test_top_says_where_nothing_answers(run):
-    """`mesh top` reports that nothing answers at the endpoint, like any other command."""
     assert run("top", "--once", "--endpoint", "http://127.0.0.1:9").exit_code == 4
 
 
@@ -158,7 +157,6 @@ def sample(at, *, ok=0, failed=0, hits=0, cold=0, calls=None):
 
 
 def test_rates_are_differences_over_time():
-    """Rates are differences divided by time, in this test of two samples four seconds apart."""
     before = sample(10.0, ok=100, failed=1, hits=50, cold=50, calls={"a": 10, "b": 5})
     after = sample(14.0, ok=180, failed=5, hits=90, cold=60, calls={"a": 50, "b": 5, "new": 8})
     frame = compare(before, after)
@@ -189,7 +187,6 @@ def test_no_rate_is_ever_negative(one, other, seconds):
     ],
 )
 def test_durations_read_well(milliseconds, text):
-    """Durations are shown with one or two digits and a unit."""
     assert output.duration(milliseconds) == text
 
 

@@ -24,7 +24,8 @@ COMMANDS += ["reload"]
 
 
 def test_every_command_is_there_and_explains_itself():
-    """The help lists every command, and the help of each command of this program has an example."""
+    """The help lists every command. The help of each command has an example, except for router, runtime, demo and
+    version."""
     text = CliRunner().invoke(build(), ["--help"]).output
     assert [name for name in COMMANDS if name not in text] == []
     assert "Exit codes" in text
@@ -59,8 +60,7 @@ def test_an_interrupt_while_modules_are_imported_is_no_traceback(monkeypatch):
 
 
 def test_help_waits_for_nothing_that_is_slow_to_import():
-    """The help does not import slow modules, which take a quarter of a second each. Only commands that need these
-    modules import them."""
+    """The help imports none of the slow modules. Only the commands that need them do."""
     slow = "grpc", "aiohttp", "cryptography", "numpy"
     code = f"import sys, mesh.cli.app as app; app.build(); print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -90,7 +90,8 @@ def test_an_installation_without_the_demo_says_so(monkeypatch):
 
 @pytest.fixture
 def up(monkeypatch):
-    """Runs `mesh up` without starting a mesh, and returns the settings that it would use."""
+    """Returns a function that runs `mesh up` without starting a mesh. The function returns the command's result, and
+    the settings of all starts so far."""
     started = []
 
     def fake(settings, **how):
@@ -170,7 +171,6 @@ def test_the_limits_of_up_are_options_of_its_parts():
     ids=lambda arguments: arguments[0],
 )
 def test_up_refuses_wrong_options(up, arguments):
-    """`mesh up` refuses wrong options before it starts anything."""
     result, started = up(*arguments)
     assert result.exit_code == 2
     assert arguments[0] in result.output
@@ -178,8 +178,6 @@ def test_up_refuses_wrong_options(up, arguments):
 
 
 def test_a_mesh_that_cannot_be_up_says_why(monkeypatch):
-    """If a mesh cannot start, `mesh up` prints the reason without a traceback and exits with 1."""
-
     def refuse(settings, **how):
         raise processes.CommandError(str(UpError("port 8033 is taken")))
 
@@ -201,7 +199,7 @@ def test_interrupted_is_130(monkeypatch):
 
 
 def test_the_module_runs_as_a_program():
-    """`python -m mesh` works without a script on PATH, and returns the same exit codes."""
+    """`python -m mesh` works without a script on PATH. An unknown command exits with 2."""
     for words in (["version"], ["--version"], ["--version", "ls"]):
         version = subprocess.run([sys.executable, "-m", "mesh", *words], capture_output=True, text=True, timeout=30)
         assert (version.returncode, version.stdout.split()[0]) == (0, "mesh")

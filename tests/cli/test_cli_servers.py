@@ -21,7 +21,8 @@ def empty(tmp_path, monkeypatch):
 
 
 def test_servers_are_listed_with_their_types() -> None:
-    """The list shows which servers can be installed, their types, and which servers are installed."""
+    """The list shows the version and the types of each server, and whether it is installed. For TorchServe, which Mesh
+    does not install, it says why TorchServe cannot be used."""
     result = CliRunner().invoke(build(), ["servers"], env=WIDE)
     assert result.exit_code == 0, result.output
     lines = {line.split()[0]: line.split()[1:] for line in result.output.splitlines()}
@@ -38,7 +39,7 @@ def test_servers_are_listed_with_their_types() -> None:
 
 
 def test_an_unknown_server_is_refused() -> None:
-    """An unknown server is refused. The error names the servers that can be installed."""
+    """The error names the servers that can be installed. TorchServe is not one of them."""
     result = CliRunner().invoke(build(), ["servers", "install", "tensorflow"], env=WIDE)
     assert result.exit_code == 2
     assert "use mlserver" in result.output
@@ -60,7 +61,7 @@ def test_pods_are_counted_by_server() -> None:
 
 
 def test_pods_of_all_kinds_get_their_command_lines() -> None:
-    """ONNX pods come first, then the pods of installed servers. All pods share the memory."""
+    """ONNX pods come first, then the pods of other servers. Only the others get `--adapter` and `--allow-code`."""
     settings = UpSettings(pods=1, adapted=("mlserver",), allow_code=True, capacity=5)
     assert settings.all_pods == 2
     onnx, adapted = (parts.LocalPod(settings, n, etcd_url="u", session=None).argv() for n in (1, 2))  # type: ignore[arg-type]
@@ -88,6 +89,5 @@ def test_a_server_of_code_alone_is_refused_unless_code_is_allowed(monkeypatch: p
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: UpSettings, says: str) -> None:
-    """Settings that cannot work are refused before anything is started, and the error says what to do."""
     with pytest.raises(UpError, match=says):
         settings.check()

@@ -29,7 +29,6 @@ def test_a_made_trace_shows_each_policy_and_the_bound(run):
 
 @pytest.mark.parametrize("rooms", [("5",), ("5", "20%")])
 def test_a_picture_is_a_png(run, tmp_path, rooms):
-    """A picture is a PNG: hits over time, or over the memory if several capacities are given."""
     pytest.importorskip("matplotlib")
     path = tmp_path / "a.png"
     asked = [word for room in rooms for word in ("--room", room)]
@@ -39,7 +38,7 @@ def test_a_picture_is_a_png(run, tmp_path, rooms):
 
 
 def test_a_trace_of_ones_own(run, tmp_path):
-    """A CSV trace is read with or without a heading, and sizes are read from another CSV file."""
+    """A CSV trace may have a heading and comments. Sizes are read from another CSV file, without a heading."""
     trace, sizes = tmp_path / "calls.csv", tmp_path / "sizes.csv"
     trace.write_text("time,model\n# a remark\n100.5,a\n101,b\n101.25,a\n")
     sizes.write_text("a,1MiB,30\nb,2097152\n")
@@ -62,7 +61,6 @@ def test_a_trace_of_ones_own(run, tmp_path):
     ],
 )
 def test_what_is_wrong_with_a_trace_is_said_with_its_line(run, tmp_path, content, says):
-    """A fault in a trace is reported with its line number, and nothing is simulated."""
     path = tmp_path / "t.csv"
     path.write_text(content)
     result = run("simulate", str(path))
@@ -85,14 +83,12 @@ def test_what_is_wrong_with_a_trace_is_said_with_its_line(run, tmp_path, content
     ],
 )
 def test_wrong_words_say_what_is_right(run, words):
-    """An unknown word is wrong usage, and the error lists the possible words without a traceback."""
     result = run("simulate", *words, "--models", "10", "--requests", "10")
     assert result.exit_code == 2
     assert "error:" in result.stderr
 
 
 def test_a_model_without_a_size_is_named(run, tmp_path):
-    """A model without a size is an error that names the model. Its size is not estimated."""
     trace, sizes = tmp_path / "t.csv", tmp_path / "s.csv"
     trace.write_text("1,a\n")
     sizes.write_text("b,1MiB\n")
@@ -104,7 +100,7 @@ def test_a_model_without_a_size_is_named(run, tmp_path):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
 def test_no_file_is_worse_than_an_error(tmp_path, content):
-    """Whatever a file contains, the command ends with an error at worst, never with a crash."""
+    """Whatever a file contains, reading it as a trace or as sizes succeeds or raises an error that names the file."""
     path = tmp_path / "any"
     path.write_bytes(content)
     for read in (tracefile.requests, tracefile.sizes):

@@ -58,7 +58,7 @@ async def test_samples_are_registered_and_the_lines_call_one(mesh, samples):
 
 
 async def test_a_sample_whose_file_has_moved_is_registered_again(mesh, samples):
-    """A sample whose file has moved with the data directory is registered again."""
+    """If a sample's id is registered with another path, it is unregistered and then registered again."""
     answers = [failure(409, "CONFLICT", "registered with another path"), None]
 
     async def conflict_once():
@@ -88,7 +88,7 @@ async def test_a_sample_that_was_made_again_is_reloaded(mesh, samples):
 
 
 async def test_a_mesh_without_samples_is_up_all_the_same(mesh, monkeypatch):
-    """If samples cannot be made, the mesh starts without them and only logs the failure."""
+    """If samples cannot be made, the welcome text does not mention them."""
 
     async def prepare(folder):
         raise sample_models.NoSamples("scikit-learn is not installed")

@@ -21,7 +21,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line) for line in commands()])
 def test_each_command_is_one(line: str) -> None:
-    """Each command in docs/admin.md, and each of its options, occurs in the help."""
+    """The help of each command in docs/admin.md contains all options that the page uses with it."""
     words = re.sub(r"^mesh (--context \S+ )?", "", line)
     names = [word for word in shlex.split(words) if not word.startswith("-")]
     path = names[:2] if names[0] in ("context", "prefix") else names[:1]

@@ -28,7 +28,7 @@ TENTH = {
     "--rate 300": "--rate 30",
     "--requests 200000": "--requests 20000",
 }
-"""The shell of docs/sizing.md with a tenth of everything, including calls a second, because only proportions matter."""
+"""Replacements that reduce everything in the page's commands to a tenth, including calls a second. Only proportions matter."""
 
 
 def table(heading: str) -> list[list[str]]:
@@ -63,8 +63,8 @@ def simulated(shell: Shell, command: str) -> list[dict[str, Any]]:
 
 
 def test_the_cliff_and_the_plateau(calls: Shell):
-    """The command of the first table in docs/sizing.md confirms its hit rates for each memory size. The table's columns
-    agree with each other."""
+    """The simulation confirms the hit rates of the first table for sizes above the cliff, and that hits drop sharply
+    below. The table's columns agree with each other."""
     (made,) = [command for command in COMMANDS if command.text.startswith("python - >")]
     rows = simulated(calls, "mesh " + made.text.partition("\nmesh ")[2])
     found = {(row["policy"], round(row["room"], 2)): row["hit_rate"] for row in rows}
@@ -109,8 +109,8 @@ def test_a_smooth_popularity(calls: Shell):
 
 
 def test_containers():
-    """The table of containers in docs/sizing.md shows the result of `auto` to the digit. It also shows the largest
-    capacity that is accepted."""
+    """The table of containers shows the result of `auto` within 0.05 GiB. A capacity of 0.9 times the limit minus 0.2
+    GiB is accepted, and 0.25 GiB more is refused."""
     limits, sizes = table("Containers")
     for limit, size in zip(limits[1:], sizes[1:], strict=True):
         there = parse_bytes(limit.replace(" ", ""))

@@ -76,14 +76,13 @@ class Bar:
         return not self.cut or not number
 
     def doing(self, stage: str, what: str) -> None:
-        """Shows what is being measured."""
         self._progress.update(self._task, description=what)
         if self._lines and stage != self._last:
             self._progress.console.print(f"{self._passed:4.0f} of {self._total:.0f} s: {stage}", highlight=False)
         self._last = stage
 
     def failed(self, what: str, system: str, error: Exception) -> None:
-        """Reports that a round of a system failed. The other rounds continue."""
+        """Prints that a round of a system failed."""
         self._progress.console.print(f"[bold red]{what}: {system} FAILED: {error}")
 
     def done(self, seconds: float) -> None:
@@ -210,7 +209,7 @@ async def _closed(rows: Sequence[Closed], running: Sequence[Server], plan: Plan,
 
 
 def _goal(row: Closed) -> str:
-    """Returns the goal for the ratio of Mesh to MLServer."""
+    """Returns the goal for the ratio of Mesh to MLServer, or "" for rows without a goal."""
     return ">= 5" if (row.kind, row.payload) == ("rest", "1 KB") else ""
 
 

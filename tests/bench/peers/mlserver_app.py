@@ -10,7 +10,6 @@ class OnnxModel(MLModel):
     """One model, from the file that its `parameters.uri` names."""
 
     async def load(self) -> bool:
-        """Makes the session."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
@@ -20,7 +19,6 @@ class OnnxModel(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Runs the model."""
         feed = {one.name: NumpyCodec.decode_input(one) for one in payload.inputs}
         outputs = [
             NumpyCodec.encode_output(name, array)

@@ -38,7 +38,7 @@ class Onnx:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     async def __call__(self, request: Request) -> Response:
-        """V2 over REST, as far as the benchmark needs it: JSON both ways."""
+        """Answers V2 over REST, as far as the benchmark needs it: JSON both ways."""
         import orjson
 
         session = await self.session(serve.get_multiplexed_model_id())
@@ -56,7 +56,7 @@ class Onnx:
         return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
     async def ModelInfer(self, request):
-        """V2 over gRPC."""
+        """Answers V2 over gRPC, with raw contents."""
         from mesh.pb import inference_pb2
 
         session = await self.session(serve.get_multiplexed_model_id())

@@ -76,7 +76,7 @@ def write_models(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def of_mesh(mesh: LocalMesh) -> Server:
-    """Returns the mesh, which is already running."""
+    """Returns the running mesh as a server."""
     rest = mesh.rest_url().partition("//")[2]
     return Server(
         "Mesh",
@@ -105,7 +105,6 @@ def plain(folder: Path, models: Path) -> Server:
 
 
 def mlserver(environment: Path, folder: Path, models: Path) -> Server:
-    """Starts MLServer."""
     repository = folder / "mlserver"
     rest, grpc, metrics = free_port(), free_port(), free_port()
     for name in MODELS:

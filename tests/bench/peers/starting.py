@@ -24,7 +24,7 @@ START = 90.0  # seconds for a server to answer its first call
 
 @contextlib.asynccontextmanager
 async def running(mesh: LocalMesh, folder: Path, results: Results, progress: Progress) -> AsyncIterator[list[Server]]:
-    """Starts all servers that can be started, and ends them."""
+    """Starts all servers that can be started, yields those that answer, and stops them."""
     contents = {
         servers.SMALL: models.logistic_regression(0, features=64),
         servers.LARGE: models.identity(shape=(None,)),
@@ -76,7 +76,7 @@ async def _stop(server: Server) -> None:
 
 
 async def _answers(server: Server) -> None:
-    """Waits until each door answers for each model. Raises AssertionError."""
+    """Waits until each door answers for each model. Raises AssertionError if one does not."""
     for kind in server.doors:
         for payload in PAYLOADS.values():
             door = server.door(kind, payload)
