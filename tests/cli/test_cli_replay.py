@@ -9,8 +9,8 @@ QUESTION = Question("m", Need.of_host(10, 0, 100), 0, (ResidentCopy("a", 10, 500
 
 
 def test_a_pods_decisions_are_saved_and_asked_again(run, mesh, tmp_path):
-    """This version repeats a decision that it has saved. If the saved record was changed, the difference is reported,
-    and a file without decisions is wrong usage."""
+    """A decision that was saved by the same version of Mesh is repeated without a difference. If the saved record was
+    changed, the difference is reported. A file without decisions is wrong usage."""
     line = render(QUESTION, QUESTION.ask())
     mesh.answer("/mesh/v1/pods/pod-1/decisions", {"decisions": [json.loads(line)]})
     path = tmp_path / "d.ndjson"

@@ -28,7 +28,8 @@ TENTH = {
     "--rate 300": "--rate 30",
     "--requests 200000": "--requests 20000",
 }
-"""Replacements that reduce everything in the page's commands to a tenth, including calls a second. Only proportions matter."""
+"""Replacements that reduce everything in the page's commands to a tenth, including calls a second, because only
+proportions matter."""
 
 
 def table(heading: str) -> list[list[str]]:

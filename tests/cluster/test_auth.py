@@ -80,7 +80,7 @@ async def test_management_from_outside_needs_the_key(mesh: Installed) -> None:
 
 
 async def test_management_from_inside_needs_the_key(mesh: Installed) -> None:
-    """A pod of the namespace is refused without the key as well, and works with it."""
+    """In a pod of the namespace, `mesh` is refused without the key, and works with it."""
     there = ["--endpoint", "http://modelmesh-serving:8008"]
     with pytest.raises(KubeError, match="send a key"):
         mesh.kube.exec("client", "mesh", "ls", *there)
@@ -91,14 +91,13 @@ async def test_management_from_inside_needs_the_key(mesh: Installed) -> None:
 
 
 async def test_inference_is_open(mesh: Installed) -> None:
-    """Inference calls need no key."""
     async with Traffic(mesh) as traffic:
         await traffic.some(50)
     assert traffic.errors == []
 
 
 async def test_a_key_of_ones_own(mesh: Installed) -> None:
-    """The documented command makes a key, which registers the models of its grant and no others."""
+    """The documented command makes a key, which registers a model of its grant and is refused for another model."""
     made = typed(mesh, "mesh keys create").strip()
     await mesh.kube.until(
         lambda: asked(mesh, "PUT", "/mesh/v1/models/fraud%2Fde", MODEL, key=made) == 201, "the key registers a model"
@@ -114,7 +113,7 @@ async def test_the_doctor_works_with_the_key(mesh: Installed) -> None:
 
 
 async def test_an_upgrade_keeps_the_key(mesh: Installed) -> None:
-    """An upgrade with another image or other settings of Jobs runs the Job again, which keeps the key."""
+    """An upgrade that changes the settings of Jobs runs the Job again, which keeps the key."""
     before = key(mesh)
     jobs = {one["metadata"]["name"] for one in mesh.kube.get("jobs")["items"]}
     mesh.helm("upgrade", "mesh", over={"jobs": {"podLabels": {"again": "yes"}}})
@@ -158,8 +157,8 @@ async def test_with_required_inference_needs_a_key(mesh: Installed) -> None:
 
 
 async def test_a_service_account_calls_with_its_token(mesh: Installed) -> None:
-    """With `auth.serviceAccounts` a pod's account has the grants among the values. A token for another audience is
-    refused. Routers follow a change of the grants without a restart."""
+    """With `auth.serviceAccounts`, a pod's account has the grants in the chart's values. A token for another audience
+    is refused. Routers follow a change of the grants without a restart."""
     mesh.kube.kubectl("create", "serviceaccount", "scorer")
     me = f"serviceaccount:{mesh.kube.namespace}:scorer"
 

@@ -70,7 +70,8 @@ async def test_everybody_follows_another_authority(mesh: Installed) -> None:
 
 
 async def test_new_pods_of_all_kinds_start_with_it(mesh: Installed) -> None:
-    """Once the mesh shows the new certificate, a pod of each kind, including etcd, is replaced and starts with it."""
+    """Once all processes have adopted the new authority, a router and a runtime pod are replaced. The new pods become
+    ready, and no call fails."""
     await asyncio.gather(
         *(
             mesh.kube.until(

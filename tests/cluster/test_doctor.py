@@ -71,7 +71,7 @@ async def mesh(
     yield mesh
 
 
-# --- faults, each a context in which it is there
+# -- faults: each context manager causes one, and removes it again
 
 
 @contextlib.asynccontextmanager
@@ -136,7 +136,7 @@ async def expired(mesh: Installed, cluster: Kube) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def deleted(mesh: Installed, cluster: Kube, name: str) -> AsyncIterator[None]:
-    """Deletes a Secret of the chart."""
+    """Deletes a Secret of the chart while the block runs."""
     before = mesh.kube.get("secret", name)
     mesh.kube.kubectl("delete", "secret", name)
     try:
@@ -272,7 +272,7 @@ FAULTS: dict[str, tuple[Fault, list[Expected]]] = {
 
 
 async def test_a_mesh_without_faults_is_well(mesh: Installed) -> None:
-    """In a mesh without faults doctor reports only `ok`, in every area. It checks etcd from a router's pod."""
+    """In a mesh without faults, doctor checks Kubernetes, Secrets, etcd and the mesh, and reports no problem."""
     visits = Visits(mesh)
     await visits.visit()
     assert visits.bad == []

@@ -56,9 +56,8 @@ async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
 
 
 async def test_a_model_that_exhausts_its_container_is_quarantined(mesh: Installed) -> None:
-    """A model whose various requests have killed servers is quarantined, and each of its callers gets the reason. For
-    each death, at most one call per caller of other models may fail, which was in flight. All models come back, and the
-    pods are ready."""
+    """A model whose requests kill servers is quarantined, and its next caller gets the reason. Each death may fail at
+    most one call of each caller of other models: the call in flight. Afterwards all pods are ready and serve models."""
 
     async def status() -> dict[str, object]:
         while True:

@@ -215,7 +215,7 @@ async def test_a_certificate_identifies_its_caller(secure: Installed, authority:
 
 
 async def test_commands_present_a_certificate(secure: Installed, authority: certificates.Authority) -> None:
-    """`mesh` with a client certificate shows that certificate's names and grants."""
+    """`mesh whoami` with a client certificate shows the name in the certificate."""
     assert secure.trust is not None
     deployer = certified(secure, authority, x509.UniformResourceIdentifier(SPIFFE))
     async with secure.kube.forward("service/modelmesh-serving", MANAGEMENT) as port:

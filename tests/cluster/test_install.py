@@ -98,7 +98,7 @@ async def test_a_pod_is_deleted_by_force(mesh: Installed, kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["mesh-router", "mesh-runtime-cpu", "mesh-runtime-big"])
 async def test_a_rollout_is_not_noticed(mesh: Installed, name: str) -> None:
-    """Callers do not notice a rollout that replaces all pods of the mesh."""
+    """Callers do not notice a rollout that replaces all pods of a Deployment."""
     before = {one["metadata"]["name"] for one in mesh.pods()}
     async with Traffic(mesh) as traffic:
         mesh.kube.kubectl("rollout", "restart", f"deployment/{name}")
@@ -110,7 +110,8 @@ async def test_a_rollout_is_not_noticed(mesh: Installed, name: str) -> None:
 
 
 async def test_an_upgrade_with_other_values_is_not_noticed(mesh: Installed, tmp_path: Path) -> None:
-    """Callers do not notice an upgrade that changes options of routers and of all pools at once."""
+    """The documented commands save a backup with all models, and change options of routers and of all pools at once.
+    Callers do not notice."""
     over = {"router": {"loadWait": 90, "podLabels": {"changed": "yes"}}, "runtime": {"loadTimeout": 60}}
     before = set(mesh.names("router") + mesh.names("runtime"))
     backup = tmp_path / "registry.backup"
@@ -126,7 +127,7 @@ async def test_an_upgrade_with_other_values_is_not_noticed(mesh: Installed, tmp_
 
 
 async def test_a_pool_shrinks_and_grows(mesh: Installed) -> None:
-    """A pool shrinks to one pod and grows back to three. Leaving pods hand over their copies."""
+    """A pool shrinks to one pod and grows back to three without a failed call."""
     async with Traffic(mesh) as traffic:
         for replicas in (1, 3):
             mesh.typed("Scale", "mesh-runtime-cpu", words={"--replicas=5": f"--replicas={replicas}"})
@@ -202,7 +203,7 @@ async def test_a_second_mesh_is_refused(mesh: Installed) -> None:
 
 
 async def test_nothing_is_left(mesh: Installed) -> None:
-    """`helm uninstall` removes everything that the chart and the mesh have created. The admin's own objects stay."""
+    """`helm uninstall` removes everything that the chart and the mesh have created."""
     mesh.typed("Uninstall", "helm uninstall")
     await mesh.kube.until(lambda: not mesh.left(), "nothing is left", timeout=150.0)
 

@@ -22,7 +22,7 @@ def helm(cluster: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
 def check(namespace: Kube, found: list[dict[str, Any]]) -> None:
     known = [one for one in found if one["apiVersion"] != OPERATOR]
     assert len(known) > 5
-    # Whether somebody may give a role away depends on what is in it, so it has to be there.
+    # The API server checks a RoleBinding against the rights in its Role, so the Role must exist.
     if roles := [one for one in known if one["kind"] == "Role"]:
         namespace.apply(*roles)
     assert namespace.dry_run(*known) == []

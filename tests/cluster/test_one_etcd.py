@@ -1,4 +1,4 @@
-"""One etcd for meshes of several namespaces: a Secret holds the connection, and errors name each mistake in it."""
+"""One etcd for meshes of several namespaces: a Secret holds the connection, and errors name mistakes in it."""
 
 import json
 import re
@@ -68,7 +68,8 @@ async def first(shared_namespace: Kube, image: str, endpoint: str) -> AsyncItera
 
 
 async def refused(mesh: Installed, says: Callable[[str], bool]) -> None:
-    """Waits until each process has ended with that text, and checks that no pod is ready."""
+    """Waits until `says` is true for the logs of the router and of the runtime pod, and checks that neither is
+    ready."""
 
     def ended() -> bool:
         names = [*mesh.names("router"), *mesh.names("runtime")]
@@ -95,7 +96,7 @@ async def test_a_second_mesh_on_the_same_prefix_refuses_to_start(
 async def test_a_mesh_of_another_prefix_sees_nothing_of_the_first(
     first: Installed, namespace: Kube, endpoint: str
 ) -> None:
-    """A mesh with another prefix sees neither the models nor the pods of the first one."""
+    """A mesh with another prefix lists other models, and no pods of the first one."""
     await first.offer(3)
     mesh = Installed(namespace, first.image)
     namespace.apply(secret(endpoint, prefix="other", userid="root", password="right"))

@@ -11,7 +11,7 @@ HEADING = "On this machine, without a registry"
 
 
 async def test_a_mesh_for_trying(namespace: Kube, image: str) -> None:
-    """The chart's values for a trial request no more than a node of two CPUs has, and no value is missing."""
+    """The documented commands install a mesh that serves models."""
     cluster, name, environment, creation, *rest = documented.block("kubernetes.md", HEADING)
     assert cluster.text == "make cluster"
     assert "make -s cluster-image" in name.text

@@ -1,4 +1,4 @@
-"""The upgrade from the previous version under traffic: both versions work together, in any order.
+"""The upgrade from the previous version under traffic: both versions work together.
 
 The previous version is this tree's image with the protocol between routers and agents lowered by one.
 """
@@ -41,8 +41,8 @@ async def test_routers_of_the_version_before_load_into_new_pods(mesh: Installed,
 
 
 async def test_an_upgrade_is_not_noticed(mesh: Installed, image: str) -> None:
-    """Callers do not notice `helm upgrade`, which replaces every pod, including etcd's only member. Cold models are
-    loaded as before afterwards."""
+    """Callers do not notice `helm upgrade`, which replaces every pod, including etcd's only member. A cold model is
+    loaded afterwards."""
     before = set(mesh.names("router") + mesh.names("runtime"))
     pools = mesh.values["pools"]
     mesh.values = {
