@@ -124,7 +124,7 @@ VERBS = st.sampled_from([Verb.INFER, Verb.READ, Verb.REGISTER, Verb.ADMIN])
 
 
 def allowed_by_definition(grants, principal, verb, name):
-    """Returns the decision as a sentence would define it, with regular expressions."""
+    """Returns the decision by its definition, written with regular expressions."""
     for one in grants.values():
         if principal.subjects & set(one.to) and verb in ALLOWS[one.role]:
             for pattern in one.models:

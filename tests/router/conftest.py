@@ -85,7 +85,7 @@ class Core:
         self.registry.forget(model_id)
 
     def alias(self, name: str, active: str, *, target: str = "", feed: bool = True, **mesh: object) -> None:
-        """Writes the record of a vmodel to etcd. Unless `feed` is set, the worker does not learn of it."""
+        """Writes the record of a vmodel to etcd. If `feed` is false, the worker does not learn about it."""
         key = self.world.keys.vmodel(name)
         data = {"amid": active, "tmid": target or active, **({"mesh": mesh} if mesh else {})}
         self.etcd.revision += 1
@@ -95,7 +95,7 @@ class Core:
             self.vmodels.delta(revision, [(key, self.etcd.records[key].value)])
 
     def remove_alias(self, name: str, *, feed: bool = True) -> None:
-        """Deletes the vmodel's record from etcd."""
+        """Deletes the vmodel's record from etcd. If `feed` is false, the worker does not learn about it."""
         key = self.world.keys.vmodel(name)
         self.etcd.revision += 1
         del self.etcd.records[key]
@@ -103,7 +103,7 @@ class Core:
             self.vmodels.delta(self.etcd.revision, [(key, None)])
 
     def resident(self, model: str, *pods: str, path: str = "") -> None:
-        """Registers the model and shows it loaded in these pods."""
+        """Registers the model and shows it as loaded in these pods, by default in pod `a`."""
         self.register(model, **({"path": path} if path else {}))
         for pod in pods or ("a",):
             if pod not in self.world.view.pods:
@@ -116,11 +116,11 @@ class Core:
         del self.etcd.records[self.world.keys.model(model_id)]
 
     def failed_in(self, *pods: str, ago_ms: int = 1000) -> tuple[Failure, ...]:
-        """Returns failures in these pods in the form of a record."""
+        """Returns failures in these pods, as a model's record contains them."""
         return tuple(Failure(pod, NOW_MS - ago_ms, f"{pod} says no") for pod in pods)
 
     def frame(self, model_id: str = "m", payload: bytes = b"", version: str = "") -> bytes:
-        """Returns the frame of a V2 call of the model, with a raw input."""
+        """Returns the frame of a V2 call of the model. A `payload` becomes its raw input."""
         raw = b"\x0a" + bytes([len(model_id)]) + model_id.encode()
         raw += b"\x12" + bytes([len(version)]) + version.encode() if version else b""
         raw += b"\x3a" + bytes([len(payload)]) + payload if payload else b""
@@ -135,7 +135,7 @@ class Core:
         deadline: float | None = None,
         **more: object,
     ) -> FakeCall:
-        """Returns a V2 call of the model that has just arrived. Its `deadline` is in seconds from now."""
+        """Dispatches a V2 call of the model, and returns the call. Its `deadline` is in seconds from now."""
         when = None if deadline is None else asyncio.get_running_loop().time() + deadline
         call = FakeCall(frame=self.frame(model_id, payload, version), deadline=when, **more)  # type: ignore[arg-type]
         self.dispatcher.dispatch(call)

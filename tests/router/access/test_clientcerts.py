@@ -106,7 +106,7 @@ def test_no_other_text_identifies_anybody(value):
 
 
 def guard_of_certificates() -> Guard:
-    """Returns the guard of a mesh that asks for certificates or keys."""
+    """Returns the guard of a mesh that accepts certificates and keys."""
     authority = Authority(KEYS)
     guard = Guard(authority, mode="required", others=[ClientCertificates()], wall=lambda: 1000.0)
     grants = {"g": ("infer", ["fraud/*"], [f"cert:{SPIFFE}"]), "k": ("infer", ["*"], ["key:k"])}
@@ -123,8 +123,7 @@ def test_a_certificate_has_the_grants_of_its_names():
 
 
 def test_a_key_counts_more_than_a_certificate():
-    """A request with a key and a certificate is the key's request. A wrong key is refused even with a valid
-    certificate."""
+    """If a request has both, the key identifies the caller. A wrong key is refused even with a valid certificate."""
     guard = guard_of_certificates()
     certificate = (XFCC, header(URI(SPIFFE)))
     assert guard.known([certificate, (b"authorization", b"Bearer " + b"k" * 40)]).name == "key:k"

@@ -18,7 +18,7 @@ VERSIONS = {"7": "fraud@7", "8": "fraud@8"}
 
 
 def by_header(core, name, header=b"mm-vmodel-id", method=OTHER):
-    """Returns a call whose metadata names a model or a vmodel."""
+    """Dispatches a call whose metadata names a model or a vmodel, and returns the call."""
     call = FakeCall(method, [(header, name.encode())], framing.pack(b""))
     core.dispatcher.dispatch(call)
     return call
@@ -122,8 +122,7 @@ async def test_an_alias_that_hides_a_cold_model_is_found_by_the_read_for_its_loa
 
 @pytest.mark.parametrize("kind", ["message", "header"])
 async def test_a_name_that_is_neither_is_not_found_after_one_read_for_all(core, kind):
-    """A hundred callers of an unknown name share one read of both keys, which began after they came. At most two reads
-    happen."""
+    """A hundred callers of an unknown name share their reads of its keys. At most two reads happen."""
     calls = [core.call("fraud") if kind == "message" else by_header(core, "fraud") for _ in range(100)]
     for call in calls:
         await core.answered(call)
@@ -135,7 +134,8 @@ async def test_a_name_that_is_neither_is_not_found_after_one_read_for_all(core, 
 
 
 async def test_a_vmodel_that_cannot_be_read_is_no_unknown_one(core):
-    """While etcd is unavailable, an unread vmodel is not reported as unknown, because it may exist."""
+    """While etcd is unavailable, a vmodel that the worker does not know is not reported as unknown, because it may
+    exist."""
     core.etcd.away = True
     call = await core.answered(by_header(core, "fraud"))
     assert call.code is Code.UNAVAILABLE
@@ -267,7 +267,7 @@ async def test_a_version_that_does_not_exist_is_not_found_and_the_others_are_nam
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize(("path", "own"), [("s3://models/fraud/3/model.onnx", "3"), ("s3://models/fraud.onnx", "1")])
 async def test_a_model_has_the_version_of_its_folder(core, alias, warm, path, own):
-    """A plain model, or an alias that lists no versions, has only the version that its folder names."""
+    """A plain model, or an alias that lists no versions, has one version: the one that its folder names, or else 1."""
     core.world.pod("a")
     core.agents.answers["a"] = fakecalls.loaded()
     if warm:
@@ -351,8 +351,7 @@ async def test_a_sticky_key_keeps_its_model(core):
 
 
 async def test_a_model_of_a_split_that_is_not_loaded_costs_no_wait(core):
-    """Calls drawn for a model that is not loaded go to the loaded one meanwhile. All of them cause one load and one log
-    line."""
+    """Calls drawn for a model that is not loaded go to the loaded one, and cause a load. The log says so once."""
     core.resident("fraud@7", "a")
     core.world.pod("b")
     core.agents.answers["b"] = fakecalls.loaded()
@@ -447,7 +446,6 @@ async def test_an_error_of_the_model_itself_is_the_answer(core):
 
 
 async def test_weights_that_change_apply_to_the_next_call(core):
-    """New weights in an alias's record apply to the next call."""
     core.resident("fraud@7")
     core.resident("fraud@8")
     for model in ("fraud@7", "fraud@8", "fraud@7"):

@@ -1,4 +1,4 @@
-"""The part of a caller's text that error messages repeat, shortened to what the client can receive."""
+"""Error texts, shortened to what a client can receive."""
 
 import pytest
 from hypothesis import given

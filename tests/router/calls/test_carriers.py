@@ -136,8 +136,7 @@ async def test_calls_are_cold_where_they_waited_for_a_load(core, carry):
 
 
 async def test_a_server_that_is_lost_within_a_reply_counts_as_lost(core, carry):
-    """A server that dies within a reply counts as lost. A model that kills servers in the middle of streams is
-    therefore not sent to the next one unchecked."""
+    """A model that kills servers during its replies must not be called in the next server unchecked."""
     resident(core, "a")
     call = carry()
     await until(lambda: core.sent("a"), interval=0.001)

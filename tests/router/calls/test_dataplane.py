@@ -107,7 +107,6 @@ def test_defaults(document: str, methods: dict, others: bool) -> None:
     ],
 )
 def test_what_is_wrong_is_said(document: str, says: str) -> None:
-    """The error for a document that cannot be used names the faulty part."""
     with pytest.raises(ValueError, match=says):
         dataplane.parse(document)
 
@@ -137,7 +136,7 @@ def test_any_content_is_parsed_or_refused_with_a_value_error(document: str | byt
 
 
 def test_without_a_configuration_every_method_is_allowed() -> None:
-    """Without a configuration, every method is allowed. Only V2's methods have the id in the message."""
+    """The id of a method outside V2 is then in the metadata."""
     known = adopted(None)
     assert not known.method(OTHER).refused
     assert asked(known, PREDICT, PredictRequest(model_name="body"), [(b"mm-model-id", b"header")]) == (
@@ -147,7 +146,7 @@ def test_without_a_configuration_every_method_is_allowed() -> None:
 
 
 def test_a_listed_method_has_its_id_at_the_path() -> None:
-    """The id at the path beats every header. If the field is missing, the headers count."""
+    """The id at the path takes precedence over a header. If the field is missing, the headers count."""
     known = adopted(config({PREDICT[1:].decode(): {"idExtractionPath": [3, 7]}}))
     header = [(b"mm-model-id", b"header")]
     inner = PredictRequest(inner={"model_name": "body"}, model_name="of no interest")
@@ -207,7 +206,6 @@ def test_v2_keeps_its_versions_under_a_configuration() -> None:
 
 
 def test_a_configuration_that_goes_leaves_no_rule_behind() -> None:
-    """When a configuration is replaced or removed, nothing of the former one is left."""
     known = adopted(config({PREDICT[1:].decode(): {"idExtractionPath": [1]}}))
     assert known.method(OTHER).refused
     known.adopt(None)
@@ -217,7 +215,7 @@ def test_a_configuration_that_goes_leaves_no_rule_behind() -> None:
 
 
 async def test_a_refused_method_fails_before_its_request_is_read(core) -> None:
-    """A call of a method that is not allowed is refused with UNIMPLEMENTED, whatever its message and metadata."""
+    """The message cannot be decoded and the metadata names no model, but the code is UNIMPLEMENTED."""
     call = FakeCall(OTHER, [], framing.pack(b"\xff"))
     Dispatcher(core.forwarder, adopted(config({}))).dispatch(call)
     assert call.code is Code.UNIMPLEMENTED

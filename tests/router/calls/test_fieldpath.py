@@ -21,7 +21,7 @@ def test_the_string_at_any_path_of_any_message_is_the_one_that_protobuf_reads(on
 
 @given(name=TEXT, version=TEXT, tensors=st.lists(TEXT, max_size=3), blob=st.binary(max_size=500))
 def test_the_first_field_of_a_request_is_read(name, version, tensors, blob):
-    """The first field of a request is read as protobuf writes it, and protobuf omits an empty string."""
+    """The fields are read as protobuf writes them. Protobuf omits an empty string."""
     request = inference_pb2.ModelInferRequest(model_name=name, model_version=version, raw_input_contents=[blob])
     for tensor in tensors:
         request.inputs.add(name=tensor, shape=[1, -1], datatype="FP32")
@@ -33,8 +33,6 @@ def test_the_first_field_of_a_request_is_read(name, version, tensors, blob):
 
 @given(name=TEXT, version=TEXT, more=st.booleans())
 def test_name_and_version_of_a_v2_request_are_read_together(name, version, more):
-    """The name and the version of a V2 request are read as protobuf's encoders write them, whatever their lengths and
-    even if one of the two is left out."""
     request = inference_pb2.ModelInferRequest(model_name=name, model_version=version)
     if more:
         request.id = "7"
@@ -69,7 +67,6 @@ def test_a_cut_name_or_version_is_refused(name, version, data):
 
 @given(type_=TEXT, path=TEXT, key=TEXT, used=st.integers(0, 2**64 - 1), load=st.booleans())
 def test_nested_fields_are_read_past_numbers_and_flags(type_, path, key, used, load):
-    """A nested field such as `modelInfo.key` is read past other fields of every kind around it."""
     request = modelmesh_pb2.RegisterModelRequest(modelId="m", loadNow=load, lastUsedTime=used)
     request.modelInfo.type, request.modelInfo.path, request.modelInfo.key = type_, path, key
     message = request.SerializeToString()
@@ -101,8 +98,7 @@ def test_any_bytes_give_a_string_nothing_or_a_value_error(message, path, start):
 
 @given(st.binary(max_size=40), st.binary(max_size=40))
 def test_cut_anywhere_it_never_reads_beyond(name, rest):
-    """A message that is cut off within the field is refused. The reader never returns a shortened string and never
-    reads beyond the message's end."""
+    """A message that is cut off within the field is refused, instead of giving a shortened string."""
     message = bytes([0x0A]) + varint(len(name) + 5) + name
     with pytest.raises(ValueError, match="ends beyond"):
         fieldpath.extract(message, (1,))
@@ -141,7 +137,7 @@ NUMBERS = st.integers(2, 40)
 
 
 def fields(depth):
-    """Returns unknown fields as a handmade message may contain them, including nested groups."""
+    """Returns a strategy for unknown fields as a handmade message may contain them, including nested groups."""
     plain = st.one_of(
         st.tuples(NUMBERS, st.integers(0, 2**63)).map(lambda f: varint(f[0] << 3) + varint(f[1])),
         st.tuples(NUMBERS, st.binary(max_size=10)).map(lambda f: varint(f[0] << 3 | 2) + varint(len(f[1])) + f[1]),

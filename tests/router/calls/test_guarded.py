@@ -1,4 +1,4 @@
-"""Calls to models in a mesh that asks who calls: unary calls, streams and foreign methods."""
+"""Calls to models in a mesh that identifies its callers: unary calls, streams and foreign methods."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ TOKEN_OF_K, TOKEN_OF_O = ISSUER.token("k"), ISSUER.token("o")
 
 @pytest.fixture
 def guarded(core):
-    """Returns the core with a guard: the key may call `m`, the alias `live`, and nothing else."""
+    """Returns the core with a guard: the key `k` may call `m`, `live` and `late/*`, and the key `o` nothing."""
     guard = guard_of("required", {"k": KEY, "o": OTHER}, {"k": ("infer", ["m", "live", "late/*"], ["key:k"])})
     dispatcher = Dispatcher(core.forwarder, Routes(), guard)
     core.resident("m")
@@ -284,7 +284,7 @@ def _mixed(first, second):
 
 
 VALID = {KEY: "key:k", OTHER: "key:o", TOKEN_OF_K: "user:k", TOKEN_OF_O: "user:o"}
-"""The valid credentials, and the callers whose they are."""
+"""The valid credentials, each with its caller."""
 
 _K, _O = TOKEN_OF_K, TOKEN_OF_O
 _SECRETS = [ISSUER.jwks, json.dumps(json.loads(ISSUER.jwks)["keys"][0]).encode()]
@@ -315,7 +315,7 @@ HEADERS = st.lists(
 
 @given(HEADERS, NAMES, st.booleans())
 def test_no_trick_with_headers_turns_a_denial_into_a_call(headers, name, foreign):
-    """Whatever headers a call has, the router asks for a copy of a model only if the pure decision allows its name."""
+    """Whatever headers a call has, the router looks for a copy of a model only if `decide` allows its name."""
     grants = {"k": ("infer", ["m", "late/*"], ["key:k", "user:k"])}
     guard = guard_of("required", {"k": KEY, "o": OTHER}, grants, others=[known_tokens(ISSUER)], wall=time.time)
     asked: list[str] = []

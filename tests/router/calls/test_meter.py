@@ -6,7 +6,7 @@ from router.calls import meter
 
 
 def counts(registry):
-    """Returns a snapshot's calls by method and code."""
+    """Returns the counted calls by method and code."""
     (found,) = [m for m in registry.snapshot()["metrics"] if m["name"] == "modelmesh_api_request_milliseconds"]
     return {tuple(labels): sum(value[0]) for labels, value in found["series"]}
 

@@ -32,7 +32,7 @@ def reply_of(name="fraud", values=b"1234", id="7", version="8"):
 
 
 async def answered(core, frame=None, code=0, name="fraud", **more):
-    """Makes a call and returns it once it is answered."""
+    """Makes a call, answers it in pod `a`, and returns it."""
     call = core.call(name, **more)
     (sent,) = [sent for sent in core.sent("a") if not sent.over]
     if code:
@@ -72,7 +72,7 @@ def clean(core):
 
 
 async def test_a_shadow_gets_the_call_after_its_caller_was_answered(core):
-    """A shadow gets the caller's bytes and headers, addressed to the shadow's copy. Its answer is compared, timed and
+    """A shadow gets the caller's bytes and headers, addressed to the shadow's copy. Its answer is compared and
     dropped."""
     shadowed(core, versions={"8": "fraud@8"})
     call = core.call("fraud", headers=[(b"x-trace", b"1")])
@@ -108,7 +108,8 @@ async def test_a_shadow_gets_the_call_after_its_caller_was_answered(core):
     ],
 )
 async def test_answers_are_compared_by_outputs_and_codes(core, primary, shadow, outcome):
-    """Answers are compared by their values, not by names, versions and ids. Failures are equal if their codes are."""
+    """Answers are compared by their values, not by names, versions and ids. Compressed answers are compared byte by
+    byte, and failures by their codes."""
     shadowed(core)
     if isinstance(primary, Code):
         await answered(core, code=primary)
@@ -157,8 +158,7 @@ async def test_a_shadow_that_hangs_gets_a_few_calls_and_then_a_pause(core, monke
 
 
 async def test_a_shadow_whose_server_dies_gets_a_pause(core):
-    """The death of a shadow's server counts against the shadow's model as it would for any other model. No caller's
-    call is affected."""
+    """The death counts against the shadow's model, not against the active one. The next call is not mirrored."""
     shadowed(core)
     await answered(core)
     (sent,) = await mirrored(core)
@@ -209,8 +209,8 @@ async def test_a_shadow_that_is_not_loaded_causes_one_load(core):
 
 
 async def test_a_busy_pod_gets_no_calls_of_shadows(core):
-    """If the shadow's pod has more than a few calls of callers, calls of the shadow are shed. Other calls of shadows in
-    that pod do not count."""
+    """If the shadow's pod has more than a few calls of callers, calls for the shadow are shed. Calls of shadows in this
+    pod do not count."""
     shadowed(core)
     core.world.view.pods["s"].load = BUSY
     await answered(core)
@@ -242,8 +242,8 @@ async def test_all_shadows_together_have_few_calls_in_flight(core):
 
 
 async def test_memory_for_shadows_is_bounded(core):
-    """A call is not mirrored if its request and answer would exceed the memory for shadows. A smaller call after it
-    is."""
+    """A call is not mirrored if its request and answer exceed the memory for shadows. A smaller call afterwards is
+    mirrored."""
     shadowed(core)
     await answered(core, framing.pack(bytes(MAX_BYTES)))
     assert counts(core) == {"shed": 1}
@@ -255,7 +255,7 @@ async def test_memory_for_shadows_is_bounded(core):
 
 
 async def test_shadows_give_way_when_bodies_fill_their_total(core, monkeypatch):
-    """Shadows get no memory that callers need."""
+    """A call is not mirrored if the budget has no room for its bytes."""
     shadowed(core)
     monkeypatch.setattr(core.forwarder.budget, "large", 10)
     await answered(core)
@@ -264,7 +264,6 @@ async def test_shadows_give_way_when_bodies_fill_their_total(core, monkeypatch):
 
 @pytest.mark.parametrize("method", ["ModelMetadata", "ModelReady"])
 async def test_questions_about_a_model_are_not_mirrored(core, method):
-    """Only inference calls are mirrored, not requests for metadata or readiness."""
     shadowed(core)
     call = FakeCall(b"/inference.GRPCInferenceService/" + method.encode(), frame=core.frame("fraud"))
     core.dispatcher.dispatch(call)
@@ -274,7 +273,7 @@ async def test_questions_about_a_model_are_not_mirrored(core, method):
 
 
 async def test_a_call_whose_end_came_late_is_mirrored_too(core):
-    """A unary call that is carried as a stream, because its end came late, is mirrored too."""
+    """A unary call whose end comes late is carried as a stream."""
     shadowed(core)
     call = StreamCall(messages=[core.frame("fraud")])
     core.dispatcher.dispatch(call)

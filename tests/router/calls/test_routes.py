@@ -114,7 +114,6 @@ def test_extensions_of_v2_are_refused_as_what_they_are(method, text):
 
 
 def test_compressed_requests_are_read():
-    """A compressed request is decompressed only to read the id."""
     packed = gzip.compress(infer("squeezed"))
     frame = b"\x01" + len(packed).to_bytes(4, "big") + packed
     assert model_of(INFER, frame=frame, encoding=b"gzip") == "squeezed"
@@ -174,7 +173,7 @@ def compressed(message: bytes) -> bytes:
 
 
 def test_a_compressed_message_is_unpacked_no_further_than_its_id():
-    """A compressed message is decompressed only as far as its id. The model server checks the rest and the size."""
+    """The frame ends after 1,000 bytes, long before the end of its message."""
     frame = compressed(infer("m") + b"\x3a\x80\x80\x80\x20" + bytes(64 << 20))
     assert model_of(INFER, frame=frame[:1000], encoding=b"gzip") == "m"
 
@@ -307,7 +306,7 @@ def test_our_own_headers_do_not_come_back():
 
 
 def test_what_a_copy_is_called_with():
-    """A copy is always called with the binary id. It gets the plain id too if that is visible ASCII."""
+    """A copy is always called with the binary id, and also with the plain id if that is printable ASCII."""
     assert dict(headers.addressed("a b", b"inc.7")) == {
         b"mesh-copy": b"inc.7",
         b"mm-model-id": b"a b",

@@ -205,7 +205,7 @@ class TestFewAtOnce:
         assert set(results(await core.answered(call))) == {"a", "b", "c", "d"}
 
     async def test_replies_that_are_too_large_together_are_refused(self, core, calling):
-        """Replies that together exceed `--max-message` fail the call, and no reply beyond the limit is kept."""
+        """Two of the four replies already exceed `--max-message` together, and fail the call."""
         for name in "abcd":
             core.resident(name, "a")
         call = calling(of("a", "b", "c", "d"))
@@ -218,7 +218,8 @@ class TestFewAtOnce:
 
 
 async def test_merged_headers_are_bounded(core, calling):
-    """Equal headers of several replies are passed on once, and no more headers than a client accepts."""
+    """Equal headers of several replies are passed on once. All headers together have less than 4 KiB, because clients
+    do not accept many more."""
     for name in "ab":
         core.resident(name, "a")
     call = calling(of("a", "b"))

@@ -67,8 +67,8 @@ async def test_those_that_wait_go_on_in_their_order_and_never_beyond_the_share(m
 
 
 async def test_those_that_wait_go_on_when_calls_of_other_models_end(mesh):
-    """Waiting calls of a model get connections that other models' calls give back, even while the model's own call
-    lasts for minutes."""
+    """Waiting calls of a model get connections that other models' calls give back, while the model's own call in flight
+    continues."""
     mesh.register("other")
     mesh.world.copy("other", "a")
     others = [mesh.call(model) for model in ("fast", "other") for _ in range(CONNECTIONS // 2)]
@@ -143,7 +143,7 @@ def stream(mesh):
 
 
 def late(mesh, model="slow"):
-    """Returns a unary call whose end arrives later than its message."""
+    """Dispatches a unary call whose end arrives later than its message, and returns the call."""
     call = StreamCall(messages=[mesh.frame(model)])
     mesh.dispatcher.dispatch(call)
     return call
@@ -232,8 +232,7 @@ class Model:
 
 @given(st.integers(64, 300), st.lists(st.integers(0, 4), min_size=1, max_size=600))
 def test_there_is_always_a_connection_for_a_model_without_one(connections, arrivals):
-    """A model without a connection always gets one, however many connections the other models want and in whatever
-    order they ask."""
+    """In whatever order five models ask for connections, one connection stays free."""
     calls = [0] * 5
     for model in arrivals:
         if not shares.full(Model(calls[model], sum(calls)), connections) and sum(calls) < connections:

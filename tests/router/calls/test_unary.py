@@ -17,7 +17,7 @@ UNSAFE = b"/some.Predictor/predict"
 
 
 def resident(core, *pods, model="m"):
-    """Registers the model and shows it loaded in these pods."""
+    """Registers the model and shows it as loaded in these pods, by default in pod `a`."""
     core.register(model)
     for pod in pods or ("a",):
         core.world.pod(pod)
@@ -32,7 +32,7 @@ def unsafe_call(core, model="m"):
 
 
 def where(core, *pods):
-    """Returns the pod that has the one call in flight."""
+    """Returns the one pod that has received a call."""
     (pod,) = [pod for pod in pods if core.sent(pod)]
     return pod
 
@@ -60,8 +60,8 @@ async def test_a_hit_is_sent_at_once_and_its_reply_comes_back_as_it_came(core):
 
 
 async def test_a_failure_of_the_model_server_is_passed_through(core):
-    """A failure of the model server is passed on with its code, text and metadata, even RESOURCE_EXHAUSTED and
-    UNAVAILABLE."""
+    """A failure of the model server, even UNAVAILABLE, is passed on with its code, text and metadata. The copy stays
+    callable."""
     resident(core)
     call = core.call()
     core.sent("a")[0].fail(Code.UNAVAILABLE, "not today", [(b"grpc-status-details-bin", b"x"), (b"mesh-load", b"0")])
@@ -209,7 +209,7 @@ async def test_not_here_without_another_copy_loads_it(core, method):
 
 
 async def test_a_pod_that_says_not_here_for_ever_is_given_up(core):
-    """A call is not retried forever if a pod keeps answering *not here*, because its agent and its server disagree."""
+    """The pod's agent and server disagree: the agent confirms each load, but the server answers *not here*."""
     resident(core)
     call = core.call()
     for count in range(1, 9):
@@ -220,7 +220,7 @@ async def test_a_pod_that_says_not_here_for_ever_is_given_up(core):
 
 
 async def test_a_client_cannot_make_believe_that_a_model_is_not_here(core):
-    """The *not here* header counts only in failed replies of pods. Otherwise a client could fake it."""
+    """The router removes the *not here* header from requests, and ignores it in replies that succeed."""
     resident(core)
     call = core.call(headers=[(b"mesh-not-here", b"1")])
     (sent,) = core.sent("a")
@@ -458,8 +458,8 @@ async def test_a_suspect_answers_where_etcd_does_not(core):
 
 
 async def test_a_call_that_must_be_verified_is_sent_again_whatever_its_method(core):
-    """A call that must be verified is sent again whatever its method, because nothing has run. The retry states the
-    record that was read, and for a second no call reads it again."""
+    """A call that must be verified has not run, so it is sent again after a read of the record. The retry says that the
+    record was read, and so do the next calls, without another read."""
     resident(core)
     call = unsafe_call(core)
     (sent,) = core.sent("a")
@@ -480,8 +480,8 @@ async def test_a_call_that_must_be_verified_is_sent_again_whatever_its_method(co
 
 
 async def test_what_must_be_verified_and_is_gone_is_not_called_again(core):
-    """A call that must be verified is not sent again if its registration has ended or been replaced, even if this
-    router's view does not show that yet."""
+    """The call is not sent again after its registration has ended, even if this router's view does not show that
+    yet."""
     resident(core)
     call = core.call()
     core.unregister()
@@ -519,8 +519,8 @@ async def test_content_that_was_replaced_does_not_answer_unproven(core, digest, 
 
 
 async def test_where_etcd_is_away_the_call_says_so(core):
-    """While etcd is unavailable, a call tells its pod so. One probe of etcd finds out, and later calls do not wait for
-    it."""
+    """While etcd is unavailable, the retry tells the pod so, and later calls do so at once. A probe notices when etcd
+    answers again."""
     resident(core)
     core.etcd.away = True
     call = core.call()
@@ -653,7 +653,7 @@ async def test_what_a_pod_demands_holds_as_long_as_etcd_is_away(core):
 
 
 async def test_reads_are_shared_by_the_calls_of_a_model(core):
-    """However many calls of a model a pod sends back, they share one read of the record."""
+    """Fifty calls that a pod sends back share their reads of the record. At most two reads happen."""
     resident(core)
     calls = [core.call() for _ in range(50)]
     core.etcd.gate.clear()
@@ -669,7 +669,6 @@ async def test_reads_are_shared_by_the_calls_of_a_model(core):
 
 
 async def test_a_pod_that_sends_everything_back_ends_the_call(core):
-    """A call is not retried forever: it fails if a pod sends back every attempt."""
     resident(core)
     core.agents.answers["a"] = fakecalls.refused("NO_ROOM")
     call = core.call()
@@ -784,7 +783,7 @@ async def test_a_request_is_freed_when_a_large_reply_begins(core):
 
 
 async def test_a_pod_that_refuses_a_call_after_a_large_reply_has_begun_is_not_believed_twice(core):
-    """If a pod says *not here* after a large message, the call fails, because its request has been freed."""
+    """If a pod says *not here* after its large reply has begun, the call fails, because its request has been freed."""
     resident(core, "a", "b")
     call = core.call()
     pod = where(core, "a", "b")

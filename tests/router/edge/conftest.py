@@ -47,7 +47,8 @@ async def behind_grpc(handler, max_message):
 
 @pytest.fixture(params=["envoy", "grpc"])
 async def connect(request):
-    """Serves a handler behind each of the two edges in turn, which must look alike, and returns a channel to it."""
+    """Yields a function that serves a handler behind an edge, and returns a channel to it. Each test runs with both
+    edges, which must behave alike."""
     transport = {"envoy": behind_envoy, "grpc": behind_grpc}[request.param]
     async with contextlib.AsyncExitStack() as stack:
 

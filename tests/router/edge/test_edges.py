@@ -17,7 +17,7 @@ BOTH = pytest.mark.parametrize("method", [INFER, OTHER])
 
 
 def answering(work):
-    """Returns a handler that runs a coroutine for each call, and the list of the calls."""
+    """Returns a handler that runs a coroutine for each call, and lists the calls and the tasks in its attributes."""
     calls, tasks = [], []
 
     def handler(call):

@@ -11,8 +11,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 async def test_workers_share_the_port():
-    """All workers listen on one port. The kernel distributes the connections among them, and every connection is
-    answered."""
+    """Two workers listen on one port. Every connection is answered, whichever worker the kernel gives it to."""
     answered = [0, 0]
 
     def worker(index):

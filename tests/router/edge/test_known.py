@@ -30,7 +30,8 @@ async def test_a_method_waits_until_its_caller_is_identified(token, code):
 
 
 async def test_a_streaming_method_keeps_its_cancellation_after_the_wait():
-    """The handler of a call that waited for its caller is cancelled when that caller leaves."""
+    """A call first waits until its caller is identified. When the caller leaves later, the handler is still
+    cancelled."""
     slow = SlowTokens()
     steps = []
 

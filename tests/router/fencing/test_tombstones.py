@@ -63,7 +63,7 @@ class Town:
         await self.see()
 
     async def cut_off(self, name: str, incarnation: str = "i", *, seen: bool = True) -> None:
-        """Ends the pod's lease. `seen` says whether a leader saw the end."""
+        """Ends the pod's lease, and makes its agent unreachable. `seen` says whether a leader saw the end."""
         lease = await Lease.grant(self.etcd, ttl=60)
         copies = [kv.key async for kv in self.etcd.scan(self.keys.all_copies)]
         for key in (self.keys.pod(name), *(key for key in copies if self.keys.copy_of(key)[1] == name)):
@@ -104,7 +104,7 @@ class Town:
         return [life.pod for life in await self.tombstones.open_lives()]
 
     async def refused(self, model_id: str = "m", path: str = "file:///new") -> MeshError:
-        """Checks that the id cannot be registered with another file."""
+        """Checks that the id cannot be registered with another file, and returns the error."""
         with pytest.raises(MeshError) as error:
             await self.management.register(model_id, "onnx", path)
         assert error.value.reason is Reason.FORMER_LIFE
@@ -174,8 +174,7 @@ async def test_a_copy_is_withdrawn_and_the_id_is_free_at_once(town):
 
 
 async def test_a_copy_that_stays_keeps_the_id(town):
-    """An id stays taken until the agent has confirmed that its copy is gone. The error of a new registration names the
-    pod."""
+    """An id stays taken while etcd has the key of a copy. The error of a new registration names the copy's pod."""
     await town.pod("a", "m")
     await town.management.unregister("m")
     assert await town.buried()
@@ -316,7 +315,7 @@ async def test_a_stranger_on_the_agents_address_confirms_nothing(town):
 
 
 async def test_a_life_ends_when_its_agent_says_so(town):
-    """An agent ends its pod's life by deleting the key once its model server has ended."""
+    """An agent deletes the key of its pod's life once its model server has ended."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -471,8 +470,8 @@ async def test_a_leader_that_was_stopped_judges_nothing_by_what_it_knew_before(t
 
 
 async def test_a_life_does_not_end_at_once_because_its_name_is_taken(town):
-    """A new pod with the same name does not end the former pod's life at once. The new pod merely could not reach the
-    former agent, which needs time to notice."""
+    """If a new pod has the same name, the former pod's life ends only after it was open for `REPLACED` seconds, because
+    the former agent needs time to notice that it is cut off."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -506,7 +505,7 @@ async def test_every_address_of_a_name_must_refuse(town):
 
 async def test_history_of_an_etcd_that_was_restored_tells_nothing(town):
     """The history of a restored etcd proves nothing. If etcd has not reached the revision at which a pod was cut off,
-    the pod counts as having held everything. The leader continues with the other pods."""
+    the pod counts as having held every model."""
     await town.pod("a", "n")
     await town.cut_off("a", seen=False)
     (life,) = await town.tombstones.open_lives()
@@ -520,8 +519,8 @@ async def test_history_of_an_etcd_that_was_restored_tells_nothing(town):
 
 
 async def test_thousands_of_tombstones_wait_for_one_life_at_little_cost(town, monkeypatch):
-    """Thousands of tombstones of a lost node wait for one life at little cost. Lives are read once per look, and
-    history once per tombstone."""
+    """The tombstones of 130 models wait for one life. Each look reads the lives in one transaction and 50 tombstones in
+    each of the others. History is read in the first look only."""
     names = [f"x{number}" for number in range(130)]
     assert await town.management.register_many([Item(name, "onnx", "file:///x") for name in names]) == [None] * 130
     await town.pod("a", *names)
@@ -553,8 +552,7 @@ async def test_thousands_of_tombstones_wait_for_one_life_at_little_cost(town, mo
 
 
 async def test_a_lost_zone_takes_the_leader_few_connections_at_a_time(town, monkeypatch):
-    """A lost zone costs the leader only few connections at a time, although each attempt to reach a silent pod takes
-    the full timeout."""
+    """The leader makes few connections at a time, because each attempt to reach a silent pod takes the full timeout."""
     for number in range(200):
         await town.etcd.put(town.keys.life(f"p{number}", "i"), Life(f"h{number}:1", f"h{number}:2").encode())
     trying = most = 0

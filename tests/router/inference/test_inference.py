@@ -58,7 +58,7 @@ async def test_ready_says_what_the_model_says():
 
 
 async def test_an_inference_passes_its_frame_as_it_is():
-    """An inference passes its frame unchanged in both directions, without encoding or copying it."""
+    """The dispatcher gets the frame of the request itself, which is neither encoded again nor copied."""
     dispatcher, served = models(replies(pb.ModelInferResponse(model_name="m")))
     frame = framing.pack(b"whatever")
     answer = await served.infer(frame, Caller())

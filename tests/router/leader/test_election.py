@@ -1,5 +1,4 @@
-"""The election of one leader at a time, on a real etcd: successors follow, and a leader that loses its lease stops at
-once."""
+"""The election of one leader at a time, on a real etcd."""
 
 import asyncio
 
@@ -49,7 +48,7 @@ async def test_one_leads_and_the_next_follows(etcd, keys):
 
 
 async def test_a_leader_whose_lease_is_gone_stops_and_stands_again(etcd, keys):
-    """A leader whose lease was ended by somebody else stops, cancels its work and stands for election again."""
+    """Another program revokes the lease of the only candidate, which then leads a second term."""
     one = Candidate(etcd, keys, "one")
     try:
         await until(lambda: one.now)

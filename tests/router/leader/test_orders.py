@@ -27,8 +27,8 @@ def orders(world, agents):
 
 
 async def test_what_an_agent_answers_is_known_before_etcd_tells_it(world):
-    """The view learns of an agent's answer before etcd reports it. It gets everything that matters to calls, such as
-    deaths of servers in the model's calls."""
+    """The view has the copy before etcd reports it, with its generation, its digest, and the mark that servers died in
+    the model's calls."""
     agents = FakeAgents()
     reply = fakecalls.loaded("i")
     reply.loaded.generation, reply.loaded.digest, reply.loaded.blamed = 2, "d", True
@@ -42,8 +42,7 @@ async def test_what_an_agent_answers_is_known_before_etcd_tells_it(world):
 
 
 async def test_a_refusal_changes_nothing_in_view(world):
-    """If an agent refuses a request the view does not change. If an agent cannot be reached, the caller gets an
-    error."""
+    """The caller gets a refusal as the agent's answer, but an error if the agent cannot be reached."""
     agents = FakeAgents()
     agents.answers["a"] = fakecalls.refused("NO_ROOM", "full")
     asked = orders(world, agents)

@@ -137,8 +137,8 @@ async def test_all_copies_move_and_then_nothing_is_left_to_do(mesh):
 
 @pytest.mark.parametrize(("told", "sent"), [(1500, 1500), (0, 0), (None, 60_000)], ids=["told", "in-use", "quiet"])
 async def test_the_new_content_is_as_urgent_as_the_model_is_used(mesh, told, sent):
-    """The urgency of loading the new content depends on the model's present use. The key of the old copy only has the
-    urgency of that copy's load."""
+    """The load of the new content states the time since the model's last use, or at least a minute if agents have
+    reported no use."""
     mesh.idle = told
     mesh.pod("a")
     mesh.copy("a")
@@ -155,8 +155,8 @@ async def test_a_model_without_copies_is_done_at_once(mesh):
 
 
 async def test_content_that_cannot_be_loaded_costs_one_load_and_is_told(mesh):
-    """New content that cannot be loaded costs one load and is reported. The old copies keep serving, and the reload
-    backs off until the model is reloaded again."""
+    """New content that cannot be loaded costs one load, and the reload says why. The old copies stay. Another reload is
+    tried at once."""
     mesh.pod("a", "b")
     mesh.copy("a")
     mesh.copy("b")
@@ -239,7 +239,8 @@ async def test_another_leader_goes_on_where_one_has_died(mesh):
 
 
 async def test_reloaded_again_in_the_middle(mesh):
-    """The end of a reload does not delete the key of a later one."""
+    """The model is reloaded again while its first reload is in progress. The end of the first one does not delete the
+    key of the second."""
     mesh.pod("a")
     mesh.copy("a")
     go = mesh.held["a"] = asyncio.Event()
@@ -279,8 +280,7 @@ async def test_a_pod_that_has_died_in_the_middle_holds_nothing_up(mesh):
 
 
 async def test_a_pod_that_does_not_answer_for_long_is_told_of(mesh, monkeypatch):
-    """A pod that does not answer the leader for long during a reload is named in the log, and asked again after a
-    pause."""
+    """A reload whose pod does not answer for long says so, and is tried again after a pause."""
     monkeypatch.setattr(reloading, "PATIENCE", 0.0)
     monkeypatch.setattr(reloading, "REST", 0.0)
     mesh.pod("a")
@@ -296,8 +296,7 @@ async def test_a_pod_that_does_not_answer_for_long_is_told_of(mesh, monkeypatch)
 
 
 async def test_what_cannot_be_read_holds_no_other_model_up(mesh):
-    """If the key, value or record of a reload cannot be read, it is logged and left alone for a while. Other models are
-    not delayed."""
+    """The leader skips a reload whose key, value or model's record cannot be read. Other models are not delayed."""
     await mesh.etcd.put(mesh.keys.reloads + b"\xff", Reload(1).encode())
     await mesh.etcd.put(mesh.keys.reload("broken"), b"no json")
     await mesh.etcd.put(mesh.keys.reload("unreadable"), Reload(1).encode())

@@ -147,8 +147,8 @@ async def test_what_is_hot_gets_a_copy_and_is_asked_for_once(world):
 
 
 async def test_limits_are_kept_both_ways(world):
-    """A minimum is kept without any traffic, and a maximum whatever the traffic. An agent is told when the pin of its
-    copy changes."""
+    """The leader loads the minimum of copies, and unloads those above the maximum. It tells an agent when the pin of
+    its copy changes."""
     created = await world.register("m", limits=CopyLimits(2, None, True))
     await world.round()
     assert {model for model, _ in world.agents.loads} == {"m"}
@@ -242,7 +242,7 @@ async def test_what_a_dead_pod_had_comes_back_where_its_type_is_taken(world):
 
 
 async def test_a_load_that_does_not_work_rests(world):
-    """A failed load is not requested again in the next round. An agent that does not answer does not end the round."""
+    """A failed load is not requested again in the next rounds. An agent that does not answer does not end the round."""
     await world.register("m", limits=CopyLimits(1))
     world.agents.refuse = "NO_ROOM"
     world.agents.silent.add("b")
@@ -334,7 +334,7 @@ async def test_uses_are_noted_as_of_when_their_pod_told_of_them(world, monkeypat
 
 
 async def test_a_quarantined_or_failing_model_is_not_preloaded(world):
-    """A quarantined or failing model is not preloaded before it is released or called."""
+    """A model that is quarantined or has failed lately is not preloaded. A failure of long ago does not count."""
     recency = Recency(world.etcd, world.keys)
     recency.note({"bad": 1000, "failing": 1000, "failed": 2000, "good": 5000})
     await recency.save()
@@ -370,7 +370,7 @@ async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
 
 
 async def test_what_was_planned_for_a_pod_that_proves_unhealthy_is_not_sent_there(world):
-    """If a pod proves unhealthy during a round, the loads that the round planned for it are not sent."""
+    """If a pod proves unhealthy during a round, the remaining loads that the round planned for it are not sent."""
     world.agents.broken = {"a"}
     for name in ("b", "c"):  # there is room in the broken one only
         world.pod(name, used_bytes=64 * MIB)

@@ -65,7 +65,7 @@ class Mesh:
                 reader.delta(change.revision, items)
 
     async def lead(self) -> None:
-        """Starts another leader."""
+        """Stops the leader, if there is one, and starts another."""
         await self.stop()
         tombstones = Tombstones(self.etcd, self.keys, self)
         withdrawal = Withdrawal(
@@ -292,8 +292,8 @@ async def test_calls_stay_where_they_are_if_the_target_cannot_be_loaded(mesh, mo
 
 
 async def test_a_failed_move_is_tried_again_when_the_target_is_repaired(mesh, monkeypatch):
-    """A failed move is tried again at once when the record of its target changes, because the target was released or
-    registered again."""
+    """A failed move is tried again at once when the record of its target changes, for instance because an admin has
+    released the target."""
     monkeypatch.setattr(transitions, "CHECK", 0.1)
     monkeypatch.setattr(transitions, "REST", 3600.0)
     await mesh.pod("p")
@@ -365,7 +365,7 @@ async def test_a_vmodel_without_copies_moves_at_once(mesh):
 
 
 async def test_a_load_of_somebody_else_is_waited_for(mesh):
-    """If the target of a move is already being loaded for a caller, it gets no second copy."""
+    """If the target of a move is already being loaded, the move waits for that copy and requests no second one."""
     await mesh.pod("p", "q")
     await mesh.register("a", "b")
     await mesh.copy("a", "p")

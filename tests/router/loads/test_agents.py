@@ -31,7 +31,7 @@ async def test_an_agent_that_is_not_there():
 
 
 async def test_an_agent_that_is_silent():
-    """A request to an agent that does not answer may have arrived."""
+    """An aborted request may have arrived, so the error is not `refused`. Only the log has gRPC's text."""
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
 

@@ -23,7 +23,7 @@ def one_pod(core, answer=GO_ON):
 
 
 def held(core, pod="a", reply=GO_ON):
-    """Makes the agent wait with its answer for the returned event."""
+    """Makes the agent wait for the returned event before it answers."""
     event = asyncio.Event()
 
     async def answer(request):
@@ -35,8 +35,7 @@ def held(core, pod="a", reply=GO_ON):
 
 
 async def test_a_call_of_a_model_without_a_copy_has_it_loaded_and_goes_through(core):
-    """A call of a model without a copy causes a load, and the agent gets everything it needs to know. The view has the
-    copy before etcd reports it."""
+    """The agent gets the registration and its size from the record. The view has the copy before etcd reports it."""
     core.register(host_bytes=123, load_ms=3)
     core.world.pod("a")
     core.agents.answers["a"] = GO_ON
@@ -400,7 +399,8 @@ async def test_etcd_away_in_the_middle_of_a_load(core):
 
 @pytest.mark.parametrize("reason", ["UNAVAILABLE", "REGISTRY_AWAY", "INTERNAL"])
 async def test_a_pod_that_is_not_up_to_it_yet_is_asked_again(core, reason):
-    """A pod is asked again if its model server is restarting or if it has no lease at the moment."""
+    """A pod is asked again after a refusal that will pass, for instance because its model server is restarting or the
+    pod has no lease."""
     core.rules(pause_ms=1)
     one_pod(core)
     answers = [fakecalls.refused(reason), fakecalls.refused(reason), GO_ON]
@@ -514,8 +514,8 @@ def passes(monkeypatch):
 
 @pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.LASTING])
 async def test_what_may_pass_is_told_with_a_time_and_tried_again(core, passes, kind):
-    """A passing failure, such as trouble of the store, is reported as UNAVAILABLE with the time to wait. A call a
-    moment later succeeds."""
+    """A failure that may pass is reported with the code of its kind and with a way out. The pod is asked again only
+    when the pause after the failure has ended."""
 
     def fail(request):
         core.register(failures=(replace(core.failed_in("a", ago_ms=0)[0], text="the store answers 503", kind=kind),))
@@ -583,7 +583,7 @@ async def test_a_clock_that_is_ahead_does_not_prolong_a_failure(core, passes):
 
 
 async def test_broken_models_do_not_send_the_good_ones_to_one_pod(core):
-    """Good models stay evenly spread over the pods, even if broken ones are called in between."""
+    """Good models are spread over all pods, even if broken ones are called in between."""
     for name in "abcd":
         core.world.pod(name)
         core.agents.answers[name] = lambda request: (
@@ -908,7 +908,7 @@ async def test_an_answer_that_cannot_be_ends_the_flight(core, monkeypatch):
 
 
 def test_settings_travel_to_the_workers(tmp_path):
-    """Settings are passed to the workers. Secrets are in a file that only this user can read."""
+    """The settings contain secrets, so only this user can read their file."""
     settings = RouterSettings("r", workers=3)
     etcd = replace(settings.etcd, password="secret", ca=b"\xff\0pem", files=EtcdFiles(ca="/ca"))
     settings = replace(settings, internal_tls="/tls", etcd=etcd)

@@ -1,4 +1,4 @@
-"""Management over gRPC in a mesh that asks who calls: every method and every role."""
+"""Management over gRPC in a mesh that identifies its callers: every method and every role."""
 
 import json
 import types
@@ -41,7 +41,7 @@ MESSAGES = {
 
 
 class Reached(Exception):
-    """The request has reached its handler."""
+    """The sign that a request has reached its handler."""
 
 
 def refuse(*_, **__):
@@ -114,8 +114,8 @@ async def test_the_target_of_a_vmodel_is_noted(tmp_path):
 
 @pytest.mark.parametrize(("holder", "seen"), [("scoped", False), ("read", True)])
 async def test_the_status_of_a_vmodel_hides_models_that_the_caller_may_not_read(holder, seen):
-    """Errors and copies of a model are shown only to callers who may read the model. The model's state is part of the
-    vmodel's status."""
+    """A caller who may not read a model sees its state in the vmodel's status, but neither its errors nor its
+    copies."""
     copy = CopyInfo("pod-1", ModelStatus.LOADED, 5)
     other = StatusInfo(ModelStatus.LOADED, ("a secret path",), (copy,))
     info = VModelInfo("team/live", VModelRecord(owner="", active="other", target="other"), other)

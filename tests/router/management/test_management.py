@@ -89,7 +89,7 @@ class Desk:
         await self.etcd.put(self.keys.copy(model_id, pod), record.encode())
 
     async def call(self, method: str, request: object, **more: object) -> FakeCall:
-        """Makes a gRPC call and returns its answer."""
+        """Makes a gRPC call, and returns the call once it is answered."""
         frame = framing.pack(request.SerializeToString())  # type: ignore[attr-defined]
         call = FakeCall(method.encode(), frame=frame, **more)  # type: ignore[arg-type]
         self.dispatcher.dispatch(call)
@@ -319,7 +319,7 @@ async def test_a_model_with_referents_stays(desk):
 
 
 async def test_the_status_of_a_model(desk):
-    """The status of a model follows etcd, whether or not this router has seen the changes."""
+    """The status is read from etcd, because this router's view may not show the latest changes yet."""
     management = desk.management
     assert (await management.status("m")).status == "NOT_FOUND"
     await management.register("m", "onnx")
@@ -388,7 +388,7 @@ async def test_quarantine_is_told_and_released(desk):
 
 @pytest.mark.parametrize("path", [".", "..", "./m.onnx", "../models/m.onnx", "~/m.onnx"])
 async def test_a_path_relative_to_no_folder_is_refused(desk, path):
-    """Every interface refuses a relative path without a folder to resolve it against, and registers nothing."""
+    """Relative paths are refused for one model and for many, because there is no folder to resolve them against."""
     with pytest.raises(MeshError) as error:
         await desk.management.register("m", "onnx", path)
     assert error.value.reason is Reason.BAD_REQUEST
@@ -407,8 +407,7 @@ async def test_a_path_relative_to_no_folder_is_refused(desk, path):
     ],
 )
 async def test_a_secret_in_a_registration_is_refused_and_its_place_told(desk, path, key):
-    """Every interface refuses a secret in a registration. The error says where the secret is without repeating it, and
-    etcd never receives it."""
+    """The error says where secrets belong, without repeating this one. No way to register writes the secret to etcd."""
     with pytest.raises(MeshError) as error:
         await desk.management.register("m", "onnx", path, key)
     assert error.value.reason is Reason.BAD_REQUEST
@@ -424,8 +423,7 @@ async def test_a_secret_in_a_registration_is_refused_and_its_place_told(desk, pa
 
 
 async def test_a_reload_begins_a_generation_and_is_left_to_the_leader(desk):
-    """A reload begins a generation and leaves the work to the leader. Failures of the old content are forgotten, and
-    the rest of the record stays."""
+    """The digest, the failures and the deaths of the old content are forgotten. The footprint and the copies stay."""
     await desk.management.register("m", "onnx", "/m")
     failure = (Failure("a", NOW, "x"),)
     await desk.change(digest="one", digest_ms=5, killed=("died", "again"), failures=failure, host_bytes=7, refs=1)
@@ -587,9 +585,8 @@ async def test_many_are_unregistered_in_few_transactions(desk, monkeypatch):
 
 
 async def test_each_of_many_is_unregistered_by_its_own_rules(desk):
-    """When many models are unregistered, each follows its own rules. A model with references stays, one with copies has
-    them unloaded, and one that a suspect pod may hold is withdrawn in that pod. An impossible id is refused, and the
-    rest are removed."""
+    """A model with references stays. Copies are unloaded, even those that only the view shows. An invalid id is
+    refused, and the other models are removed."""
     desk.pod("a")
     for name in ("free", "named", "loaded", "suspect"):
         await desk.management.register(name, "onnx")
@@ -608,7 +605,7 @@ async def test_each_of_many_is_unregistered_by_its_own_rules(desk):
 
 
 async def test_a_model_that_changes_while_many_are_unregistered_is_looked_at_alone(desk, monkeypatch):
-    """If another write happens between the read and the deletion of a batch, each model of the batch is removed
+    """If another write happens between the read and the deletion of a batch, each model of the batch is unregistered
     separately."""
     await desk.management.register_many([Item(name, "onnx") for name in ("a", "b")])
     transact = desk.etcd.txn
@@ -625,7 +622,8 @@ async def test_a_model_that_changes_while_many_are_unregistered_is_looked_at_alo
 
 
 async def test_a_pod_that_is_cut_off_while_many_are_unregistered_leaves_tombstones(desk, monkeypatch):
-    """If a pod is cut off between the read and the deletion of a batch, a tombstone is left for each model."""
+    """The key of a life appears between the read and the deletion of the batch. That pod may still answer for these
+    models."""
     await desk.management.register_many([Item(name, "onnx") for name in ("a", "b")])
     transact = desk.etcd.txn
 
@@ -735,8 +733,8 @@ async def test_a_model_is_explained(desk):
 
 
 async def test_it_is_told_why_a_copy_is_there_and_why_one_went(desk):
-    """A model's status explains why copies exist and why others were evicted, by the agents' newest decisions of each
-    kind. Decisions that merely mention the model are left out."""
+    """The explanation uses the agents' newest decisions of each kind, and omits decisions that only mention the model.
+    It does not name models that the caller may not read."""
     desk.pod("a")
     desk.pod("b")
     await desk.management.register("m", "onnx")

@@ -21,14 +21,14 @@ OPERATIONS = {name: value for name, value in vars(operations).items() if isinsta
 
 
 def test_every_operation_has_one_name_and_a_door():
-    """Every operation has one name and is offered by at least one interface. No interface offers anything else."""
+    """Each operation has a name of its own. The interfaces offer all operations of management, and no others."""
     assert len({operation.name for operation in OPERATIONS.values()}) == len(OPERATIONS)
     reached = [route.operation for route in ROUTES] + list(modelmesh.OPERATIONS.values())
     assert set(reached) == set(OPERATIONS.values()) - DOORS
 
 
 def test_what_reads_changes_nothing_by_its_method():
-    """An operation uses GET if it only reads, and another method if it changes something."""
+    """A route of management uses GET exactly if its operation only reads. Each route has a handler."""
     assert all((route.method == "GET") == (route.operation.verb is Verb.READ) for route in MANAGEMENT)
     assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)
     assert all(callable(getattr(ManagementApi, route.handler)) for route in MANAGEMENT)
@@ -36,7 +36,7 @@ def test_what_reads_changes_nothing_by_its_method():
 
 
 def test_a_name_in_the_path_is_of_the_operations_noun():
-    """A name in a path belongs to the operation's noun, and the table says which part of the request contains it."""
+    """The paths of operations on the mesh and on many models contain no name."""
     nouns = defaultdict(set)
     for route in ROUTES:
         if "{id" in route.path:

@@ -66,7 +66,7 @@ async def register(desk: Desk, *models: str, **more: object) -> None:
 
 
 async def serve(desk: Desk, model: str, *pods: str) -> None:
-    """Writes copies of a model into etcd, for pods in the view."""
+    """Puts the pods into the view, and copies of the model in these pods into etcd."""
     for pod in pods:
         desk.pod(pod)
         desk.agents.answers.setdefault(pod, fakecalls.loaded())
@@ -138,7 +138,7 @@ INVALID = [
 
 @pytest.mark.parametrize(("fields", "code", "text"), INVALID)
 async def test_what_is_refused_has_the_predecessors_code_and_text(desk, fields, code, text):
-    """A refused request has the predecessor's code and text, and changes neither vmodel nor models."""
+    """A refused request changes nothing in etcd."""
     await register(desk, "a", "c")
     await set_vmodel(desk, targetModelId="a", owner="me")
     before = [kv async for kv in desk.etcd.scan(desk.keys.base.encode())]
@@ -180,7 +180,6 @@ async def test_the_default_owner_is_an_option(desk):
 
 
 async def test_deleting_a_vmodel_that_is_not_there_succeeds(desk):
-    """Deleting a vmodel that does not exist, or has an empty id, succeeds without any effect."""
     for name in ("", "v"):
         await call(desk, "deleteVModel", pb.DeleteVModelRequest(vModelId=name), pb.DeleteVModelResponse)
 
@@ -372,7 +371,6 @@ async def test_no_more_requests_wait_than_a_worker_allows(desk, monkeypatch):
 
 
 async def test_a_cancelled_call_ends_its_wait(desk):
-    """A cancelled call stops waiting at once."""
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a")
     await serve(desk, "a", "p")
@@ -385,7 +383,8 @@ async def test_a_cancelled_call_ends_its_wait(desk):
 
 
 async def test_what_a_reply_says_is_known_to_its_worker_before_the_feed_reports_it(desk):
-    """A call through the worker that gave the reply already goes where the reply says, even if the feed lags."""
+    """Management passes each vmodel that it has read or written to its worker, so calls through this worker follow the
+    reply even if the feed lags."""
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a")
     name, kv, revision = desk.noted[-1]
@@ -446,7 +445,6 @@ async def test_a_new_target_must_be_permitted(desk):
 
 
 async def test_a_dropped_version_may_come_back_with_another_file(desk):
-    """The id of a dropped version can be registered with another file."""
     await set_version(desk, "1", keep=0)
     await set_version(desk, "2")
     await set_version(desk, "3")
@@ -493,7 +491,6 @@ async def test_a_split_counts_in_all_its_models(desk):
     ],
 )
 async def test_what_a_request_may_not_say(desk, change, text):
-    """A request whose attributes make no sense gets BAD_REQUEST, and the text names the attribute."""
     with pytest.raises(MeshError, match=text) as error:
         await desk.management.handlers.vmodels.set(MoveVModel("v", change))
     assert error.value.reason is Reason.BAD_REQUEST

@@ -1,4 +1,4 @@
-"""Grants in a file that routers follow: on their way from the file to the decisions of every worker."""
+"""Grants in a file that routers follow, from the file to the decisions of each worker."""
 
 import json
 from pathlib import Path
@@ -98,8 +98,8 @@ def test_without_a_file_there_is_nothing_to_follow(tmp_path):
     ],
 )
 def test_a_file_with_a_mistake_keeps_the_former_one(tmp_path, path, content, says):
-    """Because of a mistake in one grant, the whole file is refused. The mistake is logged once, with the age of the
-    grants that apply, and shown. A worker that starts meanwhile has the former grants too."""
+    """A mistake in one grant makes the router refuse the whole file. The router logs the mistake once, with the age of
+    the grants that apply, and reports both. A worker that starts meanwhile has the former grants too."""
     way = Way(tmp_path, path)
     registry = metrics.Registry()
     way.file.follow(registry)

@@ -95,7 +95,8 @@ async def infer(channel, model_id):
 
 
 async def served(channel):
-    """Returns whether a few calls in a row are answered. One call on a killed worker's connection may fail."""
+    """Returns whether five calls in a row get an answer other than UNAVAILABLE, which a call on a killed worker's
+    connection may get."""
     try:
         for _ in range(5):
             await infer(channel, "m")
@@ -131,8 +132,7 @@ async def who_hangs_is_replaced(router, channel):
 
 @pytest.mark.parametrize("edge", ["envoy", "grpc"])
 async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge):
-    """A router serves, heals, drains and ends behind either edge. One process does all of this, because starting one
-    takes seconds."""
+    """One process does all of this, because starting a router takes seconds."""
     router = a_router("--workers", "2", edge=edge)
     async with FakePod("a", etcd, keys) as pod:
         await router.ready()
@@ -158,7 +158,7 @@ async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge)
             assert 'process_resident_memory_bytes{process="router-worker1"}' in text
             assert (await router.get("/live"))[0] == 200
 
-            # It is told to stop in the middle of a call: it says so, and lets the call end.
+            # The router is told to stop during a call: it reports that, and lets the call end.
             calls = []
             pod.on_call = calls.append
 
@@ -179,8 +179,7 @@ async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge)
 
 
 async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypatch):
-    """Spawning a worker is tried again if it fails, for instance because the machine has reached its limit of
-    processes."""
+    """The first three attempts fail, as they do when the machine has reached its limit of processes."""
     spawned = []
 
     async def spawn(argv, **options):
@@ -205,8 +204,8 @@ async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypa
 
 
 async def test_a_router_is_not_live_where_nothing_has_served_for_long(tmp_path, monkeypatch):
-    """A router is not live if nothing has served for long, because a fresh container may help where restarts of workers
-    do not. While it stops it is live."""
+    """A new container may help where restarts of workers do not, but not while etcd cannot be read. A router that stops
+    is live."""
     router = pod_module.RouterPod(RouterSettings("r", run_dir=str(tmp_path)))
     try:
         assert router._why_not_live() is None, "nothing has served for a short time only"
@@ -222,8 +221,8 @@ async def test_a_router_is_not_live_where_nothing_has_served_for_long(tmp_path, 
 
 
 async def test_management_on_a_port_of_its_own(a_router):
-    """With a port for management, the other port serves no management, over gRPC or REST, whatever the path looks like.
-    Both ports serve inference and health."""
+    """With a port for management, the other port serves no management over gRPC or REST, even under unusual spellings
+    of a path. Both ports serve V2."""
     port = free_port()
     router = a_router("--management-listen", f"127.0.0.1:{port}")
     await router.ready()
@@ -233,7 +232,7 @@ async def test_management_on_a_port_of_its_own(a_router):
         return (await answered(port, target))[0]
 
     async def answered(port, target):
-        """Returns the status and the body of the answer."""
+        """Sends a request with this target, and returns the status and the body of the answer."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"GET {target} HTTP/1.1\r\nhost: localhost\r\nmesh-peer: 1.2.3.4\r\n\r\n".encode())
         status = int((await reader.readline()).split()[1])
@@ -316,7 +315,7 @@ def test_a_bad_option_is_a_clear_error(options, says):
 
 
 async def test_without_etcd_it_runs_and_says_that_it_is_not_ready(a_router, own_etcd):
-    """Without etcd a router runs but is not ready. It needs no restart when etcd comes."""
+    """When etcd becomes available, the router becomes ready without a restart."""
     own_etcd.kill9()
     router = a_router("--workers", "1", "--etcd", own_etcd.endpoint, "--install-id", "here")
 

@@ -33,8 +33,8 @@ def run_dir():
 
 
 async def test_registered_on_one_worker_served_by_the_other_at_once(etcd, etcd_server, keys):
-    """A model registered on one worker is served by the other as soon as the registration returns, although it was
-    refused before."""
+    """The second worker serves the model as soon as the registration has returned, although it has just answered that
+    the model is unknown."""
     async with FakePod("a", etcd, keys) as pod, workers(etcd_server.settings, keys, 2) as mesh:
         await mesh.sees("a")
         for number in range(10):
@@ -47,8 +47,7 @@ async def test_registered_on_one_worker_served_by_the_other_at_once(etcd, etcd_s
 
 
 async def test_a_hundred_callers_of_two_routers_load_a_model_once(etcd, etcd_server, keys):
-    """A hundred callers of two routers load a model once. Whatever pods the routers choose, one claim wins and all
-    calls go to its pod."""
+    """Two workers choose pods for the load at the same time. One claim wins, and all calls go to its pod."""
     async with (
         FakePod("a", etcd, keys) as a,
         FakePod("b", etcd, keys) as b,
@@ -63,8 +62,8 @@ async def test_a_hundred_callers_of_two_routers_load_a_model_once(etcd, etcd_ser
 
 
 async def test_an_id_registered_anew_never_answers_from_its_former_life(etcd, etcd_server, keys):
-    """An id that is registered again under traffic through two workers never answers from its former registration.
-    Every answer comes from a registration that was current after the call began."""
+    """While two workers serve calls, an id is unregistered and registered again eight times. Each answer comes from the
+    registration that was current when the call began, or from a later one."""
     async with (
         FakePod("a", etcd, keys),
         FakePod("b", etcd, keys),
@@ -127,7 +126,7 @@ async def test_a_pod_that_dies_without_a_word(etcd, etcd_server, keys):
 
 
 async def test_every_lease_lost_at_once_costs_nothing(etcd, etcd_server, keys):
-    """If all leases are lost at once, no call fails and no load is repeated, and no pod is suspect once all are
+    """If all leases are lost at once, no call fails and no load is repeated. No copy is suspect once all pods are
     back."""
     async with (
         FakePod("a", etcd, keys) as a,
@@ -151,8 +150,8 @@ async def test_every_lease_lost_at_once_costs_nothing(etcd, etcd_server, keys):
 
 
 async def test_a_suspect_never_answers_for_a_model_that_was_unregistered(etcd, etcd_server, keys):
-    """A suspect pod never answers for an unregistered model, even if its agent cannot learn of the removal because it
-    has no lease and cannot be reached. The record decides."""
+    """The record is deleted while the pod is suspect and still holds a copy. The worker reads the record, and does not
+    call the pod."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys, 2) as mesh:
         await mesh.sees("a")
         management = Asked(mesh.processes[0].management)
@@ -228,8 +227,8 @@ async def test_a_cancel_closes_the_call_in_the_pod(etcd, etcd_server, keys):
 
 @pytest.mark.parametrize("shape", ["client", "server", "both"])
 async def test_streams_of_every_shape_pass(etcd, etcd_server, keys, shape):
-    """Streams of every shape are passed on message by message, in order, with metadata at both ends. Their model is
-    loaded for them."""
+    """Messages pass in order, with metadata at both ends. If both sides send streams, each message is answered before
+    the next is sent. The model is loaded for the stream."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
         await Asked(mesh.processes[0].management).register("m", "onnx")
@@ -309,8 +308,7 @@ async def test_a_stream_whose_copy_has_gone_is_sent_again(etcd, etcd_server, key
 
 
 async def test_what_a_stream_keeps_to_be_sent_again_counts(etcd, etcd_server, keys):
-    """A stream keeps its first message for a retry until the reply begins. That message counts against the budget,
-    however many follow."""
+    """The messages that a stream keeps for a retry count against the budget until its reply begins."""
     async with FakePod("a", etcd, keys) as a, workers(etcd_server.settings, keys) as mesh:
         await mesh.sees("a")
         await Asked(mesh.processes[0].management).register("m", "onnx", load_now=True, sync=True)
@@ -340,8 +338,7 @@ async def test_what_a_stream_keeps_to_be_sent_again_counts(etcd, etcd_server, ke
 
 
 async def test_a_stream_without_a_free_connection_is_refused_once(etcd, etcd_server, keys):
-    """A stream without a free connection is refused at once, without eight equal attempts or a wait of hours. The pod
-    is not blamed."""
+    """The stream is refused at once, without further attempts, which would fail too. The pod is not blamed."""
     async with (
         FakePod("a", etcd, keys) as a,
         workers(etcd_server.settings, keys, max_connections_per_pod=1) as mesh,
@@ -409,8 +406,8 @@ async def test_a_draining_worker_says_so_and_finishes_what_it_has(etcd, etcd_ser
 
 
 async def test_no_call_is_taken_before_what_is_where_is_known(run_dir, etcd_server, keys):
-    """A worker that starts while calls arrive, for instance the successor of a dead worker, lets the calls wait until
-    it knows the pods and copies. It does not treat their models as cold."""
+    """A worker that starts while calls arrive, such as the successor of a dead worker, lets the calls wait until it
+    knows the pods and copies. Otherwise it would take loaded models for cold ones."""
     settings = RouterSettings("test", base=keys.base, run_dir=run_dir, etcd=etcd_server.settings)
     listening = sockets.Sockets({kind: settings.socket(kind, 0) for kind in sockets.KINDS})
 

@@ -48,11 +48,12 @@ METHOD = b"/inference.GRPCInferenceService/"
 
 @dataclass
 class FakeDispatcher:
-    """A dispatcher that answers calls as the test says. By default inference returns its inputs as outputs."""
+    """A dispatcher that fails calls with `error`, or lets `answer` answer them. Without either, an inference returns
+    its inputs as outputs."""
 
     calls: list = field(default_factory=list)
     error: MeshError | None = None
-    answer: object = None  # the answer, or a function of the call
+    answer: object = None  # a function that answers the call
     metadata: pb.ModelMetadataResponse = field(default_factory=pb.ModelMetadataResponse)
 
     def dispatch(self, call):
@@ -84,7 +85,7 @@ class FakeDispatcher:
         return pb.ModelReadyResponse(ready=True)
 
     def request(self, index=-1):
-        """Returns the message of the one inference call."""
+        """Returns the message of an inference call, by default of the last one."""
         return pb.ModelInferRequest.FromString(framing.unpack(self.calls[index].frame, limit=1 << 30))
 
 
@@ -148,7 +149,7 @@ class FakePods:
 
 
 class FakeVModels:
-    """Vmodels that a test sets, and the requests made for them."""
+    """Vmodels whose records a test sets, and the requests made for them."""
 
     def __init__(self):
         self.records = {}
@@ -190,7 +191,7 @@ class FakeManagement:
         self.registration = self.loading = self.inspection = self
 
     async def add(self, model_id, type, path, key):
-        """Adds a model for a test."""
+        """Registers a model without a request over REST."""
         return await self.register(Register(Item(model_id, type, path, key)))
 
     async def register(self, request):
@@ -313,7 +314,7 @@ async def worker(max_message):
 
 @asynccontextmanager
 async def plain_server(worker):
-    """Returns the plain HTTP server for a worker's inference. The caller decides where it listens."""
+    """Yields the plain HTTP server for a worker's inference, and closes it. The caller decides where it listens."""
     guard = worker.guard if worker.guard.asks(Verb.INFER) else None
     inference = PlainInference(worker.models, worker.inference, worker.budget, guard)
     worker.plain = server = PlainServer(
@@ -340,14 +341,14 @@ async def by_aiohttp(worker, _):
 
 @asynccontextmanager
 async def by_plain_http(worker, _):
-    """Serves the plain HTTP server alone, which takes inference only, and yields its port."""
+    """Starts the plain HTTP server alone, which accepts only inference, and yields its port."""
     async with plain_server(worker) as server:
         yield await server.listen_tcp("127.0.0.1", 0)
 
 
 @asynccontextmanager
 async def by_envoy(worker, request):
-    """Serves both behind an Envoy, and yields its port."""
+    """Starts the aiohttp application and the plain HTTP server behind Envoy, and yields Envoy's port."""
     envoy = request.getfixturevalue("envoy")
     runner = app.make_runner(worker, grace=1)
     await runner.setup()
@@ -389,7 +390,8 @@ def envoy():
 
 @pytest.fixture
 def carrier():
-    """Returns the carrier of requests to the worker, a key of `CARRIERS`. A module overrides it to test others."""
+    """Returns the carrier of requests to the worker, a key of `CARRIERS`. Modules override it to test other
+    carriers."""
     return "aiohttp"
 
 

@@ -74,7 +74,8 @@ MOVES = [
 
 @pytest.mark.parametrize(("document", "request_"), MOVES)
 def test_a_document_is_a_request(document, request_):
-    """Attributes that a document leaves out stay unchanged. A null removes a split, a header or a mirror."""
+    """Attributes that a document leaves out stay unchanged. A null removes the weights, the sticky header or the
+    mirror."""
     assert aliasdocuments.move_of(document, "a") == request_
 
 
@@ -99,15 +100,14 @@ def test_a_document_is_a_request(document, request_):
     ],
 )
 def test_a_document_that_cannot_be_a_request(document, text):
-    """Unknown attributes, and values of the wrong type, are refused by name."""
+    """Unknown attributes, and values that are not valid, are refused by name."""
     with pytest.raises(MeshError, match=text) as error:
         aliasdocuments.move_of(document, "a")
     assert error.value.reason is Reason.BAD_REQUEST
 
 
 def test_a_rollback_leads_to_the_version_before_or_to_a_named_one():
-    """A rollback leads to the version before the present one, or to a named one. It waits for a loaded copy unless the
-    document says otherwise."""
+    """A rollback waits for a loaded copy unless the document says otherwise."""
     assert aliasdocuments.rollback_of({}, "a") == MoveVModel("a", SetVModel(back=True, ready=True), load_now=True)
     assert aliasdocuments.rollback_of({"version": "7", "force": True, "ready": False}, "a") == MoveVModel(
         "a", SetVModel(version="7", force=True)
@@ -163,8 +163,6 @@ async def test_an_alias_is_set_read_and_deleted(http, path, worker):
 
 
 async def test_a_version_that_exists_with_another_file_is_refused_with_the_way_out(http, path, worker):
-    """A version is refused if its model is registered with other attributes. The error names what differs and the way
-    out."""
     there, asked = ModelRecord(type="onnx", path="/7"), ModelRecord(type="onnx", path="/8")
 
     async def conflict(*_):

@@ -1,4 +1,4 @@
-"""The meaning of a request, read from its path and headers alone and without a server."""
+"""The meaning of a request, as read from its path and headers alone."""
 
 import asyncio
 
@@ -38,8 +38,8 @@ def test_a_path_without_a_model_is_refused(path):
 
 
 async def test_the_caller_is_who_the_headers_say():
-    """A caller's metadata consist of its own headers, Mesh's headers and those of tracing. Internal headers, those of a
-    proxy, and values that are not text are left out."""
+    """A call's metadata contains the client's own headers, and those for Mesh and for tracing. It contains no `accept`,
+    no header of a proxy, no `x-mesh-` header, and no value that is not text."""
     one = asked(
         X_Mine="1", mm_vmodel_id="v", traceparent="t", accept="no", x_forwarded_for="no", x_mesh_a="no", x_bad="\x01"
     )

@@ -1,5 +1,4 @@
-"""Bodies over REST: they are refused before they are read, have time limits, and replies are given up if the client
-does not read."""
+"""Limits of size and time for bodies over REST."""
 
 import asyncio
 import contextlib
@@ -33,7 +32,7 @@ async def worker():
 
 
 async def begin(port, head, body=b""):
-    """Begins a request and sends only this part of the request."""
+    """Opens a connection, and sends the head of a request with the given part of its body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"POST {INFER} HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n".encode() + body)
     return reader, writer
@@ -63,8 +62,8 @@ async def test_a_chunked_body_above_the_limit_is_refused_when_it_is(http, worker
 
 @pytest.mark.parametrize("head", ["Content-Length: {}", "Transfer-Encoding: chunked"])
 async def test_a_client_that_writes_all_before_it_reads_hears_why(served, worker, head):
-    """A client that writes its complete request before it reads still gets the reason of a refusal, because the refused
-    body is read to its end and discarded."""
+    """A client that writes its complete request before it reads still gets the status 413, because the refused body is
+    read to its end and discarded."""
     size = 40 << 20
     body = bytes(size)
     if "chunked" in head:
@@ -82,8 +81,8 @@ async def test_a_client_that_writes_all_before_it_reads_hears_why(served, worker
 
 
 async def test_what_finds_no_room_is_refused_before_it_is_read_and_small_calls_go_on(served, http, worker):
-    """A body without room is refused before it is read. Small calls continue, however many clients send most of a large
-    body and then stop."""
+    """Two clients send most of a large body and then stop. The next large body finds no room in the budget and is
+    refused before the client has sent any of it, while small calls succeed."""
     worker.budget.limit, worker.budget.large = 4 << 20, 2 << 20
     slow = [await begin(served, f"Content-Length: {SIZE}", b" " * (SIZE - 1)) for _ in range(2)]
     await until(lambda: worker.budget.held == 2 * SIZE, why="both bodies are on their way")
@@ -129,7 +128,7 @@ async def test_a_body_that_drips_is_ended(served, monkeypatch):
 
 
 async def test_a_reply_that_nobody_reads_is_given_up(served, http, worker, monkeypatch):
-    """A reply that its client does not read is given up. Until then its bytes count against the budget."""
+    """The worker gives up a reply that its client does not read. Until then, the reply counts against the budget."""
     values = np.arange(2_000_000, dtype="<i8")
     response = pb.ModelInferResponse(model_name="m")
     response.outputs.add(name="x", datatype="INT64", shape=[len(values)])

@@ -1,4 +1,5 @@
-"""Large JSON converted in a process beside the worker. The result is the same, and a failure there affects one call."""
+"""Conversion of large JSON in a process beside the worker. The result is the worker's own, and a failure affects one
+call."""
 
 import asyncio
 import collections
@@ -94,7 +95,8 @@ async def test_replies_become_bodies_as_in_the_worker(converter, binary):
 
 
 async def reply_of(converter, value, size):
-    """Returns the body for a reply with one output of `size` equal numbers, and the expected result."""
+    """Converts a reply with one output of `size` equal numbers. Returns the paper with the body, and the expected
+    body."""
     response = pb.ModelInferResponse(model_name="m")
     response.outputs.add(name="a", datatype="INT32", shape=[size])
     response.raw_output_contents.append(np.full(size, value, "<i4").tobytes())
@@ -125,8 +127,7 @@ async def test_a_worker_with_thousands_of_connections_converts_bodies(converter,
 
 
 async def test_a_reply_that_is_still_sent_is_not_changed_by_the_next(converter):
-    """A reply that is still being sent from memory does not change, whatever is converted next. Its memory is reused
-    afterwards."""
+    """Replies that are still being sent from memory do not change while other bodies and replies are converted."""
     sending = [await reply_of(converter, number, 100_000 - number) for number in range(4)]
     for number in range(3):
         paper, expected = await reply_of(converter, 7, 10 + number)
@@ -235,8 +236,7 @@ async def test_small_bodies_start_no_process(http, worker):
 
 @pytest.mark.parametrize("which", ["body", "reply"])
 async def test_small_calls_go_on_while_a_large_one_is_converted(http, worker, which):
-    """Small calls continue while a large one is converted, even if the converting process hangs. The worker neither
-    does the work nor waits for it."""
+    """Small calls succeed while a large one waits for the converter, which a signal has stopped."""
     values = [1] * 60_000
     if which == "reply":  # a small request gets a large reply
         response = pb.ModelInferResponse(model_name="m")
@@ -266,8 +266,8 @@ async def test_small_calls_go_on_while_a_large_one_is_converted(http, worker, wh
 @pytest.mark.parametrize("carrier", ["aiohttp", "plain"])
 @pytest.mark.parametrize("which", ["body", "reply"])
 async def test_no_turn_of_the_loop_reads_large_json_or_copies_more_than_a_slice(served, worker, monkeypatch, which):
-    """The worker's event loop neither reads nor writes JSON above the bound. In each turn it copies at most one slice
-    of a body into the converter's memory."""
+    """The worker neither reads nor writes JSON of more than `inference.SMALL` bytes itself. In each turn of its event
+    loop, it copies at most one slice of a body to or from the converter's memory."""
     turn = 0
     copied = collections.Counter()
     write, loop = papers.File._write, asyncio.get_running_loop()
@@ -336,8 +336,8 @@ async def test_a_conversion_is_waited_for_no_longer_than_the_callers_deadline(ht
 
 
 async def test_large_strings_in_binary_are_looked_at_beside_the_worker(http, worker):
-    """Large binary tensors of strings are checked in the converter's process. A million empty strings are four
-    megabytes, and take Python a second."""
+    """The converter checks large binary tensors of strings, because Python needs a second for a million empty strings,
+    which are 4 MB."""
     blob = bytes(4 * 100_000)
     body, length = body_of(tensor("x", "BYTES", [100_000], parameters={"binary_data_size": len(blob)}), blobs=blob)
     headers = {"Inference-Header-Content-Length": str(length)}

@@ -252,7 +252,7 @@ def carried(datatype, raw):
 
 
 def raw_of(output, blobs):
-    """Returns the raw contents of an output of REST, and takes the next blob if the output is binary."""
+    """Returns the raw contents of an output of REST, and the blobs that remain for the outputs after it."""
     size = output.get("parameters", {}).get("binary_data_size")
     if size is not None:
         return bytes(blobs[:size]), blobs[size:]
@@ -286,7 +286,8 @@ async def real(request, tmp_path):
 @EXAMPLES
 @given(one=wanted())
 async def test_rest_and_grpc_answer_alike(real, one):
-    """An inference gives the same tensors over REST and gRPC, or the same refusal by the model server or the router."""
+    """An inference gives the same tensors over REST and gRPC, or both refuse it. Only REST refuses an answer that JSON
+    cannot represent."""
     event(await alike(real, one))
 
 
@@ -304,7 +305,7 @@ LARGE = [
     ("FP64", NUMBERS.random(20_000), {"binary_in": True, "compressed": True}),
     ("BOOL", NUMBERS.integers(0, 2, 20_000).astype(bool), {"binary_out": True}),
 ]
-"""Tensors beside the sizes above which other processes and protocols read and write them."""
+"""Tensors near the size above which JSON is converted beside the worker, and larger ones."""
 
 LARGEST = [
     ("FP64", NUMBERS.random(520_000), {}),
@@ -320,8 +321,8 @@ LONG = [pytest.mark.long, pytest.mark.timeout(600)]
     ("tensors", "ids"), [(LARGE, "ab"), pytest.param(LARGEST, "a", marks=LONG)], ids=["100 KB", "10 MB"]
 )
 async def test_large_tensors_are_answered_alike(real, tensors, ids):
-    """A large tensor gives the same tensors over REST and gRPC, wherever its JSON is converted. The same holds for a
-    second request, when the form of the first is known and memory is reused."""
+    """Large tensors are answered alike, whether their JSON is converted in the worker or beside it. Those of 100 KB are
+    sent twice, because the second request finds its form known."""
     for name, array, form in tensors:
         for again in ids:
             data = None if form.get("binary_in") else array.tolist()
@@ -387,7 +388,7 @@ TOKENS = [
 
 @st.composite
 def anything(draw):
-    """Draws a request that is nearly valid: a body with a piece replaced, odd headers, odd paths."""
+    """Draws a request that is valid, or has replaced pieces in its body, odd headers, or an odd path."""
     text = draw(st.sampled_from([GOOD, GOOD, HEAD + "abcd"]))
     body = text.encode()
     headers = [("Inference-Header-Content-Length", str(len(HEAD)))] if text.startswith(HEAD) else []
@@ -431,7 +432,8 @@ async def fake(request):
 @settings(EXAMPLES, max_examples=examples(150))
 @given(sent=anything())
 async def test_carriers_answer_alike_whatever_is_sent(fake, sent):
-    """A nearly valid request gets the same answer from every carrier, and reaches the model as the same message."""
+    """A request gets the same answer from every carrier. If it reaches a model, it does so as the same message and
+    headers."""
     opened, worker = fake
     path, headers, body, chunked = sent
     worker.dispatcher.calls.clear()

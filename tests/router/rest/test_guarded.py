@@ -1,4 +1,4 @@
-"""REST in a mesh that asks who calls: every route, every role, and tricks with paths and headers."""
+"""REST in a mesh that identifies its callers: every route, every role, and tricks with paths and headers."""
 
 import asyncio
 import json
@@ -94,7 +94,8 @@ async def ask(http, method, path, *, key=None, body=None, headers=None):
 
 
 def named(route):
-    """Returns the name for which a request of a route is authorised, for the name `team/x` or the prefix `team/`."""
+    """Returns the name for which Mesh authorises a request of the route with the name `team/x` or the prefix
+    `team/`."""
     if route.operation in (operations.LIST, operations.LIST_VMODELS):
         return "team/*"
     return "team/x" if route.operation.noun in (Noun.MODEL, Noun.VMODEL) else "*"
@@ -105,8 +106,7 @@ ROUTES = management.ROUTES + accessapi.ROUTES
 
 @pytest.mark.parametrize("mode", ["management", "required"])
 async def test_every_route_of_management_is_decided_for_every_key(http, worker, mode):
-    """A request of each route gets 401 without a key, 403 if the pure decision denies it, and otherwise another
-    status."""
+    """A request of each route gets 401 without a valid key, 403 if `decide` denies it, and otherwise another status."""
     guard = worker.guard
     for route in ROUTES:
         name = "team%2Fx" if route.operation.noun in (Noun.MODEL, Noun.VMODEL) else "x1"
@@ -179,7 +179,7 @@ async def test_inference_is_for_those_who_may_infer(http, worker, holder):
 
 
 class TestThePlainServer:
-    """The plain HTTP server behind Envoy, which serves inference without aiohttp."""
+    """The plain HTTP server, which serves inference without aiohttp, alone and behind Envoy."""
 
     @pytest.fixture(params=["plain", "envoy"])
     def carrier(self, request):
@@ -213,7 +213,7 @@ async def test_a_request_waits_until_its_caller_is_identified(http, worker):
 
 
 async def waits_for_its_caller(http, worker):
-    """Requests of callers who cannot be identified at once wait, and are decided once the caller is known."""
+    """Checks that requests wait until their callers are identified, and are decided then."""
     slow = SlowTokens()
     grants = {"a": ("infer", ["m"], ["user:anna"])}
     guard = guard_of("required", {}, grants, others=[slow])
@@ -255,7 +255,8 @@ async def test_each_line_of_an_import_is_decided_alone(http, worker):
     ],
 )
 async def test_an_alias_may_only_name_models_that_its_owner_may_register(http, worker, body):
-    """A request that names another model is refused, because an alias would give its owner access to that model."""
+    """A request that names a model outside the caller's grant is refused, because the alias would give the caller
+    access to that model."""
     status, answer = await ask(http, "PUT", "/mesh/v1/aliases/team%2Flive", key=KEYS["scoped"], body=body)
     assert (status, answer["reason"]) == (403, "FORBIDDEN")
     assert "on other" in answer["error"]
@@ -270,12 +271,13 @@ async def test_an_alias_may_get_versions_of_its_own(http, worker):
 
 
 def alias_to(worker, model):
-    """Makes the alias `team/live`, whose model or previous version is the given one."""
+    """Creates the alias `team/live`. The given model is its active model and, for a rollback, its previous version."""
     worker.management.vmodels.records["team/live"] = VModelRecord(owner="", active=model, target=model)
 
 
 async def test_a_rollback_needs_a_right_to_the_version_that_it_chooses(http, worker):
-    """The owner of an alias cannot move it back to a model of others, although the request does not name the model."""
+    """A caller cannot move an alias back to a model outside the caller's grant, although the request does not name the
+    model."""
     alias_to(worker, "other")
     path = "/mesh/v1/aliases/team%2Flive/rollback"
     status, answer = await ask(http, "POST", path, key=KEYS["scoped"], body={})
@@ -287,8 +289,8 @@ async def test_a_rollback_needs_a_right_to_the_version_that_it_chooses(http, wor
 
 
 async def test_the_status_of_an_alias_hides_models_that_the_caller_may_not_read(http, worker):
-    """The owner of an alias sees the ids and states of its models, but errors and copies only of models that the owner
-    may read."""
+    """A caller who may read an alias sees the ids and states of its models, but errors and numbers of copies only of
+    models that the caller may read."""
     path = "/mesh/v1/aliases/team%2Flive"
     alias_to(worker, "other")
     assert (await ask(http, "GET", path, key=KEYS["scoped"]))[1]["models"] == [{"id": "other", "status": "LOADED"}]
@@ -321,7 +323,8 @@ async def test_a_caller_who_may_register_nothing_begins_no_import(http, worker, 
 
 
 async def test_keys_and_grants_over_rest(http, worker):
-    """An admin creates a key with a role, lists it without its secret, rotates and revokes it."""
+    """An admin creates a key with a role, lists it without its secret, rotates and revokes it. The admin also creates,
+    replaces and deletes grants."""
     admin = KEYS["admin"]
     body = {"role": "infer", "models": ["fraud/*"], "groups": ["team-a"], "expires_in": 3600}
     status, made = await ask(http, "PUT", "/mesh/v1/keys/ci", key=admin, body=body)
@@ -391,8 +394,8 @@ async def test_a_caller_learns_what_it_may_do(http):
 
 @pytest.mark.parametrize("carrier", ["aiohttp", "plain", "envoy"])
 async def test_a_client_cannot_set_the_header_of_a_certificate(worker, carrier, request):
-    """Envoy removes the header in which it would describe a client's certificate, so a client that sends it is unknown.
-    Only servers behind Envoy trust the header."""
+    """Envoy removes the header in which it describes a client's certificate, so a client cannot forge it. The servers
+    behind Envoy trust the header."""
     others = [ClientCertificates()]
     worker.guard = guard_of("required", KEYS, {"s": ("admin", ["*"], ["cert:scorer"])}, others=others)
     forged = certificates.forwarded(certificates.Authority().issue(DNSName("scorer"))).decode()
@@ -432,7 +435,7 @@ def trail(worker, tmp_path):
 
 @pytest.fixture
 async def watched(trail, worker, carrier, request):
-    """Returns a session of a worker that is served once it has its audit trail."""
+    """Serves the worker after it has got its audit trail, and yields an HTTP session."""
     async with conftest.CARRIERS[carrier](worker, request) as port:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
             yield session
@@ -513,8 +516,8 @@ async def test_the_targets_of_an_alias_are_noted(watched, told, worker):
 
 @pytest.mark.parametrize("carrier", ["aiohttp"])
 async def test_what_is_refused_before_the_caller_is_known_has_a_line_without_name(watched, told, worker):
-    """Requests that a web page may have sent, and requests that arrive before keys could be read, have a line without a
-    name."""
+    """Requests that a web page may have sent, and requests that arrive before keys could be read, have a line without
+    the caller's name."""
     path = "/mesh/v1/models/team%2Fx"
     foreign = {"Origin": "https://example.com"}
     await ask(watched, "DELETE", path, key=KEYS["scoped"], headers=foreign)
@@ -560,7 +563,7 @@ ENDS = st.sampled_from(["", "/load", "/infer", "/ready", "/explain", "/versions/
 @given(METHODS, BEGINNINGS, st.lists(PIECES, max_size=4).map("".join), ENDS, st.sampled_from(sorted(WITHOUT_GRANTS)))
 @settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 async def test_no_trick_with_paths_turns_a_denial_into_an_answer(http, worker, method, beginning, middle, end, holder):
-    """A caller without any grant changes nothing and learns nothing of any model, whatever the path looks like."""
+    """A caller without any grant gets an error and changes nothing, whatever the path looks like."""
     before = dict(worker.management.models)
     path = beginning + middle + end
     status, answer = await ask(http, method, path, key=WITHOUT_GRANTS[holder], body={"type": "onnx", "path": "/a"})

@@ -233,8 +233,7 @@ async def test_a_model_servers_error_is_passed_on(http, worker, code, status, na
 
 
 async def test_details_of_somebody_else_do_not_change_the_status(http, worker):
-    """Error details that a model server sends in the form of Mesh do not change the status, because these details count
-    only together with their own code."""
+    """A model server sends Mesh's error details with a status code that does not match them. The code decides."""
 
     def answer(call):
         error = MeshError(Reason.NOWHERE, "x")
@@ -288,8 +287,8 @@ async def test_a_reply_in_parts_is_a_reply(http, worker):
 
 
 async def test_headers_become_metadata(http, worker):
-    """A client's headers are passed on as metadata, without those of HTTP and of the mesh. Only the dispatcher gets the
-    authorization, and does not pass it on."""
+    """A client's headers become metadata, except a proxy's headers and Mesh's internal ones. The authorization is
+    included, because the dispatcher checks it."""
     headers = {
         "X-Tenant": "a",
         "mm-balanced": "true",
@@ -334,7 +333,7 @@ async def test_a_header_length_that_is_none_is_refused(http, text):
 
 
 async def test_a_passed_deadline_is_504(http, worker):
-    """A call that the dispatcher ends at its deadline is answered with 504."""
+    """The dispatcher ends the call at its deadline."""
 
     def until_then(call):
         error = MeshError(Reason.DEADLINE, "the deadline has passed")

@@ -27,7 +27,7 @@ def outcome(load, text):
 
 @given(st.dictionaries(st.text(max_size=5), VALUES, max_size=4), st.booleans(), st.sampled_from([None, 1]))
 def test_what_is_read_is_what_json_reads(members, ascii_only, indent):
-    """Objects are read as `json` reads them, however they are written."""
+    """Quick reading gives the same members as `json`, with or without indents and characters outside ASCII."""
     text = json.dumps(members, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
     assert outcome(lambda text: jsontext.load(text).members, text) == outcome(jsontext.load_object, text)
 
@@ -38,7 +38,8 @@ PIECES = st.sampled_from([*WORDS.split(), b" ", b"\n", b"\t"])
 
 @given(st.lists(PIECES, max_size=12), st.booleans())
 def test_what_is_refused_is_refused_as_json_refuses_it(pieces, inside):
-    """A text that is not a JSON object is refused with the reason that `json` gives, in the same words."""
+    """Quick reading of a text that is probably broken gives the same members as `json`, or an error with the same
+    reason and text."""
     text = b"".join(pieces)
     if inside:
         text = b'{"a":' + text + b"}"
@@ -82,7 +83,6 @@ def test_a_text_with_booleans_says_so(word):
 
 
 def test_deep_nesting_is_refused():
-    """A text that is nested too deep to be read is refused, and does not count as a crash."""
     with pytest.raises(MeshError, match="nested too deeply") as caught:
         jsontext.load(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
     assert caught.value.reason is Reason.BAD_REQUEST
@@ -90,7 +90,6 @@ def test_deep_nesting_is_refused():
 
 @given(st.text(), st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), max_size=5))
 def test_what_is_written_is_ascii_and_reads_back(text, numbers):
-    """Every text and every array is written in ASCII, and reads back unchanged."""
     array = np.array(numbers, np.float32)
     written = jsontext.dump({"text": text, "numbers": array.astype(np.float64)})
     assert written.isascii()

@@ -55,8 +55,7 @@ async def test_registering_is_201_then_200_then_409(http, path, worker):
 
 
 async def test_a_conflict_names_what_differs_and_the_ways_out(http, path, worker):
-    """A registration with other attributes than the existing one is refused. The refusal lists the attributes that
-    differ, without secrets, and the ways to change them."""
+    """The error lists the attributes that differ, without secrets, and the ways to change them."""
     async with http.put(path("models/m"), json={**MODEL, "key": '{"secret_access_key": "s"}'}) as answer:
         assert answer.status == 201
     async with http.put(path("models/m"), json={**MODEL, "path": "/b", "key": "k", "sha256": "a" * 64}) as answer:
@@ -78,7 +77,7 @@ async def test_a_conflict_names_what_differs_and_the_ways_out(http, path, worker
     ],
 )
 async def test_unknown_attributes_of_a_model_are_refused_by_name(http, path, worker, rest, names, hint):
-    """Unknown attributes of a model are refused by name, and the refusal lists the valid ones."""
+    """The error also lists the valid attributes, and says where versions and labels belong."""
     async with http.put(path(rest), json={**MODEL, **names}) as answer:
         document = await answer.json()
     assert (answer.status, document["reason"]) == (400, "BAD_REQUEST")
@@ -88,7 +87,6 @@ async def test_unknown_attributes_of_a_model_are_refused_by_name(http, path, wor
 
 
 async def test_an_unknown_attribute_of_a_load_is_refused(http, path, worker):
-    """The only attribute of a load is `sync`. Others are refused by name."""
     await worker.management.add("m", "t", "/m", "")
     async with http.post(path("models/m/load"), json={"wait": True}) as answer:
         assert answer.status == 400
@@ -96,8 +94,7 @@ async def test_an_unknown_attribute_of_a_load_is_refused(http, path, worker):
 
 
 async def test_limits_are_set_at_registration_and_changed_later(http, path, worker):
-    """Limits are set at registration and changed later. A null removes a limit and an invalid limit changes nothing.
-    Other attributes cannot be changed."""
+    """A null removes a limit. Invalid limits and other attributes are refused and change nothing."""
     async with http.put(path("models/m"), json={**MODEL, "min_copies": 1, "pinned": True}) as answer:
         assert answer.status == 201
         assert (await answer.json())["min_copies"] == 1
@@ -123,7 +120,6 @@ async def test_limits_are_set_at_registration_and_changed_later(http, path, work
 
 
 async def test_settings_are_read_and_written(http, path, worker):
-    """Settings are read and written. The error for an unknown setting lists those that exist."""
     async with http.put(path("settings/type_limits"), json={"_default": {"max": 2}}) as answer:
         assert answer.status == 200
     async with http.get(path("settings")) as answer:
@@ -206,7 +202,6 @@ async def test_explain_release_and_pods(http, path, worker):
 
 
 async def test_secrets_of_older_registrations_are_masked_wherever_they_are_shown(http, path, worker):
-    """Secrets of older registrations are masked, both when a single model is read and in the list."""
     key = json.dumps({"storage_params": {"type": "s3", "secret_access_key": "hunter2"}})
     await worker.management.add("m", "t", "https://user:hunter2@host/m", key)
     for url in ("models/m", "models"):
@@ -335,7 +330,6 @@ async def test_an_import_tells_which_types_no_pod_takes(http, worker, monkeypatc
 
 
 async def test_import_refuses_unknown_attributes_by_name(http, worker):
-    """An import refuses lines with unknown attributes, by name. Other lines are registered."""
     body = b'{"id": "a", "type": "t", "version": "8"}\n{"id": "b", "type": "t"}\n'
     async with http.post(IMPORT, data=body) as answer:
         bad, totals = [json.loads(line) for line in (await answer.text()).splitlines()]
@@ -345,8 +339,8 @@ async def test_import_refuses_unknown_attributes_by_name(http, worker):
 
 
 async def test_many_are_unregistered(http, worker):
-    """A bulk removal reports an outcome for each line: the model is unregistered or missing, it stays, or the line
-    names no model."""
+    """The answer counts the removed and the missing models. It reports a model that is still in use, and lines that
+    name no model."""
     for name in ("a", "b", "referred"):
         await worker.management.add(name, "t", "", "")
     lines = ['{"id": "a"}', '{"id": "x"}', '{"id": "referred"}', '{"id": 1}', '{"name": "b"}', '{"id": "b"}']
@@ -413,8 +407,8 @@ async def test_many_bad_lines_are_counted_but_not_all_told(http):
 
 
 async def test_import_takes_every_member_of_a_gzip(http, worker):
-    """An import reads every member of a gzip file, as `cat a.gz b.gz` produces it. All models are registered, wherever
-    the members are cut."""
+    """The body has several gzip members, as `cat a.gz b.gz` produces them. They begin and end in the middle of
+    lines."""
     body = ndjson(*({"id": f"m{n}", **MODEL} for n in range(30)))
     cuts = [0, 7, 7, 400, len(body)]
     packed = b"".join(gzip.compress(body[a:b]) for a, b in itertools.pairwise(cuts))
@@ -424,7 +418,7 @@ async def test_import_takes_every_member_of_a_gzip(http, worker):
 
 
 async def test_an_import_of_which_nothing_is_a_model_ends_soon(http):
-    """An import of 2 KB of gzip ends soon, although it expands to a million lines without a single model."""
+    """A few kilobytes of gzip expand to a million lines. The import ends after `MAX_BAD` bad lines."""
     packed = gzip.compress(b"x\n" * 1_000_000)
     async with http.post(IMPORT, data=packed, headers={"Content-Encoding": "gzip"}) as answer:
         *lines, error, last = await told(answer)
@@ -444,8 +438,8 @@ FLOODS = {
 
 @pytest.mark.parametrize("flood", FLOODS)
 async def test_an_import_lets_others_have_their_turn(worker, monkeypatch, flood):
-    """An import lets other tasks run after at most a few lines or one piece, however much one read of the body expands
-    to."""
+    """Although one read of the body expands to all lines, an import with a time slice of 0 lets other tasks run at
+    least once for every 64 lines and every 64 KiB."""
     monkeypatch.setattr(bulk, "SLICE", 0.0)
     turns = 0
 
@@ -505,8 +499,7 @@ async def test_a_long_id_is_not_repeated_in_full(http):
 
 
 async def test_an_import_whose_client_goes_away_ends(http, worker):
-    """An import ends if its client disconnects in the middle of the body. Batches under way are cancelled and nothing
-    keeps running."""
+    """The client disconnects in the middle of the body, and the batch in progress is cancelled."""
     fates = []
 
     async def register_many(items):

@@ -1,4 +1,4 @@
-"""Large binary tensors that are read straight into the message, which is the same as if they were copied."""
+"""Reading of large binary tensors straight into the message, which must be the same as a copied one."""
 
 import asyncio
 import json
@@ -103,7 +103,7 @@ def contents(seed, size=SIZE):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, SIZE), max_size=5), st.integers(0, 3))
 def test_however_a_body_comes_the_message_is_the_same(cuts, after):
-    """Wherever reads end, a body with a known JSON part makes the same message as when the JSON part is new."""
+    """Wherever reads end, the message for a body with a known JSON part contains the tensor that was sent."""
 
     async def scenario():
         carrier = Carrier()
@@ -121,7 +121,7 @@ def test_however_a_body_comes_the_message_is_the_same(cuts, after):
 
 @pytest.mark.parametrize("first", [0, 1, 70_000])
 def test_a_large_tensor_is_read_into_its_message(first):
-    """The memory into which the tensor was read becomes the message. The body is never converted."""
+    """The memory into which the tensor was read becomes the message. The second body is not copied."""
 
     async def scenario():
         carrier = Carrier()

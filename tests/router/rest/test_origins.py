@@ -1,4 +1,5 @@
-"""Protection of management over REST against web pages: no page can control a mesh on the machine of its reader."""
+"""Protection of management over REST against web pages, which could otherwise control a mesh on their reader's
+machine."""
 
 import asyncio
 import json
@@ -20,7 +21,8 @@ CHANGES = [
 
 
 async def send(port, method, path, headers, body=b""):
-    """Returns the status and JSON of a request that has these headers and no others."""
+    """Sends a request with these headers, and with the server's own address as `Host` if they contain none. Returns the
+    status and the body of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     lines = "".join(f"{name}: {value}\r\n" for name, value in {"Host": f"127.0.0.1:{port}", **headers}.items())
     head = f"{method} /mesh/v1/{path} HTTP/1.1\r\n{lines}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
@@ -109,8 +111,8 @@ async def test_another_origin_is_refused(served, method, origin, allowed):
 )
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 async def test_on_loopback_a_request_has_to_be_for_this_machine(served, method, host, allowed):
-    """On loopback, a request must name this machine as its host. Otherwise a page whose host name resolves to 127.0.0.1
-    would have the mesh's own origin."""
+    """On loopback, the host must be a loopback address, `localhost`, a name under it, or `mesh`, which Envoy gives to
+    requests without a host. Otherwise a page whose host name resolves to 127.0.0.1 would have the mesh's own origin."""
     headers = {"Host": host, "Content-Type": "application/json"}
     status, content = await send(served, method, "models/m", headers, json.dumps(MODEL).encode())
     assert (status != 403) is allowed, content
@@ -141,7 +143,8 @@ def test_what_is_loopback(address, loopback):
 
 @pytest.mark.parametrize("head", ["HTTP/1.0\r\n", "HTTP/1.0\r\nHost: \r\n"])
 async def test_old_clients_that_name_no_host_may_look(served, head):
-    """Clients of HTTP/1.0, which has no Host header, may read, because browsers always send one."""
+    """A request of HTTP/1.0 without a host may read: it does not come from a browser, because browsers always send
+    one."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served)
     writer.write(f"GET /mesh/v1/models {head}\r\n".encode())
     async with asyncio.timeout(10):
@@ -177,7 +180,6 @@ async def test_a_path_with_encoded_fixed_parts_is_unknown(served, worker, path):
 
 
 async def test_an_encoded_id_is_an_id(served, worker):
-    """An id is the same, whether or not it is percent-encoded."""
     headers = {"Content-Type": "application/json"}
     status, _ = await send(served, "PUT", "models/%6D%2Fn", headers, json.dumps(MODEL).encode())
     assert status == 201

@@ -1,4 +1,4 @@
-"""Memory files are used for one message after another, and no reader sees bytes of another message."""
+"""Memory files that hold one message after another, without showing a reader bytes of another message."""
 
 import gc
 import os
@@ -169,7 +169,7 @@ def test_a_file_cannot_become_shorter_than_its_mappings():
 
 
 def test_without_memory_a_write_fails_with_an_error(monkeypatch):
-    """A file without memory for a message raises OSError, and the process lives."""
+    """The write raises OSError. Without a reservation, a write to mapped memory would kill the process."""
 
     def full(descriptor, start, size):
         raise OSError(28, "No space left on device")

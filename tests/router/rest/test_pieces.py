@@ -1,4 +1,4 @@
-"""Bodies that arrive in pieces: parts of them are the same as without pieces, and are copied once into a message."""
+"""Bodies that arrive in pieces. They give the same parts as whole bodies, and are copied once into a message."""
 
 import itertools
 import json
@@ -50,7 +50,7 @@ def request(size, *, text=False):
 
 @given(st.lists(st.integers(0, 1000), max_size=5), st.booleans())
 def test_a_body_in_pieces_becomes_the_message_of_the_whole(places, text):
-    """A tensor that arrived in two pieces is complete in the message, on the short way and on the long one."""
+    """Each body is converted twice, because the second conversion finds the JSON part known."""
     data, length = request(512, text=text)
     expected, _ = documents.decode_request("m", "", data, length)
     models = Models(lambda call: None, max_message=SIZE)
@@ -63,8 +63,8 @@ def test_a_body_in_pieces_becomes_the_message_of_the_whole(places, text):
 
 
 def test_binary_tensors_are_copied_once_into_the_message_and_never_out_of_a_reply():
-    """A large binary request takes no memory besides its frame, whether its JSON is known or not. A reply takes no
-    further memory."""
+    """A binary request of 1 MiB needs little more memory than its frame, whether its JSON is known or not. The body of
+    a reply needs less than an eighth of the reply's size."""
     data, length = request(SIZE)
     pieces = pieces_of(data, [1000, SIZE // 3])
     inference = Inference(

@@ -91,8 +91,7 @@ def test_plain_requests_take_the_short_way(item):
 
 
 def test_memory_of_inputs_is_bounded():
-    """Names and shapes come from clients, so the memory for them is bounded. When the memory is full, everything is
-    forgotten, and names and shapes in use are learnt again."""
+    """Names and shapes come from clients, so the memory for them must not grow without limit."""
     known = shortcuts.Requests()
     for number in range(3 * shortcuts._MAX_KNOWN):
         item = {"name": f"x{number}", "shape": [1], "datatype": "FP32", "data": [1]}
@@ -101,7 +100,7 @@ def test_memory_of_inputs_is_bounded():
 
 
 def reply(arrays, *, request_id="", version="1", typed=False, parameters=False):
-    """Returns a frame with those outputs."""
+    """Returns the frame of a reply that has these arrays as outputs."""
     response = pb.ModelInferResponse(model_name="m", model_version=version, id=request_id)
     for index, array in enumerate(arrays):
         datatype = next(name for name, dtype in tensors.DTYPES.items() if dtype == array.dtype)
@@ -116,7 +115,7 @@ def reply(arrays, *, request_id="", version="1", typed=False, parameters=False):
 
 
 def long_reply(frame):
-    """Returns the body that the long way makes from a frame, or its refusal."""
+    """Returns the body that the long way makes from a frame, or None if it refuses the frame, and the parsed reply."""
     response = pb.ModelInferResponse.FromString(framing.unpack(frame, limit=1 << 20))
     try:
         return b"".join(documents.encode_parts(response, documents.ALL_JSON)[0]), response
@@ -158,7 +157,7 @@ def test_a_reply_becomes_the_body_of_the_long_way_or_none(replies):
 @pytest.mark.parametrize("request_id", ["", "7"])
 @pytest.mark.parametrize("size", [1, 40])
 def test_plain_replies_take_the_short_way_from_the_second_on(request_id, size):
-    """Replies of a known form are written without being parsed from the second reply on, whatever their numbers."""
+    """Replies of a known form are written without being parsed from the second one on, unless they contain NaN."""
     known = shortcuts.Replies()
     arrays = [np.full(size, 0.5, "<f4"), np.arange(size, dtype="<i8"), np.ones(size, bool)]
     assert written(known, reply(arrays, request_id=request_id)) is None
@@ -170,7 +169,8 @@ def test_plain_replies_take_the_short_way_from_the_second_on(request_id, size):
 
 @given(st.binary(max_size=60), st.integers(0, 100))
 def test_a_broken_reply_of_a_known_length_is_not_taken_for_a_good_one(noise, at):
-    """A frame takes the long way if it differs from the known frame in any byte outside its numbers and id."""
+    """If a frame takes the short way although noise has replaced some of its bytes, its body is the one of the long
+    way."""
     known = shortcuts.Replies()
     frame = reply([np.array([1, 2], "<i4"), np.array([3], "<i8")], request_id="77")
     written(known, frame)

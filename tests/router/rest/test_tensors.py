@@ -46,7 +46,6 @@ def test_json_data_flat_or_nested_becomes_the_same_bytes_and_comes_back(pair, ne
 
 @given(arrays())
 def test_typed_contents_say_the_same_as_raw(pair):
-    """Typed and raw contents of the same array give the same JSON data and the same bytes."""
     datatype, array = pair
     contents = pb.InferTensorContents()
     getattr(contents, OF_NAME[datatype].field).extend(array.ravel().tolist())
@@ -115,7 +114,7 @@ def test_a_whole_number_written_with_a_point_is_one():
     ],
 )
 def test_an_integer_written_as_a_float_is_that_integer_or_none(literal, value):
-    """An integer written as a float is read as that integer, or refused if a float cannot represent it exactly."""
+    """An integer that is written as a float is read exactly, alone and in a nested list."""
     raw = exactly("INT64", f"[{literal}]")
     assert raw == np.array([value], "<i8").tobytes()
     assert exactly("INT64", f"[[5, {literal}]]", (1, 2))[8:] == raw

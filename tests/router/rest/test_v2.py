@@ -175,8 +175,8 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("script", [TRITON, KSERVE], ids=["tritonclient", "kserve"])
 async def test_stock_clients_unchanged(served, script):
-    """Unmodified clients work. Each client runs in a separate process, because one patches the interpreter with gevent
-    and both register V2 messages."""
+    """Each client runs in a process of its own, because one patches the interpreter with gevent and both register V2
+    messages."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, f"127.0.0.1:{served}", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -196,7 +196,6 @@ async def test_stock_clients_unchanged(served, script):
     ],
 )
 async def test_old_clients_and_offers_to_upgrade_are_served(served, head):
-    """Old clients, and requests that offer an upgrade, are served. This holds without Envoy (`--edge grpc`) too."""
     body = json.dumps(BODY)
     reader, writer = await asyncio.open_connection("127.0.0.1", served)
     writer.write(f"POST {INFER} {head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())

@@ -31,7 +31,7 @@ async def dynamic(etcd, keys):
 
 
 async def test_what_is_written_holds_everywhere_a_moment_later(dynamic, etcd, keys):
-    """A setting that is written takes effect everywhere a moment later, and a deleted setting loses its effect."""
+    """A setting takes effect when the follower of etcd delivers it. A deleted setting loses its effect."""
     tuning = Tuning(etcd, keys)
     await tuning.write(TYPE_CONSTRAINTS, '{"big": {"required": ["gpu"]}}')
     await tuning.write(TYPE_LIMITS, '{"big": {"max": 2}, "_default": {"min": 1}}')

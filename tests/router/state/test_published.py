@@ -1,4 +1,4 @@
-"""The news in the keys of the range, reported in order, whatever other keys the range contains."""
+"""The news in the keys of pods, copies, lives and tombstones, reported in order. Other keys are skipped."""
 
 import pytest
 

@@ -126,8 +126,7 @@ async def test_a_record_that_cannot_be_read_says_so(core):
 
 
 async def test_a_read_that_has_just_ended_is_not_joined(core):
-    """A caller that comes between the end of a read and its removal does not join that read, and begins another read
-    without spinning."""
+    """A caller that comes between the end of a read and its removal does not join that read, but begins another one."""
     core.etcd.gate.clear()
     early = asyncio.create_task(core.registry.read("m"))
     await until(lambda: core.etcd.reads == 1)

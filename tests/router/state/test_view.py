@@ -367,8 +367,7 @@ def test_why_a_pod_gets_no_loads():
 
 
 def test_a_suspect_whose_last_copy_is_withdrawn_is_forgotten():
-    """A suspect pod is forgotten when its last copy is withdrawn. The same holds for a mere claim under a lease that
-    has not ended yet."""
+    """The copy of a suspect pod is published again before its pod, and then withdrawn."""
     world = World()
     world.pod("a")
     world.copy("m", "a")

@@ -80,8 +80,8 @@ async def test_a_change_gives_up_if_others_never_stop_writing(desk, monkeypatch)
 
 
 async def test_a_late_withdrawal_spares_the_next_registration_of_the_id(desk, monkeypatch):
-    """Copies of a deleted model are unloaded a moment later. If the id was registered again by then, the copies of the
-    new registration stay."""
+    """The copies of a deleted model are unloaded a moment later. The request names the deleted registration, so copies
+    of a later one stay."""
     monkeypatch.setattr(store, "FAREWELL", 0.1)
     requests = []
     unload = desk.agents.unload
@@ -102,7 +102,8 @@ async def test_a_late_withdrawal_spares_the_next_registration_of_the_id(desk, mo
 
 
 async def test_requests_for_one_vmodel_at_the_same_time_leave_one_record(desk):
-    """Twenty concurrent requests that create the same vmodel on four models leave one record and one count."""
+    """Twenty concurrent requests set the same vmodel to four models. They leave one record, and one reference to its
+    model."""
     names = [f"m{number}" for number in range(4)]
     for name in names:
         await desk.management.register(name, "onnx", f"/{name}")

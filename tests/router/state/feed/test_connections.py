@@ -133,8 +133,8 @@ async def test_a_snapshot_larger_than_anybody_may_be_behind_is_sent_as_it_is_rea
 
 
 async def test_who_does_not_read_is_kept_as_little_as_who_reads(tmp_path, monkeypatch):
-    """A worker that does not read costs no more memory than a worker that does. It later gets a snapshot instead of
-    each change, and messages outside the ranges are bounded too."""
+    """A worker that does not read later gets a snapshot instead of each change. If too many other messages wait for the
+    worker, the pod disconnects it."""
     monkeypatch.setattr(rangelog, "MAX_BEHIND", 20_000)
     monkeypatch.setattr(servers, "_MAX_WORDS", 20_000)
     server = FeedServer(nothing)
@@ -255,8 +255,8 @@ async def test_a_large_range_does_not_hold_up_the_others(tmp_path):
 
 
 async def test_a_range_that_only_the_worker_knows_is_left_out_and_the_others_work(tmp_path):
-    """If an older pod does not know a range, the pod logs the range's name and the other ranges work. A worker that
-    needs the range is not ready."""
+    """If an older pod does not know a range, the worker gets the other ranges, but does not count as having seen all of
+    them."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     server.apply(PRESENCE, Snapshot(5, ()))

@@ -23,12 +23,10 @@ class Told:
         self.snapshots = 0
 
     def snapshot(self, revision: int, items: list[Item]) -> None:
-        """Records a snapshot."""
         self.keys = {key: value or b"" for key, value in items}
         self.snapshots += 1
 
     def delta(self, revision: int, items: list[Item]) -> None:
-        """Records a change."""
         self.keys.update({key: value or b"" for key, value in items})
 
 
@@ -83,8 +81,7 @@ def test_each_range_of_the_table_holds_the_keys_of_its_name_alone():
 
 
 async def test_what_is_read_here_is_followed_and_nothing_else(pod, etcd, keys):
-    """Only ranges with readers in this pod are followed, and none is followed before the prefix is known to belong to
-    this mesh."""
+    """Only ranges with readers in this pod are followed, and none before `begin`."""
     await etcd.put(keys.setting("a"), b"1")
     await etcd.put(keys.vmodel("v"), b"1")
     assert not pod.following.read.is_set()
@@ -95,8 +92,8 @@ async def test_what_is_read_here_is_followed_and_nothing_else(pod, etcd, keys):
 
 
 async def test_a_range_is_followed_once_a_worker_reads_it(pod, etcd, keys):
-    """A range is followed when it gets its first reader, but only once however many workers read it. The worker may
-    have connected before etcd was available."""
+    """A range is followed when it gets its first reader, and only once. The first reader may come before `begin`, if a
+    worker connects before etcd is available."""
     await etcd.put(keys.vmodel("v"), b"1")
     pod.following.want(ranges.VMODELS)
     pod.following.begin()
