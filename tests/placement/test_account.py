@@ -51,7 +51,7 @@ def test_a_lie_that_cannot_be_true_is_no_word():
 
 
 def test_a_server_that_is_not_believed_only_predicts():
-    """Once a server's stated sizes are refuted, they count as predictions beside the growth."""
+    """Once a server's stated sizes are refuted, they count only as predictions."""
     found = settled(said=MIB, growth=Growth(9 * MIB), believed=False)
     assert (found.bytes, found.basis) == (9 * MIB, SizeBasis.GROWN)
     assert settled(said=20 * MIB, growth=Growth(9 * MIB), believed=False).guessed
@@ -71,7 +71,7 @@ def test_the_first_load_is_not_remembered():
 
 
 def test_a_remembered_size_that_is_wrong_is_forgotten():
-    """A remembered size that no later load confirms is halved at each later load, down to the growth."""
+    """A remembered size that later loads do not confirm shrinks to the observed growth within eight loads."""
     remembered = 100 * MIB
     for _ in range(8):
         remembered = settled(remembered=remembered, growth=Growth(3 * MIB)).bytes
@@ -124,7 +124,6 @@ looks = st.lists(st.tuples(st.integers(0, 64 * GIB), st.integers(0, 8 * GIB), st
 
 @given(looks)
 def test_the_factor_is_bounded(seen):
-    """The factor stays within its bounds, whatever is observed and accounted."""
     factor = Factor()
     for observed, accounted, seconds in seen:
         factor.look(observed, accounted, capacity=CAPACITY, seconds=seconds)
@@ -158,7 +157,7 @@ def test_the_books_settle_at_what_is_observed(observed, accounted):
 
 
 def test_one_look_decides_nothing():
-    """A peak of memory that lasts one second moves the factor by at most a fifth of the way."""
+    """A peak of memory that lasts one second moves the factor only a small part of the way."""
     factor = Factor()
     factor.look(4 * GIB, GIB, capacity=2 * GIB, seconds=1.0)
     assert 1.0 < factor.value < 1.7
@@ -177,7 +176,8 @@ def test_loads_that_no_factor_explains_refute_at_once():
 
 
 def test_sizes_are_refuted_for_good():
-    """A server whose models take more than about four times the stated sizes is never believed again."""
+    """Once a server's memory has refuted its stated sizes, they are not believed again, even if its memory later agrees
+    with the books."""
     factor = Factor()
     for _ in range(60):
         factor.look(GIB, GIB // 100, capacity=CAPACITY, seconds=1.0)

@@ -18,13 +18,13 @@ class Copy:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=9), st.integers(0, 100))
 def test_no_other_copy_has_less_to_do(loads, turn):
-    """The copy with the least to do is chosen, by this router's calls and the load that the pod reports."""
+    """The measure is the sum of this router's calls in flight and the load that the pod reports."""
     index = least_loaded([Copy(*load) for load in loads], turn)
     assert sum(loads[index]) == min(sum(load) for load in loads)
 
 
 def test_ties_go_round():
-    """Equal copies share the calls of an idle mesh evenly, and a busier copy gets none."""
+    """Copies that have equally little to do share the calls, and a busier copy gets none."""
     copies = [Copy(1), Copy(2), Copy(0, 1), Copy(1)]
     counts = Counter(least_loaded(copies, turn) for turn in range(400))
     assert counts[1] == 0
@@ -32,6 +32,5 @@ def test_ties_go_round():
 
 
 def test_none_to_choose_from():
-    """A choice among no copies raises ValueError, because the mistake is the calling code's."""
     with pytest.raises(ValueError, match="no copies"):
         least_loaded([])

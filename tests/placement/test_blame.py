@@ -82,8 +82,8 @@ def test_whether_a_pod_that_was_killed_whole_had_run_out_of_memory(left, fallen,
     )
 )
 def test_no_model_is_quarantined_by_one_death_or_by_old_ones(blames):
-    """A quarantine takes two deaths during loads or three during calls, whatever happened before. Expired evidence
-    changes nothing."""
+    """A quarantine takes two deaths during loads or three during calls, in two pods unless a death was certainly the
+    model's fault. Expired evidence changes nothing."""
     recent = alive(blames, NOW)
     assert quarantine(blames, NOW) == quarantine(recent, NOW)
     assert refused(blames, NOW) <= {digest for blame in recent for digest in blame.digests}

@@ -48,8 +48,8 @@ exclusions = st.dictionaries(st.sampled_from("abcdefgh"), st.just("failed there"
 
 @given(pods=pods, size=st.integers(0, 150), excluded=exclusions, idle_ms=st.integers(0, 1200))
 def test_every_choice_is_allowed_and_every_pod_is_accounted_for(pods, size, excluded, idle_ms):
-    """A chosen pod may hold the model and has room. Each pod is either ranked or refused, and equal inputs give equal
-    choices."""
+    """Each ranked pod may hold the model, and has room or can evict older copies. Each pod is either ranked or refused,
+    and the order in which pods are given does not matter."""
     choice = choose("m", size, pods, excluded=excluded, idle_ms=idle_ms)
     by_name = {pod.name: pod for pod in pods}
     assert sorted([r.pod for r in choice.ranking] + [r.pod for r in choice.refused]) == sorted(by_name)
@@ -69,15 +69,14 @@ def test_every_choice_is_allowed_and_every_pod_is_accounted_for(pods, size, excl
 
 @given(pods=pods, size=st.integers(0, 150))
 def test_a_waiting_caller_is_refused_only_for_what_the_text_says(pods, size):
-    """A load with a waiting caller (idle_ms 0) is never refused for its age: either some pod accepts it, or none is
-    large enough."""
+    """A load with a waiting caller (idle_ms 0) is never refused for its age. It is refused only if no pod accepts loads
+    and is large enough."""
     choice = choose("m", size, pods)
     assert (choice.verdict is ChoiceVerdict.CHOSEN) == any(pod.accepts and size <= pod.capacity_bytes for pod in pods)
     assert choice.verdict is not ChoiceVerdict.NO_ROOM
 
 
 def test_no_pods_at_all():
-    """The refusal in an empty mesh says that there is no runtime pod."""
     choice = choose("m", 1, [])
     assert choice.verdict is ChoiceVerdict.NO_PODS
     assert choice.why == "there is no runtime pod"
@@ -93,14 +92,12 @@ def test_larger_than_every_pod_is_nowhere_even_if_one_is_leaving():
 
 
 def test_large_enough_but_leaving_is_worth_a_retry():
-    """If a large enough pod does not accept loads now, the refusal is worth a retry."""
     choice = choose("m", GIB, [a_pod("a", capacity_bytes=MIB), a_pod("b", accepts=False, why_not="is leaving")])
     assert choice.verdict is ChoiceVerdict.NO_PODS
     assert "b is leaving" in choice.why
 
 
 def test_exclusions_are_named_with_their_reasons():
-    """The text of a choice gives the reason for each excluded pod."""
     choice = choose("m", 1, [a_pod("a")], excluded={"a": "failed to load it 3 s ago"})
     assert choice.verdict is ChoiceVerdict.NO_PODS
     assert choice.refused[0].cause is IneligibilityCause.EXCLUDED
@@ -151,7 +148,7 @@ def _fields(pod: Candidate) -> dict:
     ],
 )
 def test_small_differences_do_not_decide(one, other):
-    """Two pods share the models between them if they differ by less than a view's lag."""
+    """Two pods share the models if their figures differ by no more than an outdated view would explain."""
     counts = Counter(choose(f"m{i}", MIB, [one, other]).pod for i in range(400))
     assert 120 < counts["a"] < 280
 
@@ -168,7 +165,7 @@ def test_no_herd_among_equal_pods_on_one_stale_view(count):
 
 
 def test_the_draw_is_weighted_by_free_space():
-    """The draw is weighted by free space: a pod with three times the free space gets three times the models."""
+    """A pod with three times the free space gets about three times the models."""
     pods = [a_pod("a", used_bytes=GIB * 3 // 4), a_pod("b", used_bytes=GIB // 4)]
     counts = Counter(choose(f"m{i}", MIB, pods).pod for i in range(1000))
     assert 2.3 < counts["b"] / counts["a"] < 3.9
@@ -245,8 +242,8 @@ def gpu_pod(name: str, **changes) -> Candidate:
     idle_ms=st.integers(0, 1200),
 )
 def test_the_whole_contract_of_a_choice(pods, size, constraint, zones, idle_ms):
-    """The chosen pod may hold the model, and no pod of a better kind was passed over. This holds for all labels,
-    memories, zones and rollouts."""
+    """The chosen pod may hold the model. An outgoing pod is chosen only if all ranked pods are outgoing, and a pod in a
+    zone that has a copy only if the ranking offers no other zone."""
     choice = choose("m", size, pods, constraint=constraint, zones=zones, idle_ms=idle_ms)
     by_name = {pod.name: pod for pod in pods}
     may_hold = [
@@ -272,8 +269,8 @@ def test_the_whole_contract_of_a_choice(pods, size, constraint, zones, idle_ms):
 
 
 def test_a_required_label_is_never_traded_for_room():
-    """A required label is never traded for room. A full pod with the label is chosen before an empty one without it. If
-    no pod has the label, the model is refused for good."""
+    """A full pod with the label is chosen before an empty one without it. If no pod has the label, the model is refused
+    for good."""
     choice = choose("m", MIB, [full("a", 1000, labels=frozenset({"gpu"})), a_pod("b")], constraint=GPU)
     assert choice.pod == "a"
     assert choice.refused[0].cause is IneligibilityCause.NOT_ALLOWED
@@ -283,8 +280,8 @@ def test_a_required_label_is_never_traded_for_room():
 
 
 def test_a_device_is_preferred_and_done_without():
-    """A type that prefers GPUs gets a device with room. Otherwise it gets a CPU pod, where its weights count in host
-    memory."""
+    """A type that prefers GPUs gets a pod whose device has room, otherwise a CPU pod that can hold its weights in host
+    memory, and only then a pod with a full device."""
     size = Footprint(10 * MIB, 500 * MIB)
     assert choose("m", size, [gpu_pod("g"), a_pod("c")], constraint=LIKES_GPU).pod == "g"
     busy = gpu_pod("g", device_used_bytes=GIB, copies=3, oldest_idle_ms=0)
@@ -295,7 +292,7 @@ def test_a_device_is_preferred_and_done_without():
 
 
 def test_device_memory_is_a_capacity_of_its_own():
-    """Device memory is a separate capacity: free host memory does not make room on the device."""
+    """Free host memory does not make room on the device."""
     size = Footprint(MIB, 2 * GIB)
     choice = choose("m", size, [gpu_pod("g")])
     assert choice.verdict is ChoiceVerdict.NOWHERE
@@ -316,8 +313,7 @@ def test_a_model_known_from_cpu_pods_has_its_weights_on_a_device():
 
 
 def test_gpu_pods_are_drawn_by_their_devices():
-    """GPU pods are drawn by their device memory. Of two pods with equal host memory, the one with four times the device
-    memory gets about four of five models."""
+    """Of two pods with equal host memory, the one with four times the device memory gets about four of five models."""
     pods = [
         gpu_pod("large"),
         a_pod("small", labels=frozenset({"gpu"}), device_capacity_bytes=GIB // 4),
@@ -342,7 +338,6 @@ def test_gpu_pods_are_drawn_by_their_devices():
     ],
 )
 def test_what_kind_of_place_is_preferred(better, worse):
-    """Pods are ranked by zone, rollout, preference and disk, in this order, whatever the draw says."""
     for names in (("a", "b"), ("b", "a")):
         pair = [Candidate(**{**_fields(pod), "name": name}) for pod, name in zip((better, worse), names, strict=True)]
         found = {choose(f"m{i}", MIB, pair, constraint=LIKES_GPU, zones=["z"]).pod for i in range(30)}

@@ -1,4 +1,4 @@
-"""Type constraints: the meaning of the predecessor's JSON, and the refusal of anything else."""
+"""Type constraints: the meaning of ModelMesh's JSON, and the refusal of anything else."""
 
 import contextlib
 import json
@@ -17,8 +17,8 @@ documents = st.dictionaries(st.sampled_from(["onnx", "xgboost", "_default", "ün
 
 
 def test_the_example_of_the_predecessor():
-    """The predecessor's example keeps its meaning: all required labels, any preferred one, and `_default` for types
-    that are not listed."""
+    """ModelMesh's example keeps its meaning: all required labels, any preferred one, and `_default` for types that are
+    not listed."""
     constraints = parse(
         '{"type-a": {"required": ["l1","l2"]}, "type-b": {"preferred": ["l3"]}, "_default": {"required": ["none"]}}'
     )
@@ -70,7 +70,6 @@ def test_anything_else_is_a_value_error_or_read(text):
     ],
 )
 def test_errors_say_what_is_wrong(text, why):
-    """Errors in constraints tell the operator where to look."""
     with pytest.raises(ValueError, match=why):
         parse(text)
 

@@ -54,8 +54,8 @@ def carried_out(models: list[ScaledModel], made: Plan, *, loaded: bool) -> list[
     ],
 )
 def test_a_model_that_proves_hot_gets_its_second_copy_at_once(copy):
-    """A hot model gets its second copy in the first round that sees its rate, with the reason. It gets no third while
-    the second loads."""
+    """A hot model gets its second copy in the first plan that sees its load, with the reason. It gets no third copy
+    while the second loads."""
     made = plan([model(copy)], PODS, settings=MEAN)
     assert len(loads(made)) == 1
     assert loads(made)[0][1] != "a"
@@ -65,13 +65,12 @@ def test_a_model_that_proves_hot_gets_its_second_copy_at_once(copy):
 
 
 def test_a_quiet_model_keeps_one_copy():
-    """A model whose calls one copy can serve keeps one copy."""
     assert plan([model(ReportedCopy("a", rate=1999, in_flight=16))], PODS, settings=MEAN).actions == ()
 
 
 def test_many_copies_at_once_for_a_very_hot_model():
-    """A very hot model gets many copies at once. Its rate asks for five copies, but only four pods may hold it, so each
-    of the other three pods gets one."""
+    """The model's rate asks for five copies, but only four pods may hold it, so each of the other three pods gets
+    one."""
     made = plan([model(ReportedCopy("a", rate=9_000))], PODS)
     assert sorted(pod for _, pod in loads(made)) == ["b", "c", "d"]
     assert [action.expected_copies for action in made.actions] == [1, 2, 3]
@@ -119,8 +118,8 @@ def test_a_copy_too_many_goes_slowly():
 
 
 def test_the_last_but_one_goes_when_unused_for_long():
-    """The last copy but one is evicted after a tenth of the time since the stalest copy's use, at most ten hours. The
-    last copy is never evicted."""
+    """The last copy but one is evicted once the model has been unused for a tenth of the time since the stalest copy's
+    use. The last copy stays."""
     pods = [replace(pod, oldest_idle_ms=10**6) for pod in FULL]
     pair = (ReportedCopy("a", age_ms=10**7), ReportedCopy("b", age_ms=10**7))
     assert plan([model(*pair, idle_ms=99_000)], pods).actions == ()
@@ -134,8 +133,7 @@ def test_the_last_but_one_goes_when_unused_for_long():
     scale=st.sampled_from([PODS, FULL]),
 )
 def test_what_made_a_copy_never_unmakes_it(rates, in_flight, scale):
-    """No copy is evicted right after the plan that made it. While the same load continues, spread over all copies, they
-    all stay."""
+    """After a plan that adds a copy, the next plan evicts none if the same load continues, spread over all copies."""
     before = [model(*(ReportedCopy(pod, rate=rate, age_ms=10**7) for pod, rate in zip("abcd", rates, strict=False)))]
     before = [replace(m, copies=(replace(m.copies[0], in_flight=in_flight), *m.copies[1:])) for m in before]
     made = plan(before, scale)
@@ -178,8 +176,7 @@ def test_what_was_lost_with_a_pod_comes_back():
 
 
 def test_only_a_share_of_the_mesh_moves_at_a_time():
-    """Only a share of the mesh moves at a time. Of 300 lost models as many are requested as fit the bound, and the rest
-    follow once those are loaded."""
+    """Of 300 lost models, as many are requested as fit the bound, and the next ones follow once those are loaded."""
     models = [model(name=f"m{i:03}", lost=True, idle_ms=i, footprint=Footprint(10 * MIB)) for i in range(300)]
     made = plan(models, PODS)
     assert len(made.actions) == 20  # 20 loads are 5 % of 4 GiB
@@ -192,7 +189,6 @@ def test_only_a_share_of_the_mesh_moves_at_a_time():
 
 
 def test_one_that_is_larger_than_the_bound_moves_alone():
-    """A model larger than the bound moves alone instead of being stuck forever."""
     giant = model(lost=True, footprint=Footprint(GIB // 3))
     assert len(loads(plan([giant], PODS))) == 1
 
@@ -246,8 +242,8 @@ pods_ = st.lists(
 
 @given(models=models_, pods=pods_)
 def test_the_laws_of_a_plan(models, pods):
-    """A plan is bounded and deterministic, keeps limits and allowed pods, never evicts the last copy, and requests
-    nothing twice."""
+    """A plan is bounded and deterministic, keeps maxima and allowed pods, never evicts the last loaded copy, and
+    requests no load twice."""
     constraints = Constraints({"net": Constraint(frozenset({"gpu"}))})
     made = plan(models, pods, constraints=constraints)
     assert plan(models[::-1], pods[::-1], constraints=constraints) == made
@@ -276,7 +272,6 @@ def test_the_laws_of_a_plan(models, pods):
 
 
 def test_the_reason_names_what_decided():
-    """The plan names the reason that asks for the most copies."""
     assert wanted(model(ReportedCopy("a", rate=5000, in_flight=20)), 9, 0.0).why == "5000 calls a minute"
     assert wanted(model(ReportedCopy("a", rate=5000)), 2, 0.0).why.endswith("2 pods may hold it")
     assert wanted(model(), 2, 0.0).copies == 0

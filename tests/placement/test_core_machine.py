@@ -148,7 +148,7 @@ class Mesh(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(MODELS))
     def end(self, model: str) -> None:
-        """Ends the call of a model."""
+        """Ends one call of the model, if a call is in flight."""
         for pod in self.pods.values():
             copy = pod.copies.get(model)
             if copy is not None and copy.in_flight:

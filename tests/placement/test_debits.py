@@ -1,4 +1,5 @@
-"""Debits: a load counts from the moment it is sent until the pod's own figures contain it, but never forever."""
+"""Debits: a load counts from the moment it is sent until the pod's own figures contain it, or until the debit
+expires."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +11,7 @@ from placement.pod import Candidate
 
 
 def test_a_sent_load_counts_as_bytes_a_copy_and_a_load_in_progress():
-    """A sent load counts as bytes, a copy and a load in progress, just as its pod will look once it has published the
-    load. Other pods are unaffected."""
+    """The pod looks as it will once it has published the load. Other pods are unaffected."""
     debits = Debits()
     pods = [Candidate("a", 100, used_bytes=10, copies=1), Candidate("b", 100)]
     debits.sent("a", 30, now_ms=0, key="m1")
@@ -35,8 +35,7 @@ def test_the_end_of_a_load():
 
 
 def test_what_was_measured_replaces_what_was_guessed():
-    """The size in a load's answer replaces the estimate with which the load was sent, whether that was zero or too
-    large."""
+    """The size in a load's answer replaces the estimate with which the load was sent."""
     debits = Debits()
     pod = Candidate("a", 100, device_capacity_bytes=100)
     debits.sent("a", 0, 0, "m1")
@@ -47,7 +46,7 @@ def test_what_was_measured_replaces_what_was_guessed():
 
 
 def test_a_publication_settles_only_what_it_can_contain():
-    """A publication settles only loads that it can contain. A load sent just before it arrived may not be in it."""
+    """A load that was sent just before a publication arrived may not be in that publication."""
     debits = Debits()
     debits.sent("a", 1, 0, "old")
     debits.sent("b", 2, 0, "elsewhere")
@@ -67,7 +66,6 @@ def test_the_same_key_sent_again_moves():
 
 
 def test_a_pod_that_goes_takes_its_debits_along():
-    """A missing pod's debits are dropped, and a pod that comes back under the same name starts with none."""
     debits = Debits()
     debits.sent("a", 10, 0, "m")
     debits.forget("a")
@@ -75,8 +73,7 @@ def test_a_pod_that_goes_takes_its_debits_along():
 
 
 def test_debits_keep_an_observer_from_overfilling_what_it_sees():
-    """Debits keep an observer from overfilling pods. Of twenty loads on one stale view of two pods with room for ten
-    each, none is sent to a full pod."""
+    """Of twenty loads on one stale view of two pods with room for ten each, none is sent to a full pod."""
     debits = Debits()
     pods = [Candidate("a", 100), Candidate("b", 100)]
     for i in range(20):
@@ -89,7 +86,7 @@ def test_debits_keep_an_observer_from_overfilling_what_it_sees():
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 50), st.integers(0, 5_000), st.integers(0, 6))))
 def test_nothing_outlives_its_expiry(steps):
-    """After the debits have expired the view is the published one again, even if loads were sent and never answered."""
+    """After the debits have expired, the view is the published one again, even if loads were never answered."""
     debits = Debits()
     now = 0
     for pod, size, pause, key in steps:

@@ -70,8 +70,8 @@ def test_what_has_no_room_elsewhere_stays():
     seconds=st.integers(0, 40),
 )
 def test_a_drain_ends_without_a_gap(ages, width, seconds):
-    """A drain, carried out round by round, moves `width` copies at a time. Each recently used copy is loaded elsewhere
-    before it is evicted."""
+    """A drain, carried out round by round, moves at most `width` copies at a time. Each recently used copy is loaded
+    elsewhere before it is evicted."""
     left = {f"m{index}": DrainingCopy(f"m{index}", Footprint(1), age) for index, age in enumerate(ages)}
     for _ in range(200):
         made = plan("gone", list(left.values()), PODS, width=width)

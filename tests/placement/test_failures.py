@@ -46,8 +46,8 @@ def test_a_failure_that_nobody_can_tell_anything_of_holds_until_it_expires():
 
 @pytest.mark.parametrize("kind", SOON)
 def test_other_kinds_are_tried_again_from_a_second_on(kind):
-    """A failure of another kind is retried after a second at first. However long the cause lasts, the next try comes at
-    most half a minute after the last."""
+    """A failure of another kind is retried after a second at first, and later about every half minute, however long the
+    cause lasts."""
     failures = Failures()
     now, tries = 0, 0
     while now < 10 * 60_000:
@@ -70,8 +70,8 @@ def test_a_store_that_was_away_for_twelve_seconds():
 
 
 def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_pod():
-    """If a store demands a pause of reasonable length, no pod asks it before the pause is over. Callers are told how
-    long to wait."""
+    """If a store demands a pause, no pod asks it before the pause is over, and callers are told how long to wait. A
+    demand beyond MOST_ASKED_MS is cut."""
     failures = Failures()
     failures.failed("m", "a", 0, "too many requests", kind=FailureKind.PASSING, asked_ms=5000)
     standing = failures.standing("m", PODS, 1000)
@@ -90,9 +90,8 @@ def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_pod():
 )
 @settings(deadline=None)
 def test_what_has_passed_is_served_again_after_at_most_as_long_again(kind, outage, took, pods):
-    """After an outage of any length, a caller is served within the same time again, at most half a minute. Meanwhile
-    the store is asked a few times, not thousands. Both hold for any kind of failure, number of pods and duration of
-    tries."""
+    """After an outage of any length, the next try comes within the same time again, at most half a minute. The number
+    of tries during the outage is bounded."""
     failures = Failures()
     now = tries = 0
     while now <= outage:
@@ -191,7 +190,6 @@ def test_a_pod_where_everything_fails_is_not_the_models_fault():
 
 @pytest.mark.parametrize("models", [1, 50])
 def test_broken_models_do_not_make_a_pod_unhealthy(models):
-    """Broken models do not make a pod unhealthy, however many there are and however often each fails."""
     failures = Failures()
     for now in range(100):
         for pod in PODS[:MAX_FAILURES]:
@@ -224,8 +222,7 @@ def test_what_loads_elsewhere_later_says_nothing():
     )
 )
 def test_no_pod_is_unhealthy_because_models_are_broken(events):
-    """Broken models, which fail wherever they are tried, make no pod unhealthy. Good models load in the first pod
-    meanwhile, in any order."""
+    """Some models fail wherever they are tried, and good models load between them, in any order."""
     failures = Failures()
     now = 0
     for good, number, pods, pause in events:
@@ -241,8 +238,7 @@ def test_no_pod_is_unhealthy_because_models_are_broken(events):
 @pytest.mark.long
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(PODS[1:])), min_size=200, max_size=200))
 def test_a_broken_pod_is_found_out_and_left_alone(draws):
-    """A pod in which every load fails, while loads succeed elsewhere, is detected after four models were tried there
-    first. Then it gets no more loads."""
+    """A pod in which every load fails, while all models load elsewhere, gets at most four loads."""
     failures = Failures()
     fails = 0
     for now, (number, pod) in enumerate(draws):
@@ -254,7 +250,7 @@ def test_a_broken_pod_is_found_out_and_left_alone(draws):
 
 
 def test_an_unhealthy_pod_is_tried_now_and_then_and_forgiven_at_once():
-    """After a pause an unhealthy pod gets one load. If that succeeds the pod counts as healthy again."""
+    """After a pause, an unhealthy pod gets one load. If that load succeeds, the pod counts as healthy again."""
     failures = Failures()
     unhealthy(failures)
     assert "a" in failures.avoided(PODS, RETRY_MS - 1)
@@ -318,7 +314,6 @@ def test_the_record_decides_what_is_remembered():
 
 
 def test_memory_is_bounded():
-    """The memory of failures stays bounded, however many models fail."""
     failures = Failures()
     for number in range(MODELS + 500):
         failures.failed(f"m{number}", "a", number, "no")

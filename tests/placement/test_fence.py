@@ -32,8 +32,7 @@ def verdict(permission: Permission, now: float, said: Said) -> CallVerdict:
 
 @pytest.mark.parametrize("said", Said, ids=lambda said: said.name)
 def test_a_fresh_proof_and_a_live_agent_answer_anything(said):
-    """With a fresh proof and a live agent any call is answered. The pod's keys exist, so nothing that contradicts them
-    can have been acknowledged."""
+    """The pod's keys exist, so no change that contradicts them can have been acknowledged."""
     assert verdict(fence.permit(standing(3.0)), 3.9, said) is CallVerdict.ANSWER
 
 
@@ -87,8 +86,7 @@ def test_etcd_away_is_no_excuse_where_the_pod_reaches_etcd():
 
 
 def test_calls_never_find_a_gap_between_two_permissions():
-    """When keep-alives are no longer answered, an agent that checks every second renews permissions in time. Calls find
-    no gap."""
+    """When keep-alives are no longer answered, an agent that checks every second renews each permission in time."""
     until = 0
     for tenths in range(400):
         now = tenths / 10
@@ -113,8 +111,8 @@ moments = st.integers(0, 40 * SECOND)
     said=st.sampled_from(Said),
 )
 def test_unproven_answers_need_a_word_and_none_outlives_its_reason(now, proof, keyed, away, limit, ttl, later, said):
-    """A call that says nothing about the record is answered only while the keys certainly exist, whatever the agent
-    knows. No permission outlives its reason."""
+    """A call that says nothing about the record is answered only while the keys certainly exist. No permission lasts
+    longer than a lease time, or than the operator's limit for serving without etcd."""
     proof = None if proof is None else min(proof, now)
     permission = fence.permit(PodStanding(now, ttl, proof, keyed, away, proof or 0, limit))
     result = fence.judge(permission.mode, permission.until, now + later, said)

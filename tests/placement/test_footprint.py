@@ -12,8 +12,8 @@ sizes = st.integers(0, 1 << 40)
 
 @given(st.builds(Footprint, sizes, sizes), st.booleans())
 def test_what_it_is_on_a_pod_it_stays_there(footprint, device):
-    """A footprint on a pod without a device has no device memory. On a device it includes a session. Nothing else is
-    added or lost."""
+    """On a pod without a device, a footprint has no device memory. On a device, it includes a session. The total
+    changes by at most this session."""
     there = footprint.on(device=device)
     assert there.on(device=device) == there
     assert bool(there.device_bytes) == device or not there.total_bytes
@@ -26,8 +26,8 @@ def test_what_was_measured_without_a_device_is_the_same_after_one(host):
 
 
 def test_what_was_measured_in_host_memory_is_weights_on_a_device():
-    """A model measured in host memory is expected on a device with its weights and a device session, but without the
-    host's part of a session. This holds however small the model is."""
+    """A model that was measured in host memory is expected to need its weights and a session on a device. At most the
+    overhead of a session stays in host memory."""
     assert Footprint(OVERHEAD_BYTES + 40).on(device=True) == Footprint(OVERHEAD_BYTES, SESSION_BYTES + 40)
     assert Footprint(40).on(device=True) == Footprint(40, SESSION_BYTES)
     assert Footprint(10, SESSION_BYTES + 40).on(device=False) == Footprint(50)

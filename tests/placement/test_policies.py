@@ -107,7 +107,6 @@ def test_standings_agree_with_the_order(policy, steps):
 
 @pytest.mark.parametrize("policy", NAMES)
 def test_a_used_copy_outlives_an_equal_one_that_was_not(policy):
-    """Under every policy, a copy that was called again outlives an equal one that was not."""
     pod = Pod(policy)
     pod.load("a")
     pod.now += 1
@@ -157,7 +156,6 @@ def test_a_spare_goes_before_an_equal_sole_copy(policy):
 
 
 def test_lru_is_the_order_of_last_use():
-    """`lru` orders copies by their last use alone. It notices a use only when the copy is next to be evicted."""
     pod = Pod("lru")
     for key in "abc":
         pod.now += 1
@@ -168,7 +166,7 @@ def test_lru_is_the_order_of_last_use():
 
 
 def test_gdsf_lets_go_of_what_is_large_or_quick_to_load():
-    """`gdsf` evicts the largest of equally used copies first, then the copy that loads fastest."""
+    """Of equally used copies, `gdsf` evicts large ones and those that load fast first."""
     pod = Pod("gdsf")
     pod.load("small and slow", size=MIB, cost=1000)
     pod.load("large", size=100 * MIB, cost=1000)
@@ -214,7 +212,7 @@ def test_gdsf_knows_the_time_of_a_use_that_it_learns_late():
 
 
 def test_the_history_of_the_inflation_is_bounded():
-    """After tens of thousands of evictions the history of the inflation is still bounded, and ranks still grow."""
+    """After 20,000 evictions, the history of the inflation is still bounded, and ranks still grow."""
     uses: dict[str, tuple[int, int]] = {}
     policy: Gdsf[str] = Gdsf(uses.__getitem__)
     before = 0.0
@@ -233,7 +231,7 @@ def test_the_history_of_the_inflation_is_bounded():
 
 @pytest.mark.parametrize("base", ["lru", "gdsf"])
 def test_a_scan_does_not_flush_what_is_used(base):
-    """With probation, 1,000 models called once do not evict 20 others in use; plain LRU evicts them."""
+    """With probation, 1,000 models called once do not evict 20 others that were called twice; plain LRU evicts them."""
 
     def survivors(policy: str) -> int:
         pod = Pod(policy)
@@ -271,8 +269,7 @@ def test_a_model_that_comes_back_soon_is_no_newcomer():
 
 
 def test_what_was_measured_counts():
-    """A measured size counts: a copy that turns out large ranks lower in `gdsf`, and the probation queue counts its
-    measured bytes."""
+    """A copy that turns out large ranks lower in `gdsf`, and the probation queue's sum of bytes stays exact."""
     pod = Pod("gdsf")
     pod.load("a", size=MIB, cost=200)
     pod.load("b", size=MIB, cost=100)
@@ -291,7 +288,6 @@ def test_what_was_measured_counts():
 
 
 def test_an_unknown_policy_is_named_with_those_that_there_are():
-    """The error for an unknown policy lists the valid ones."""
     with pytest.raises(ValueError, match="gdsf\\+probation"):
         named("lfu", dict[str, tuple[int, int]]().__getitem__)
 

@@ -21,7 +21,7 @@ def models(count: int, size: int = MIB) -> list[Idle]:
 
 
 def test_the_last_used_come_first_and_as_many_as_have_turns():
-    """In an empty mesh the most recently used models are preloaded first, as many as each pod loads at once."""
+    """In an empty mesh, the most recently used models are preloaded first, AHEAD for each loading thread."""
     pods = [Candidate("a", 100 * MIB, loading_threads=2), Candidate("b", 100 * MIB, loading_threads=2)]
     made = plan(reversed(models(50)), pods)
     assert sorted(action.model_id for action in made.actions) == [f"m{i:04}" for i in range(2 * 2 * AHEAD)]
@@ -92,8 +92,8 @@ def test_a_small_one_still_fits_behind_a_large_one():
     ),
 )
 def test_the_laws_of_a_preload(sizes, pods):
-    """Preloads stay within the turns and within free space less the reserve. They contain each model once, in order,
-    and are equal for equal inputs."""
+    """Preloads stay within the turns and within free space less the reserve. They contain each model at most once, and
+    do not depend on the order in which models and pods are given."""
     idle = [Idle(f"m{index}", Footprint(size), idle_ms=index) for index, size in enumerate(sizes)]
     made = plan(idle, pods)
     assert plan(idle[::-1], pods[::-1]) == made
@@ -109,7 +109,8 @@ def test_the_laws_of_a_preload(sizes, pods):
 
 
 def test_what_others_need_is_left_to_them():
-    """A type that may run anywhere avoids pods that another type needs, both in preloads and in cold starts."""
+    """A type that may run anywhere avoids pods that another type needs: in preloads, in loads that replace lost copies,
+    and in drains."""
     constraints = Constraints({"large": Constraint(frozenset({"gpu"}))})
     pods = [
         Candidate("cpu", 1000 * MIB, loading_threads=20, labels=frozenset({"cpu"})),

@@ -12,8 +12,8 @@ def drain(queue: LoadQueue[str]) -> list[str]:
 
 
 def test_callers_first_then_the_most_recently_used():
-    """Loads with callers overtake queued loads without, in the order of the callers. The most recently used models
-    follow."""
+    """Loads with callers come first, in the order of the callers. The other loads follow, the most recently used models
+    first."""
     queue: LoadQueue[str] = LoadQueue()
     queue.push("stale", waiting=False, idle_ms=9_000)
     queue.push("recent", waiting=False, idle_ms=10)
@@ -100,8 +100,8 @@ def test_a_queue_behaves_as_a_sorted_list(steps):
     ],
 )
 def test_forecasts(arguments, expected, in_time):
-    """The expected time to wait and load is compared with the deadline. A caller that is turned away is told when to
-    come again."""
+    """The expected time to wait and load is compared with the deadline. If it is too long, it is also the time after
+    which the caller should retry."""
     found = forecast(**arguments)
     assert (found.expected_ms, found.in_time) == (expected, in_time)
     assert found.retry_after_ms == (0 if in_time else expected)

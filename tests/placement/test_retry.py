@@ -14,7 +14,7 @@ NOTHING_RAN = (Trouble.NOT_HERE, Trouble.VERIFY_FIRST, Trouble.UNREACHED, Troubl
 
 
 def one(trouble, **more):
-    """Returns a call after its first attempt, which may be sent again."""
+    """Returns a call after its first attempt. Unless `more` says otherwise, the call may be sent again."""
     known = {"tries": 1, "safe": True, "repeated": False, "kept": True, "said": Said.NOTHING, "others": True}
     return Try(trouble=trouble, **(known | more))
 
@@ -78,8 +78,8 @@ tries = st.builds(
 
 @given(tries)
 def test_what_may_have_run_is_sent_again_only_where_that_does_no_harm(tried):
-    """A call that may have run is sent again once, if its method is safe, its model kills no servers, and its deadline
-    has not passed. It is never sent again within a reply."""
+    """A call that may have run is sent again at most once, and only if its method is safe, its model is not known to
+    kill servers, and its deadline leaves time. It is not sent again after a reply has begun."""
     decision = retry.decide(tried)
     if decision.end is None and tried.trouble not in NOTHING_RAN:
         assert tried.trouble is Trouble.LOST
@@ -122,8 +122,8 @@ def test_what_follows_makes_sense(tried):
     st.floats(0, 5),
 )
 def test_every_call_ends(troubles, safe, deadline):
-    """Every call ends after at most `MAX_TRIES`, whatever goes wrong in whatever order. A call that may have run is
-    repeated at most once."""
+    """Every call ends after at most `MAX_TRIES` attempts, whatever goes wrong in whatever order. A call that may have
+    run is repeated at most once."""
     repeated, elapsed, ran = False, 0.0, 0
     endless = itertools.chain(troubles, itertools.repeat((Trouble.NOT_HERE, Said.NOTHING, True, 1)))
     for number, (trouble, said, others, deaths) in enumerate(endless, start=1):

@@ -56,7 +56,7 @@ def test_all_or_nothing_and_nothing_needless(need, free, held, idle_ms):
 
 @given(helds, st.integers(1, 60))
 def test_a_spared_copy_is_never_staler_than_a_victim_of_its_size(held, need):
-    """A spared copy has never been idle for longer than a victim of its size and standing."""
+    """The comparison is between copies whose models both have other copies, or both have none."""
     room = make_room(Need.of_host(need, 0, 100), held)
     if room.verdict is not RoomVerdict.EVICT:
         return
@@ -69,7 +69,6 @@ def test_a_spared_copy_is_never_staler_than_a_victim_of_its_size(held, need):
 
 
 def test_oldest_first():
-    """Where nothing else differs, the oldest copies are evicted first."""
     held = [ResidentCopy("young", 10, 1_000), ResidentCopy("oldest", 10, 3_000), ResidentCopy("old", 10, 2_000)]
     assert make_room(Need.of_host(15, 0, 100), held).victims == ("oldest", "old")
 
@@ -106,7 +105,8 @@ def test_older_than_everything_in_a_full_cache_has_no_room():
 
 
 def test_busy_copies_are_named_in_the_refusal():
-    """If every copy in a cache has calls in flight, nothing is evicted and the refusal names the busy copies."""
+    """If copies that are not in use would free too little, nothing is evicted, and the refusal says how many bytes are
+    busy."""
     held = [ResidentCopy("a", 60, 1_000, in_flight=1), ResidentCopy("b", 40, 9_000)]
     room = make_room(Need.of_host(50, 0, 100), held)
     assert room.verdict is RoomVerdict.NO_ROOM
@@ -133,7 +133,7 @@ def test_an_overcommitted_cache_is_repaired():
 
 
 def test_no_ping_pong():
-    """Loads for waiting callers never evict the copy loaded last while an older copy could be evicted."""
+    """Seven models are called in turn with room for four. Each load evicts the least recently used copy."""
     cache: dict[str, int] = {}  # model -> time of use
     for now in range(1, 60):
         model = f"m{now % 7}"
@@ -166,7 +166,7 @@ def test_a_copy_whose_caller_has_not_come_yet_goes_last():
     ],
 )
 def test_whether_waiting_helps_is_told(held, passes):
-    """The refusal says whether waiting helps. Waiting helps if only copies with calls in flight are in the way."""
+    """Waiting helps if enough memory will be free once calls and loads have ended."""
     room = make_room(Need.of_host(50, 0, 100), held)
     assert (room.verdict, room.passes) == (RoomVerdict.NO_ROOM, passes)
 
@@ -190,8 +190,8 @@ def test_the_policy_decides_the_order():
 
 
 def test_room_is_found_in_both_memories_or_not_at_all():
-    """Room is found in both memories or not at all. Copies that free none of the scarce memory stay. If either memory
-    lacks room, nothing is evicted and the refusal names that memory."""
+    """Copies that free none of the scarce memory stay. If either memory lacks room, nothing is evicted, and the refusal
+    names that memory."""
     held = [ResidentCopy("host only", 10, 9_000), ResidentCopy("device", 1, 5_000, device_bytes=10)]
 
     def make(host: int, device: int) -> RoomDecision:

@@ -17,7 +17,8 @@ def learn(sizes: Sizes, ratio: float, *, model_type: str = "tree", predicted: in
 
 
 def test_measured_before_learned_before_default():
-    """A measured size is preferred to a learned one, and a learned one to the default. The reason names the source."""
+    """A measured size is preferred to a learned one, and a learned one to the default. The reason shows how a learned
+    size was calculated."""
     sizes = Sizes(default_bytes=5 * MIB)
     assert sizes.predict("tree").footprint == Footprint(5 * MIB)
     assert sizes.predict("tree", file_bytes=MIB).footprint == Footprint(MIB + OVERHEAD_BYTES)
@@ -125,7 +126,7 @@ def test_a_line_is_found_whatever_one_odd_model_takes(base, ratio, files, small,
 
 
 def test_what_is_learned_follows_the_times():
-    """If a server takes half as much from now on, the learned estimate follows within a few loads."""
+    """If a server takes half as much from now on, the learned estimate follows within 30 loads."""
     sizes = Sizes()
     learn(sizes, 4.0, times=100)
     learn(sizes, 2.0, times=30)
@@ -169,7 +170,6 @@ def test_over_and_under_are_counted():
 
 
 def test_memory_is_bounded():
-    """The memory of learned sizes is bounded, even for a million types."""
     sizes = Sizes()
     for number in range(5 * TYPES):
         learn(sizes, 1.0, model_type=f"t{number}")

@@ -32,8 +32,6 @@ def names(cause: EndCause, *work: Work[str], thread: int = 0) -> list[tuple[str,
     ],
 )
 def test_how_it_ended_says_who_is_suspect(cause, thread, expected):
-    """The way a server ended determines which models are suspects: those that run in threads or in the event loop, are
-    being loaded, or are being freed."""
     assert names(cause, RUNS, LOADS, IN_LOOP, FREES, thread=thread) == expected
 
 

@@ -33,7 +33,7 @@ def refused(before, models, **request) -> tuple[str, str]:
     return refusal.cause.name, refusal.text
 
 
-# --- the predecessor's checks ---
+# --- ModelMesh's checks ---
 
 
 def test_a_new_vmodel_serves_its_target_at_once():
@@ -67,7 +67,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("owner", "models", "request_", "cause", "text"), REFUSALS)
 def test_what_is_refused(owner, models, request_, cause, text):
-    """Requests are checked in the predecessor's order: expected target, existence of the target, owner, update only."""
+    """Requests are checked in ModelMesh's order: expected target, existence of the target, owner, update only."""
     before = None if owner is None else VModelRecord("a", "a", owner)
     named, said = refused(before, {"a": LOADED, **models} if before else models, **request_)
     assert (named, text in said) == (cause, True), said
@@ -98,8 +98,6 @@ def test_the_expected_target_may_be_the_requested_one():
     ],
 )
 def test_a_new_target_is_switched_to_at_once_only_where_nothing_is_lost(active, target, request_, moves):
-    """A vmodel switches to a new target at once only if no loaded copy is lost. Otherwise the active model serves until
-    the leader has loaded the target."""
     after = changed(VModelRecord("a", "a"), {"a": active, "b": target}, target="b", **request_)
     assert (after.moving, after.target) == (moves, "b")
     assert after.more.wait == (moves and "ready" in request_)
@@ -144,8 +142,7 @@ def test_a_model_that_others_refer_to_is_not_deleted_with_one_reference():
 
 
 def test_forcing_a_move_ends_it_with_one_reference():
-    """Forcing a move ends it with one reference to the target. The predecessor counted the target twice, so it could
-    never be unregistered."""
+    """ModelMesh counts the target of a forced move twice, so it can never be unregistered."""
     change = changes.set_vmodel(
         "v", VModelRecord("a", "b", failed=True), {"a": LOADED, "b": IDLE}, SetVModel(target="b", force=True)
     )
@@ -154,8 +151,7 @@ def test_forcing_a_move_ends_it_with_one_reference():
 
 
 def test_the_leader_ends_a_move_only_if_it_is_still_the_same():
-    """The leader ends a move only if it is still the same. Between the load and the write somebody may have chosen
-    another target, or deleted the vmodel."""
+    """Between the load and the write, a caller may have chosen another target or deleted the vmodel."""
     models = {"a": replace(LOADED, auto_delete=True), "b": LOADED}
     done = changes.finish_move(VModelRecord("a", "b", "me", True, VModelMore(why="x", wait=True)), models, "a", "b")
     assert (done.after, done.deleted) == (VModelRecord("b", "b", "me"), ("a",))
@@ -165,8 +161,7 @@ def test_the_leader_ends_a_move_only_if_it_is_still_the_same():
 
 
 def test_a_parked_move_says_why():
-    """The reason of a failed move is stored beside the predecessor's flag for failure, and is removed together with
-    it."""
+    """The reason of a failed move is stored beside ModelMesh's flag for failure, and is removed together with it."""
     parked = changes.park_move(VModelRecord("a", "b"), "a", "b", "no room").after
     assert parked == VModelRecord("a", "b", failed=True, more=VModelMore(why="no room"))
     assert changes.park_move(parked, "a", "b", "").after == VModelRecord("a", "b")
@@ -220,8 +215,7 @@ def test_a_version_that_is_too_old_loses_its_model():
 
 
 def test_a_version_that_serves_is_not_dropped_before_the_move_ends():
-    """A version that serves is not dropped before the move ends. Even if no versions are to be kept, the active model
-    stays until its successor is loaded."""
+    """Even if no versions are to be kept, the active model stays until its successor is loaded."""
     moving = changed(rolled_out("5", keep=0), {"m5": LOADED, "m6": IDLE}, target="m6", version="6")
     assert (list(moving.more.versions), moving.active) == (["5", "6"], "m5")
     change = changes.finish_move(moving, {"m5": replace(LOADED, auto_delete=True), "m6": LOADED}, "m5", "m6")
@@ -241,8 +235,7 @@ def test_going_back_leads_through_the_earlier_versions():
 
 
 def test_a_version_after_going_back_follows_the_one_that_served():
-    """A new version after a rollback follows the version that served. If 8 was bad and 7 served again, a rollback from
-    9 leads to 7, not to 8."""
+    """If version 8 was bad and version 7 served again, a rollback from 9 leads to 7, not to 8."""
     record = changed(rolled_out("6", "7", "8"), {"m7": LOADED}, back=True, force=True)
     record = changed(record, {"m9": IDLE}, target="m9", version="9", force=True)
     assert list(record.more.versions) == ["8", "7", "9"]
@@ -272,8 +265,8 @@ def test_a_version_names_one_model():
 
 
 def test_weights_move_the_vmodel_to_the_heaviest():
-    """Weights move the vmodel to the heaviest model. Programs that do not know splits, such as the predecessor, then
-    send all calls to the model that gets most of them."""
+    """The heaviest model becomes the target, so programs that do not know splits, such as ModelMesh, send all calls to
+    the model that gets most of them."""
     models = {"a": LOADED, "b": LOADED}
     record = changed(VModelRecord("a", "a"), models, weights={"a": 90, "b": 10})
     assert (record.target, record.more.weights) == ("a", {"a": 90, "b": 10})
@@ -453,8 +446,7 @@ TestCounts = Registry.TestCase
 
 @given(requests, st.sampled_from([None, VModelRecord("a", "a"), VModelRecord("a", "b", "me")]), st.data())
 def test_a_granted_request_can_be_repeated_without_effect(request_, before, data):
-    """A granted request can be repeated without effect. A client whose answer was lost sends it again, and nothing may
-    be counted or moved twice."""
+    """A client whose answer was lost sends its request again, and nothing may be counted or moved twice."""
     models = {model: NamedModel(refs=1, copies=1, loaded=data.draw(st.integers(0, 1))) for model in MODELS}
     request_ = replace(request_, back=False)
     change = changes.set_vmodel("v", before, models, request_)

@@ -74,7 +74,7 @@ def test_a_name_leads_to_what_came_last(cache):
 
 
 def test_equal_bytes_are_one_file(cache):
-    """Equal bytes under different names are one file, synced to disk or not, and the budget counts them once."""
+    """Equal bytes under different names are one file, which the budget counts once."""
     one = put(cache, "one", b"x" * 400)
     cache.secure(one)
     two = put(cache, "two", b"x" * 400)
@@ -119,8 +119,8 @@ def _poke(path: Path, at: int) -> None:
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("state", ["idle", "in use", "after a restart"])
 def test_a_damaged_file_is_not_found(cache, tmp_path, state, how, caplog):
-    """A damaged file is never returned, whatever the damage and even if nothing noticed it earlier. It is fetched
-    again, and the new file is kept."""
+    """Damage is noticed when the file is looked up, or when its content is checked. The file that is then fetched again
+    is kept."""
     content = b"abc" * 100 + b"x" * 100
     blob = put(cache, "x", content)
     cache.secure(blob)
@@ -215,8 +215,7 @@ def test_how_much_must_go_for_a_pull_is_told(cache, size, short, never):
 
 
 def test_what_is_in_the_way_at_this_moment_is_told_and_what_is_unused_is_not(cache):
-    """The report of what takes up the room lists files of models and the reservations of other pulls, but no unused
-    files."""
+    """Files of models and the reservations of other pulls are in the way of a pull; unused files are not."""
     put(cache, "used", b"x" * 500)
     cache.drop([put(cache, "unused", b"y" * 300)])
     room = cache.room(100)
@@ -288,8 +287,8 @@ def test_what_is_in_use_never_makes_way(cache):
 
 
 def test_a_model_is_remembered_until_one_of_its_files_goes(tmp_path):
-    """A model is remembered until one of its files is removed, even if its folder is gone. The listener is called both
-    times."""
+    """A model is remembered even if its folder is gone. The listener is called when the model is added and when it is
+    forgotten."""
     told: list[tuple[str, bool]] = []
     cache = opened(tmp_path / "models", 1000, on_change=lambda into, here: told.append((into, here)))
     one, two = put(cache, "one", b"x" * 400), put(cache, "two", b"y" * 400)

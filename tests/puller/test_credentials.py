@@ -284,7 +284,8 @@ def test_the_environment_must_not_replace_googles_key(secrets, monkeypatch):
     ],
 )
 def test_settings_that_make_no_client(secrets, change):
-    """Settings from which no client can be made are refused with the faulty value's name and its key in the secret."""
+    """Settings from which no client can be made are refused. The error names their key in the secret, but shows no
+    secret values."""
     with pytest.raises(PullError, match="key mine") as caught:
         objects_client.connect(
             settings(secrets(mine={**S3, **change}), storage_key="mine"), HttpPolicy(), on_google=False
@@ -324,7 +325,7 @@ def test_settings_show_nothing(tmp_path_factory, secret, name):
     ],
 )
 def test_errors_quote_nothing_of_what_a_server_says(text):
-    """Errors quote the status and code of a server, but no requests, signatures or bodies."""
+    """Errors name the file and the host, but quote no requests, signatures or bodies."""
     target = objects_client.Target(None, "https://host", False)  # type: ignore[arg-type]
     error = objects_errors.translated(ValueError(text), "s3://b/a", target)
     assert "topsecret" not in error.text

@@ -112,7 +112,7 @@ def test_remove_stays_inside(disk, tmp_path):
 
 
 def test_write_errors(disk):
-    """A full disk, an exceeded quota and a read-only file system are errors of the disk; a missing file is not."""
+    """A full disk is an error of the disk; a missing file is not."""
     error = disks.write_error(OSError(28, os.strerror(28)))
     assert error is not None
     assert error.kind is PullErrorKind.DISK_FULL

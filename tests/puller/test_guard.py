@@ -163,7 +163,8 @@ class Asked:
 
 @pytest.fixture
 async def tunnel(stores):
-    """A tunnel that resolves every name to a store's address, and keeps addresses as they are."""
+    """A tunnel that resolves Google's metadata service to its link-local address and other names to loopback, and calls
+    every address forbidden."""
 
     async def resolve(host: str, port: int) -> list[str]:
         return {"metadata.google.internal": ["169.254.169.254"]}.get(host, [host if host[0].isdigit() else "127.0.0.1"])
@@ -182,7 +183,7 @@ async def tunnel(stores):
 )
 async def test_nothing_is_connected_to_without_leave(tunnel, host):
     """The tunnel connects nowhere without permission, by CONNECT or by a plain request, by address or by name. The
-    grant records what happened."""
+    grant reports each refusal once."""
     grant = Grant(home=frozenset({("elsewhere.example.com", 443)}))
     asked = Asked(tunnel, grant)
     for url in (host, f"http://{host}/"):
@@ -233,7 +234,7 @@ async def test_who_may_ask_who_the_pod_is(tunnel, headers, identity, may):
 
 
 async def test_many_requests_over_one_connection(make, stores):
-    """A tree of objects, several at a time, and large bodies arrive unchanged over one connection."""
+    """A tree of sixty objects of up to half a megabyte arrives unchanged."""
     store = stores[0]
     for number in range(60):
         store.files[f"/s3/bbb/t/{number}"] = File(unique(1000 + number * 9000))
@@ -269,7 +270,8 @@ async def test_a_page_that_is_asked_for_by_name_is_a_file(make, stores):
 @pytest.mark.parametrize("kind", ["s3", "s3-anonymous", "http"])
 @pytest.mark.parametrize("status", [301, 307])
 async def test_a_redirect_that_leads_nowhere(make, stores, kind, status):
-    """A redirect without a target, as S3 answers for a bucket of another region, is an error."""
+    """A redirect without a target, as S3 answers for a bucket of another region, is an error that names the setting
+    `region`."""
     store = stores[0]
     store.answer_instead = lambda request: web.Response(status=status)
     with pytest.raises(PullError, match='"region"') as caught:

@@ -180,8 +180,8 @@ async def test_a_file_arrives_whole(puller, store, path, content):
 
 
 async def test_a_pull_waits_for_no_connection_while_it_holds_one(store, tmp_path):
-    """A pull never waits for a connection while it holds one. If a server sends the complete file for a part, the
-    connections of the parts are released before the file is requested."""
+    """If a server sends the complete file for a part, the connections of the parts are released before the file is
+    requested."""
     limits = PullLimits(connections=8, ranges=2, range_bytes=10 * 2**20)
     policy = HttpPolicy(allow_private=True, connect_timeout=5, read_timeout=5, total_timeout=10)
     puller = Puller(directory=tmp_path / "models", http=policy, retries=ONCE, limits=limits)
@@ -289,7 +289,7 @@ async def test_a_stalled_server_ends_in_a_timeout(puller, store, after):
 
 
 async def test_the_whole_pull_is_bounded(make_puller, store):
-    """A server that sends a trickle of bytes forever runs into the total time of the pull."""
+    """A pull ends after its total time, although the server may be silent for longer."""
     puller = make_puller(HttpPolicy(allow_private=True, read_timeout=60, total_timeout=0.1))
     await refused(puller, store.url("/stalls/5000000/a.onnx"), PullErrorKind.TIMEOUT)
 
@@ -328,7 +328,7 @@ async def test_loopback_is_refused_by_default(make_puller, store, host):
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0"])
 async def test_short_forms_of_addresses_are_no_hosts(make_puller, store, host):
-    """Short forms of addresses, which `inet_aton` would take for loopback, are refused as hosts without a lookup."""
+    """Short forms of addresses, which `inet_aton` would take for loopback, are refused as invalid hosts."""
     await refused(make_puller(HttpPolicy()), store.url("/small/a", host=host), PullErrorKind.BAD_REQUEST)
     assert not store.requests
 
@@ -382,20 +382,20 @@ async def test_redirects_that_are_allowed_are_followed(puller, store):
     "target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "http://", "//[bad/", "gopher://x", "http://h:99999/"]
 )
 async def test_redirects_to_other_schemes_are_refused(puller, store, target):
-    """Redirects to schemes other than http and https are refused."""
+    """Redirects to schemes other than http and https, and to invalid URLs, are refused."""
     await refused(puller, store.url(f"/to/a?url={quote(target, safe='')}"), PullErrorKind.BAD_REQUEST)
 
 
 @pytest.mark.parametrize("path", ["/circle/a", "/nowhere/a"])
 async def test_redirects_that_lead_nowhere_end(puller, store, path):
-    """A loop of redirects ends after a few rounds."""
+    """A loop of redirects ends after at most six requests, and a redirect without a target is refused."""
     await refused(puller, store.url(path), PullErrorKind.BAD_REQUEST)
     assert len(store.requests) <= 6
 
 
 @pytest.fixture
 def names(monkeypatch):
-    """A name server with the test's answers, different each time, as in DNS rebinding."""
+    """A name server that gives the test's answers for a name one after the other, as in DNS rebinding."""
     answers: dict[str, list[list[str]]] = {}
 
     async def getaddrinfo(self, host, port, *, family=0, type=0, proto=0, flags=0):
@@ -421,7 +421,7 @@ async def test_a_name_is_judged_by_the_address_connected_to(make_puller, store, 
 
 
 async def test_rebinding_a_name_does_not_help(make_puller, world, names):
-    """DNS rebinding does not help: a name that resolves to loopback only for the redirect is refused there."""
+    """A redirect to a name that resolves to loopback is refused."""
     puller = make_puller(Only())
     names["first.test"] = [["127.0.0.2"]]
     names["rebound.test"] = [["127.0.0.1"]]
@@ -494,7 +494,7 @@ async def test_urls_that_are_none(puller, url):
 
 
 async def test_a_server_that_speaks_something_else(puller):
-    """A server that answers with something other than HTTP causes an error that says so."""
+    """A server that answers with something other than HTTP counts as unreachable."""
 
     async def speak(reader, writer):
         writer.write(b"220 ftp.example.com ready\r\n")
@@ -508,7 +508,7 @@ async def test_a_server_that_speaks_something_else(puller):
 
 
 async def test_proxies_of_the_environment_are_not_used(puller, store, monkeypatch):
-    """Proxy variables of the environment are ignored here, because behind a proxy no address could be checked."""
+    """Without proxies in its policy, a puller ignores the proxy variables of the environment."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     assert (await puller.pull(Source(store.url("/small/a")), into="id")).bytes == len(CONTENT)

@@ -184,7 +184,7 @@ async def test_what_arrives_is_checked_against_the_hubs_digest(puller, hub, monk
 
 
 async def test_what_is_not_there(puller, hub):
-    """A missing repository, revision or path is reported with what to check."""
+    """A missing repository or revision counts as a missing bucket, and a missing path as an empty folder."""
     hub.files[COMMITS["main"]] = {"model.onnx": SMALL}
     assert "org/none" in await refused(puller, "hf://org/none/model.onnx", PullErrorKind.NO_BUCKET)
     await refused(puller, "hf://org/repo@v9/model.onnx", PullErrorKind.NO_BUCKET)
@@ -192,7 +192,7 @@ async def test_what_is_not_there(puller, hub):
 
 
 async def test_a_private_repository(puller, hub):
-    """A private repository is reported as needing a token, and is pulled with the token of the storage key."""
+    """Without a token, the error for a private repository says that it needs one."""
     hub.private = True
     hub.files[COMMITS["main"]] = {"model.onnx": SMALL}
     assert "token" in await refused(puller, "hf://org/repo/model.onnx", PullErrorKind.CREDENTIALS)

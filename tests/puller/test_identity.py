@@ -81,8 +81,8 @@ async def pod(tmp_path, stores):
 @pytest.mark.parametrize("changed", [OLD, "now"], ids=["settled", "fresh"])
 @pytest.mark.parametrize("etag", ['"d41d8cd98f00b204e9800998ecf8427e"', '"d41d8cd98f00b204e9800998ecf8427e-1"', '"x"'])
 async def test_a_store_with_one_etag_for_all(pod, stores, etag, changed):
-    """Every model gets its own bytes from a store with one ETag for all: six models of equal size in one bucket, two in
-    another, and one that was replaced at equal size."""
+    """Every model gets its own bytes from a store with one ETag for all: four models of equal size in one bucket, two
+    in another, and one that is replaced at equal size."""
     store = stores[0]
 
     def put(place: str) -> None:
@@ -140,8 +140,8 @@ async def test_another_callers_file_is_asked_for(pod, stores, place):
 
 
 async def test_a_hub_that_lists_and_does_not_deliver(pod, stores):
-    """A hub that lists a file's digest but does not deliver the file gives no caller its bytes, even if another hub, or
-    the same hub for another token, has delivered them."""
+    """If a hub lists a file's digest but does not deliver the file, a caller gets its bytes only if this hub has
+    delivered them for the caller's own token before."""
     secret = unique(SIZE)
     mine, theirs = stores
     theirs.files["/hub/org/theirs/m"] = File(secret, sha256=sha256(secret))
@@ -190,7 +190,7 @@ async def test_a_registration_that_names_somebody_elses_file(pod, stores, place)
 
 
 async def test_equal_files_are_kept_once(pod, stores):
-    """Equal files are kept once, whatever their source and readers. Only delivered bytes are shared."""
+    """Equal files from a bucket, a web server and a hub are each fetched, but kept once."""
     content = unique(SIZE)
     for place in ("/s3/b/m", "/www/m", "/hub/org/repo/m"):
         stores[0].files[place] = File(content)
@@ -216,8 +216,7 @@ async def test_a_server_that_calls_two_versions_alike_but_for_their_time(pod, st
 @pytest.mark.parametrize("how", ["overwritten", "truncated", "same time"])
 @pytest.mark.parametrize("place", ["/s3/b/m", "/www/m", "/hub/org/repo/m"])
 async def test_damage_on_disk_is_fetched_again(pod, stores, place, how):
-    """A file that was damaged on disk is fetched again, even if a digest is registered, and also after a restart. The
-    store is not blamed."""
+    """A file that was damaged on disk is fetched again, even if a digest is registered, and also after a restart."""
     store = stores[0]
     content = unique(SIZE)
     store.files[place] = File(content)
@@ -255,7 +254,7 @@ class Account:
     fetched: int = 0
 
     def anothers(self, but: tuple[int, str]) -> str:
-        """Returns the digest of a file at another place."""
+        """Returns the digest of a file at another place, or "" if there is none."""
         for there, versions in self.history.items():
             if there != but:
                 return sha256(versions[-1].content)

@@ -15,8 +15,7 @@ from puller.limits import PullLimits
     part=st.integers(1, 20),
 )
 def test_parts_cover_what_is_missing_and_nothing_else(gaps, part):
-    """The parts of a range cover exactly what is missing, in order. No part is too long or empty, and their lengths are
-    nearly equal."""
+    """The parts of a range cover exactly what is missing, in order. No part is too long or empty."""
     missing, at = [], 0
     for skipped, length in gaps:
         missing.append((at + skipped, at + skipped + length))
@@ -28,7 +27,7 @@ def test_parts_cover_what_is_missing_and_nothing_else(gaps, part):
 
 
 def test_bandwidth_is_shared_by_whoever_takes():
-    """All pulls share the bandwidth: a burst is free, then each byte takes its time, and a quiet minute earns no more
+    """All pulls share the bandwidth: a burst is free, then each byte takes its time, and a quiet hour earns no more
     than a burst."""
     now = [100.0]
     limits = PullLimits(bytes_per_second=1000, clock=lambda: now[0])

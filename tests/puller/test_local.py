@@ -103,7 +103,6 @@ def secret(tmp_path) -> Path:
 
 @pytest.mark.parametrize("form", ["absolute", "dots", "uri", "encoded dots", "link", "folder link", "similar name"])
 async def test_nothing_outside_the_roots_is_read(puller, root, secret, left, form):
-    """Every path that leads outside the roots is refused, whether or not something exists there."""
     match form:
         case "absolute":
             path = str(secret)
@@ -128,7 +127,6 @@ async def test_nothing_outside_the_roots_is_read(puller, root, secret, left, for
 
 
 async def test_whether_something_exists_outside_is_not_told(puller, root, secret):
-    """The answer for a file outside the roots is the same whether it exists or not."""
     there = await refused(puller, secret, PullErrorKind.FORBIDDEN)
     missing = await refused(puller, secret.with_name("missng"), PullErrorKind.FORBIDDEN)
     assert there.replace("secret", "missng") == missing
@@ -246,7 +244,7 @@ async def test_too_large(puller, root, left):
 
 
 async def test_more_than_the_disk_holds(puller, root, left, monkeypatch):
-    """A file larger than the disk is refused with DISK_FULL before the first byte is copied."""
+    """If the disk lacks room for a file beside its reserve, the pull is refused with DISK_FULL, and leaves nothing."""
     (root / "a").write_bytes(b"x")
     monkeypatch.setattr(puller._disk, "_reserve_bytes", 2**62)
     await refused(puller, root / "a", PullErrorKind.DISK_FULL)
@@ -281,8 +279,7 @@ async def test_a_file_that_changes_while_it_is_copied(puller, root, left, monkey
 
 
 async def test_a_copy_that_broke_off_begins_where_the_file_begins(tmp_path, root, monkeypatch):
-    """When a failing mount breaks off a copy, the retry starts at the file's beginning, and every byte is written once
-    and in its place."""
+    """When a failing mount breaks off a copy, the retry starts at the file's beginning, and the copy is complete."""
     content = bytes(range(256)) * 4000
     (root / "a").write_bytes(content)
     original, failures = os.copy_file_range, iter([False, True])

@@ -71,7 +71,7 @@ def test_which_proxy_is_for_which_url(environment, url, proxy):
 
 @pytest.mark.parametrize("text", ["socks5://a:1", "https://a:1", "http://", "http://[::1", "ftp://user:secret@a"])
 def test_what_is_no_proxy(text):
-    """The error for an invalid proxy names the variable, but not its value."""
+    """The error for an invalid proxy names the variable, but shows no password."""
     with pytest.raises(ValueError, match="HTTPS_PROXY") as caught:
         Proxies.of({"HTTPS_PROXY": text})
     assert "secret" not in str(caught.value)

@@ -23,8 +23,8 @@ def open_umask():
 
 @pytest.mark.parametrize("links", [True, False])
 async def test_nobody_else_reads_and_nobody_writes_pulled_files(open_umask, tmp_path, monkeypatch, links):
-    """Whatever the umask is, only the pod's user and group can read pulled files and enter their folders, and nobody
-    can write to them."""
+    """Even with a umask of 0, only the pod's user and group can read pulled files and enter their folders, and nobody
+    can write to the files."""
     if not links:
         real = os.link
 
@@ -72,7 +72,7 @@ async def test_errors_of_volumes_tell_no_mount_path(tmp_path):
 
 
 async def test_errors_of_paths_tell_no_roots(puller, root, tmp_path, caplog):
-    """Errors for callers show neither a path outside the roots nor a link to such a path. The pod's log shows it."""
+    """Errors about paths outside the roots do not name the roots to callers. The pod's log names them."""
     (root / "link").symlink_to(tmp_path / "secret")
     for path in ("/etc/passwd", root / "link"):
         caplog.clear()
@@ -84,7 +84,7 @@ async def test_errors_of_paths_tell_no_roots(puller, root, tmp_path, caplog):
 
 
 async def test_errors_of_the_disk_tell_no_path(puller, root, monkeypatch):
-    """Errors of the disk name no path to callers. The pod's log has the complete error."""
+    """The disk fails here with an error that contains a path."""
     (root / "m").write_bytes(b"x")
 
     def fails(path, *arguments, **more):

@@ -109,7 +109,7 @@ async def test_two_models_and_two_revisions_with_equal_files_are_one_download(pu
 
 
 async def test_pulls_of_one_file_at_once_are_one_download(puller, store):
-    """The second of two concurrent pulls of one file waits for the first, and shows the same progress."""
+    """Of five concurrent pulls of one file, four wait for the first, and show its progress."""
     store.files = {"a": CONTENT}
     store.held = {"a"}
     pulls = [asyncio.create_task(puller.pull(Source(store.url("a")), into=f"m{number}")) for number in range(5)]
@@ -136,7 +136,7 @@ async def test_the_first_of_several_that_leaves_does_not_end_it(puller, store):
 
 
 async def test_a_changed_file_is_noticed_at_the_next_pull(puller, store):
-    """A changed file is noticed at the next pull, even if only its ETag differs."""
+    """Without a digest from the store, a changed file is noticed by its ETag."""
     store.digest = False
     store.files = {"a": CONTENT}
     assert (await puller.pull(Source(store.url("a")), into="m")).path.read_bytes() == CONTENT
@@ -184,8 +184,8 @@ async def test_a_full_budget_lets_only_unused_files_go(puller, store):
 
 
 async def test_what_was_made_of_a_model_comes_with_equal_files_only(puller, store, tmp_path):
-    """A file derived from a model is kept under a tag. It is found only with the same tag and equal model files, and is
-    evicted when room is needed."""
+    """A file derived from a model is kept under a tag, as long as the model's folder is that of the same pull. It is
+    found only with the same tag and equal model files."""
     store.files = {"a": CONTENT}
     pulled = await puller.pull(Source(store.url("a")), into="m", tag="v1")
     assert pulled.derived is None
@@ -260,7 +260,7 @@ async def test_files_may_be_called_anything(puller, store):
 
 
 async def test_hosts_and_headers_that_cannot_be(puller):
-    """Invalid hosts and headers are reported as mistakes in the registration."""
+    """An invalid host is refused as a bad request or as an unknown name."""
     for url in ("http://a..b/x", f"http://{'a' * 70}.example/x"):
         with pytest.raises(PullError) as caught:
             await puller.pull(Source(url), into="m")

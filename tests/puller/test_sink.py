@@ -42,8 +42,7 @@ def pieces(draw):
 
 @given(pieces())
 def test_pieces_in_any_order_make_the_file(make, given):
-    """Pieces in any order make the file. Written and missing ranges always add up to the file, and the digest is that
-    of the complete file."""
+    """Written and missing ranges always add up to the file, and the digest is that of the complete file."""
     content, parts = given
     sink, path = make(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     for start, end in parts:
@@ -98,7 +97,6 @@ def test_admission_is_asked_as_it_grows(make):
 
 
 def test_a_wrong_digest_names_both(make):
-    """The error for a wrong digest names the expected and the actual digest."""
     expected = hashlib.md5(b"right", usedforsecurity=False).hexdigest()
     sink, _ = make(md5=expected)
     sink.write(b"wrong", 0)

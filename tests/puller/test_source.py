@@ -45,7 +45,7 @@ def test_paths_that_name_nothing(path):
     ids=["syntax", "list", "number", "string", "schema", "deep"],
 )
 def test_keys_that_are_no_key(key):
-    """A key that is not valid JSON fails the load, as in the predecessor, with a separate kind of error."""
+    """A key that is not a JSON object, or has a `schema_path` that is not a string, fails the load, as in ModelMesh."""
     with pytest.raises(PullError) as caught:
         resolve(Source("/a", key))
     assert caught.value.kind is PullErrorKind.BAD_REQUEST
@@ -125,7 +125,8 @@ def test_claims(tmp_path):
     ],
 )
 def test_paths_in_stores_that_lead_elsewhere(path):
-    """Paths that lead out of their bucket or folder in a store are refused before any request to the store."""
+    """Paths that lead out of their bucket or folder, and malformed paths, are refused before any request to the
+    store."""
     with pytest.raises(PullError) as caught:
         resolve(Source(path))
     assert caught.value.kind is PullErrorKind.BAD_REQUEST
@@ -165,7 +166,7 @@ def test_a_schema_is_beside_its_model():
     ],
 )
 def test_stores_that_are_not_named_well(path, key, text):
-    """The error for an incomplete name of a store says what is missing."""
+    """The error says what is missing or wrong in the name of a store."""
     if not text:
         assert resolve(Source(path, key)).model.scheme == "file"
         return
@@ -223,7 +224,8 @@ keys = st.builds(
 
 @given(st.text() | uris, st.text() | keys)
 def test_any_text_is_resolved_or_refused(path, key):
-    """Any text resolves or raises PullError, never another exception, and a resolved path leads nowhere else."""
+    """Any text resolves or raises PullError, never another exception, and no resolved path in a store or below the
+    claims contains `..`."""
     with contextlib.suppress(PullError):
         request = resolve(Source(path, key), claims=Path("/claims"))
         for location in (request.model, request.schema):

@@ -177,8 +177,8 @@ class Router(RuleBasedStateMachine):
     @precondition(lambda self: self.outstanding)
     @rule(data=st.data())
     def answer_until_an_agent_is_asked(self, data: st.DataObject) -> None:
-        """Answers requests until an agent is asked, because this takes many steps and most interesting states come
-        later."""
+        """Answers up to five requests for one model, until an agent is asked. Random answers rarely get that far, and
+        most interesting states come later."""
         model_id = data.draw(st.sampled_from(sorted(self.outstanding)))
         for _ in range(5):
             if isinstance(self.outstanding.get(model_id), instructions.Ask | None):
@@ -208,7 +208,8 @@ class Router(RuleBasedStateMachine):
     @precondition(lambda self: self.outstanding)
     @rule(data=st.data())
     def impossible_answer(self, data: st.DataObject) -> None:
-        """Feeds an answer of the wrong kind, or to a request that was never sent, and expects no effect."""
+        """Feeds an answer of the wrong kind, or to a request that was never sent. Expects an error and unchanged
+        statistics."""
         model_id = data.draw(st.sampled_from(sorted(self.outstanding)))
         asked = self.outstanding[model_id]
         kind = data.draw(st.sampled_from(sorted(ANSWERS, key=lambda kind: kind.__name__)))
@@ -230,7 +231,7 @@ class Router(RuleBasedStateMachine):
 
     @rule(ms=st.sampled_from((1, 100, 500, 1_500, 6_000)))
     def time_passes(self, ms: int) -> None:
-        """Tells the machine the time when its alarm is due, or a little later."""
+        """Lets time pass, and tells the machine the time at each of its alarms."""
         end = self.now_ms + ms
         while self.wanted_ms is not None and self.wanted_ms <= end:
             self.now_ms, self.wanted_ms = max(self.now_ms, self.wanted_ms), None
@@ -267,14 +268,15 @@ class Router(RuleBasedStateMachine):
 
     @invariant()
     def deadlines_are_kept(self) -> None:
-        """Checks that the machine's alarm is no later than the first waiter's deadline."""
+        """Checks that the machine's alarm is no later than the earliest deadline of a waiter."""
         if self.waiting:
             assert self.wanted_ms is not None
             assert self.wanted_ms <= min(until_ms for _, _, until_ms in self.waiting.values())
 
     @invariant()
     def no_flight_stays_without_a_reason(self) -> None:
-        """Checks that each flight waits for an answer or for an alarm."""
+        """Checks that each flight waits for an answer or for an alarm, and that each open request belongs to a
+        flight."""
         for model_id in MODELS:
             if self.machine.loading(model_id) and model_id not in self.outstanding:
                 assert self.wanted_ms is not None

@@ -1,4 +1,4 @@
-"""Every way in which a cold start can fail: the machine's next instructions, and the callers' errors."""
+"""Ways in which a cold start can fail: the machine's next instructions, and the callers' errors."""
 
 import pytest
 
@@ -15,7 +15,8 @@ RULES = Rules()
 
 
 def asking(*pods, record=RECORD, rules=None, **more):
-    """Returns a flight whose first agent is being asked."""
+    """Returns a carrier for which one caller has joined and the record has been read, so it normally asks an agent
+    now."""
     carrier = Carrier(*pods, rules=rules)
     carrier.join(**more)
     carrier.read(record)
@@ -41,7 +42,6 @@ def test_a_model_without_a_copy_is_read_chosen_asked_and_told():
 
 
 def test_each_instruction_carries_its_cause():
-    """Each instruction carries the number of the event that caused it. The answer to a request repeats that number."""
     carrier = Carrier("a")
     carrier.join()
     carrier.read()
@@ -68,7 +68,8 @@ def test_a_remembered_record_is_not_read_again():
 
 
 def test_a_remembered_record_that_tells_of_failures_is_read_again():
-    """A remembered record with failures is read again, because another router may have released the model meanwhile."""
+    """A remembered record with a quarantine is read again, because an admin may have released the model through another
+    router."""
     carrier = Carrier("a")
     carrier.remembered["m"] = Record(7, marked=True, quarantine="it kills")
     carrier.join()
@@ -105,8 +106,8 @@ def test_a_copy_that_may_not_be_called_is_none(copy):
 
 
 def test_unknown_is_told_to_those_who_came_before_the_read_began_and_the_others_are_read_for_again():
-    """Callers that came before the read began get NOT_FOUND, and the record is read again for later ones. A model is
-    callable through any router the moment its registration has returned."""
+    """The record is read again for the later caller, because the model may have been registered after the first read
+    began."""
     carrier = Carrier("a")
     carrier.join("early")
     carrier.join("late")
@@ -181,8 +182,8 @@ def test_elsewhere_is_followed():
     ],
 )
 def test_a_claim_of_a_pod_that_is_not_there_is_waited_for_and_told_if_it_stays(named, text):
-    """Callers wait until the claim of a missing pod ends with its lease, because no other pod may load the model. They
-    get an error only if the claim stays."""
+    """Only the pod with the claim may load the model. If this pod is missing or does not answer, callers wait for the
+    claim to end with the pod's lease, and get an error if it stays too long."""
     carrier = asking("a")
     while carrier.machine.loading("m"):
         if "agent_failed_ms" in named:
@@ -289,8 +290,7 @@ def test_an_agent_that_does_not_answer_is_no_reason_to_wait(answer):
 
 
 def test_a_suspect_pod_that_fails_twice_is_not_asked_a_third_time():
-    """A suspect pod is not asked again after two reports that it is gone, the second one after the view has forgotten
-    it."""
+    """A pod that was reported gone twice, and is no longer in the view, is not asked again."""
     carrier = asking("a")
     for _ in range(2):
         carrier.feed(events.PodChanged(carrier.now_ms, "a", gone=True))
@@ -315,8 +315,8 @@ def test_an_answer_of_another_version_is_waited_out():
 
 @pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.LASTING])
 def test_what_passes_is_told_with_a_time_and_tried_again_by_the_next_caller(kind):
-    """A passing failure is reported with the time to wait, and the next caller tries again. A failure of the store is
-    not remembered for a quarter of an hour."""
+    """A failure of any kind except a lasting one excludes the pod for a second. Callers during this second get the
+    failure that the record contains; the next caller has the model loaded."""
     carrier = asking("a")
     given = carrier.says(events.Failed, text="the store answers 503", kind=kind)
     assert isinstance(given[0], instructions.ForgetRecord)
@@ -444,8 +444,7 @@ def test_what_fits_nowhere_is_refused_without_asking():
 
 
 def test_a_pod_that_finds_out_that_a_model_fits_nowhere_has_its_record_read_again():
-    """When a pod finds that a model fits nowhere, the model's record is read again, so no other pod of that size tries
-    it in the first call."""
+    """After the record is read again, the size that the pod has found is known, and no other pod is asked."""
     carrier = asking("a", "b")
     given = carrier.says(events.Refused, reason=ProblemReason.NOWHERE, text="it takes 400 MiB")
     assert [type(one) for one in given] == [instructions.ForgetRecord, instructions.Read]
@@ -476,8 +475,7 @@ def test_refusals_become_the_answer_when_no_pod_is_left(refusals, told):
 
 @pytest.mark.parametrize("refusal", [ProblemReason.UNAVAILABLE, ProblemReason.REGISTRY_AWAY, ProblemReason.INTERNAL])
 def test_a_pod_that_is_not_up_to_it_is_passed_over_and_asked_again_later(refusal):
-    """A pod that is not ready for loads is skipped and asked again later. If a server's death ends a load, that pod
-    counts as UNAVAILABLE and the load is tried in another pod."""
+    """If each pod refuses a load because it cannot load at the moment, a pod is asked again after a pause."""
     carrier = asking("a", "b")
     carrier.says(events.Refused, reason=refusal, text="its server restarts")
     assert sorted(carrier.asked) == ["a", "b"]
@@ -499,8 +497,7 @@ def test_only_some_pods_are_asked_in_one_go():
 
 
 def test_no_pod_is_asked_for_room_that_nobody_waits_for_any_more():
-    """No pod is asked for room once the callers' deadlines have passed while they waited for their turn in another
-    pod."""
+    """Once the deadlines of all callers have passed, a refusal for lack of room ends the flight."""
     carrier = asking("a", "b", deadline_ms=5000)
     carrier.after(5000)
     assert reason(carrier) is ProblemReason.DEADLINE
@@ -522,7 +519,6 @@ def test_a_refusal_at_once_is_followed_up_even_for_nobody():
 
 
 def test_callers_wait_for_their_turn_within_their_deadline():
-    """Callers wait for their turn until their deadline, so a storm of calls does not cause immediate refusals."""
     carrier = asking("a", deadline_ms=60_000)
     carrier.after(59_999)
     assert carrier.problems == {}

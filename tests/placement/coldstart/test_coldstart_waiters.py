@@ -29,8 +29,8 @@ def waits(carrier):
     ],
 )
 def test_bounds(waiting, more, text):
-    """A caller beyond the bounds is refused at once and told to come again. A waiter that leaves makes room for
-    another."""
+    """A caller beyond the bounds is refused at once, with the time after which to retry. When a waiter leaves, another
+    caller can join."""
     carrier = Carrier("a", rules=RULES)
     for number, (model_id, size) in enumerate(waiting):
         carrier.join(number, model_id, size=size)
@@ -152,7 +152,7 @@ def test_nothing_of_a_waiter_is_kept_once_it_is_released(how):
 
 
 class TestImpossible:
-    """Impossible events: each raises an error with the flight's history, and leaves the machine unchanged."""
+    """Events that cannot happen, and the errors that they raise."""
 
     @pytest.fixture
     def carrier(self):
