@@ -285,8 +285,7 @@ columns = st.lists(
 
 @given(columns)
 def test_rows_can_be_made_up_for_any_columns(made: list[Column]) -> None:
-    """Whatever the model states about its columns, made-up rows have one value for each column, of the column's
-    type."""
+    """Whatever the model states about its columns, made-up rows have one value for each column."""
     shape = layout.RowLayout(tuple(made), separate=len({column.type for column in made}) > 1)
     groups = samples.made_up(shape)
     assert groups
@@ -299,7 +298,7 @@ def test_rows_can_be_made_up_for_any_columns(made: list[Column]) -> None:
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=8), st.floats(0, 1))
 def test_any_two_answers_can_be_compared(pairs: list[tuple[float, float]], tolerance: float) -> None:
-    """Equal answers never differ, and different answers are counted by row. Neither NaN nor infinity breaks this."""
+    """Equal answers never differ, not even NaN and infinity. NaN in only one of two answers is a difference."""
     ours, theirs = (np.array(one).reshape(-1, 1) for one in zip(*pairs, strict=True))
     group = samples.Group("rows", [np.zeros(len(pairs))])
     same = comparing.compare("predict", group, {"predict": ours}, ours.copy(), classes=None, tolerance=tolerance)

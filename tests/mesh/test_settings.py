@@ -32,7 +32,7 @@ def test_what_is_no_size_is_refused(text):
     ],
 )
 def test_addresses(text, address):
-    """An address without a host means loopback, so that nothing is exposed to the network by accident."""
+    """A port alone means loopback, so that nothing is exposed to the network by accident."""
     assert parse_address(text) == address
 
 
@@ -44,7 +44,7 @@ def test_what_is_no_address_is_refused(text):
 
 
 def test_sizes_for_people():
-    """Sizes are formatted with at most three digits and binary units."""
+    """Sizes are formatted in bytes or in binary units."""
     sizes = [format_bytes(count) for count in (0, 1023, 1536, 200 << 20, 3 << 40)]
     assert sizes == ["0 B", "1023 B", "1.5 KiB", "200 MiB", "3.0 TiB"]
 
@@ -55,5 +55,5 @@ def test_addresses_for_people():
 
 
 def test_secrets_stay_out_of_logs():
-    """Secrets do not appear when a settings object is logged."""
+    """The `repr` of settings shows no password."""
     assert "hunter2" not in repr(EtcdSettings(user="u", password="hunter2"))

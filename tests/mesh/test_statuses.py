@@ -30,6 +30,6 @@ def test_the_reason_travels_as_error_details():
 
 
 def test_any_code_of_a_model_server_has_an_http_status():
-    """Every code of a model server is mapped to an HTTP status, even a code that gRPC does not define."""
+    """A code that gRPC does not define is mapped to the HTTP status 500."""
     assert http_of_code(5) == 404
     assert http_of_code(99) == 500

@@ -47,7 +47,6 @@ def test_a_manifest_names_the_handler(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_manifest_is_refused(tmp_path: Path, text: str, says: str) -> None:
-    """A bad manifest is refused with what is wrong."""
     with pytest.raises(BadManifest, match=says):
         mar.read(written(tmp_path, text))
 

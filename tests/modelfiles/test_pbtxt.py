@@ -39,7 +39,6 @@ def test_a_description_means_the_same_after_reading_and_writing() -> None:
 
 
 def test_fields_are_left_out_and_added() -> None:
-    """Removing and adding fields makes another message."""
     read = pbtxt.parse('name: "x" max_batch_size: 8')
     made = read.without("name").plus([Field("backend", b"fil")])
     assert theirs(pbtxt.to_text(made)) == model_config_pb2.ModelConfig(max_batch_size=8, backend="fil")
@@ -152,6 +151,5 @@ def test_no_text_does_more_than_be_refused(text: bytes | str) -> None:
     ],
 )
 def test_an_error_says_where_and_why(text: str | bytes, says: str) -> None:
-    """An error names the line, and what is expected there."""
     with pytest.raises(BadText, match=says):
         pbtxt.parse(text)

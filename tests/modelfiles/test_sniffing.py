@@ -132,7 +132,7 @@ def test_a_file_is_named_as_what_it_is(tmp_path: Path, content: bytes, kind: Kin
 
 
 def test_every_model_of_the_tests_is_onnx() -> None:
-    """No ONNX model is taken for another kind, whichever program wrote it."""
+    """The beginning of an ONNX model is recognised as ONNX, or not at all, but never as another kind."""
     for content in (models.constant(2.0), models.add_one() if hasattr(models, "add_one") else models.constant(3.0)):
         assert sniffing.sniff(content[: sniffing.HEAD]) in (sniffing.ONNX, None)
 

@@ -38,7 +38,7 @@ def test_a_server_that_mesh_installs_may_take_fewer_types() -> None:
     [("sklearn", True), ("mt:sklearn:1", True), ("xgboost", False), ("odd", False)],
 )
 def test_a_type_that_no_pod_takes_because_it_runs_code_is_reported_so(model_type: str, says: bool) -> None:
-    """The note about a registered model that no pod takes names the option that lets a pod take the model."""
+    """The note about a model that no pod takes names `--allow-code` if models of this type run code."""
     pods = {"a": SimpleNamespace(record=SimpleNamespace(types=("onnx",)))}
     view: Any = SimpleNamespace(pods=pods)
     choosing = Choosing.__new__(Choosing)

@@ -50,7 +50,7 @@ def packed(kind: str, numbers: list[Any]) -> bytes:
 
 @given(st.lists(tensors, max_size=4), st.booleans(), st.text(max_size=9), st.lists(st.text(max_size=3), max_size=2))
 def test_any_request_is_read_as_protobuf_reads_it(given_: list[Any], typed: bool, name: str, wanted: list[str]) -> None:
-    """Raw and typed contents of all datatypes have the same raw form."""
+    """A request's tensors have the same raw form after reading, whether its contents were raw or typed."""
     request = pb.ModelInferRequest(model_name=name, id="7")
     request.outputs.extend(pb.ModelInferRequest.InferRequestedOutputTensor(name=one) for one in wanted)
     for kind, title, numbers in given_:
@@ -83,7 +83,7 @@ def test_any_answer_is_one_that_protobuf_reads(given_: list[Any], typed: bool, n
 
 @given(st.binary(max_size=60))
 def test_no_bytes_do_anything_but_read_or_refuse(message: bytes) -> None:
-    """Bytes that Protobuf reads too are read or refused as a request; others are refused."""
+    """Any bytes are read, or refused with BadRequest."""
     try:
         mesh_v2.read_request(message)
     except mesh_v2.BadRequest:
@@ -105,7 +105,8 @@ def test_a_number_where_bytes_belong_is_refused(field: int) -> None:
 
 @pytest.mark.parametrize(("datatype", "field"), [("", 0), ("FP32", 6), ("FP64", 7), ("BYTES", 8)])
 def test_a_number_in_place_of_typed_contents_is_refused(datatype: str, field: int) -> None:
-    """Typed contents, or floats and strings in them, that are a number instead of bytes are refused."""
+    """A request is refused if it has a number where a tensor's typed contents belong, or where floats or texts in them
+    belong."""
     number = mesh_v2._encoded(field << 3) + mesh_v2._encoded(1 << 62)
     contents = mesh_v2._field(5, number) if field else mesh_v2._encoded(5 << 3) + mesh_v2._encoded(1 << 62)
     tensor = mesh_v2._field(2, (datatype or "FP32").encode()) + contents
@@ -125,7 +126,6 @@ def test_a_number_in_place_of_typed_contents_is_refused(datatype: str, field: in
     ],
 )
 def test_contents_that_do_not_fit_their_shape_are_refused(kind: str, shape: list[int], raw: bytes, says: str) -> None:
-    """The error names the input."""
     request = pb.ModelInferRequest(raw_input_contents=[raw])
     request.inputs.add(name="x", datatype=kind, shape=shape)
     with pytest.raises(mesh_v2.BadRequest, match=says):
@@ -133,7 +133,7 @@ def test_contents_that_do_not_fit_their_shape_are_refused(kind: str, shape: list
 
 
 def test_half_precision_has_no_typed_contents() -> None:
-    """The error says how to send it."""
+    """The error says that such a tensor needs raw contents."""
     request = pb.ModelInferRequest()
     request.inputs.add(name="x", datatype="FP16", shape=[1]).contents.fp32_contents.append(1.0)
     with pytest.raises(mesh_v2.BadRequest, match="send raw_input_contents"):
@@ -141,7 +141,7 @@ def test_half_precision_has_no_typed_contents() -> None:
 
 
 def test_metadata_is_what_protobuf_reads() -> None:
-    """The name comes from the request, in which the relay has put the model's id."""
+    """The answer has the name from the request, where the relay has put the model's id."""
     request = pb.ModelMetadataRequest(name="a/ä", version="3").SerializeToString()
     answer = pb.ModelMetadataResponse.FromString(mesh_v2.metadata(mesh_v2.read_name(request), "pytorch"))
     assert (answer.name, answer.platform) == ("a/ä", "pytorch")

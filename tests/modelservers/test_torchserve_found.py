@@ -29,7 +29,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_program_names_its_python(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pip writes a long path in a form for the shell. The program need not be on PATH."""
+    """If the path of Python is long, pip writes the program as a shell script that runs Python. The variable may name a
+    program that is not on PATH."""
     assert torchserve.find() == torchserve.Found(Path(sys.executable), machine / "java")
     long = program(machine / "a" / "torchserve", f"#!/bin/sh\n'''exec' \"{sys.executable}\" \"$0\" \"$@\"\n' '''\n")
     monkeypatch.setenv(torchserve.VARIABLE, str(long))
@@ -37,7 +38,6 @@ def test_the_program_names_its_python(machine: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_missing_is_named(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each error says what to do."""
     assert "lacks what TorchServe needs: ts, torch" in availability.missing("torchserve")
     program(machine / "java", "#!/bin/sh\necho 'java version \"1.8.0_411\"'\n")
     with pytest.raises(NotFound, match=r"needs Java 11 or later, and .*java is version 8"):

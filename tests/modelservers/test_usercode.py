@@ -49,7 +49,8 @@ def loaded(folder: Path, code: str, **files: str) -> Any:
 
 
 def failure(folder: Path, code: str, **files: str) -> str:
-    """Returns the error of a load, after which no module of the model is left."""
+    """Returns the error of a load. Checks that the error shows no path of the pod, and that no module of the model is
+    left."""
     with pytest.raises(usercode.CodeFailure) as error:
         loaded(folder, code, **files)
     assert str(folder.parent) not in str(error.value), "callers learn nothing of the pod's disk"
@@ -115,7 +116,7 @@ def test_models_with_files_of_the_same_names_do_not_clash(tmp_path: Path) -> Non
     ],
 )
 def test_code_that_cannot_be_loaded_is_refused_with_the_reason(folder: Path, code: str, says: str) -> None:
-    """The error says what is wrong in which line, without paths."""
+    """The error says what is wrong, and in which line if code has failed, but shows no paths."""
     text = failure(folder, code, **{"helper.py": ""})
     assert re.search(says, text, re.DOTALL), text
 
@@ -144,7 +145,7 @@ def test_classes_that_are_not_meant_do_not_count(folder: Path) -> None:
     ],
 )
 def test_an_exception_becomes_an_error_for_the_caller(folder: Path, body: str, says: str) -> None:
-    """The caller learns the exception and its line, and nothing of the pod's disk. The model can be called again."""
+    """The error shows the exception, but nothing of the pod's disk. The model can be called again."""
     model = loaded(folder, f"class Model:\n    def predict(self, inputs):\n        {body}\n")
     for _ in range(2):
         with pytest.raises(usercode.CodeFailure) as error:
@@ -160,7 +161,6 @@ def test_an_exception_becomes_an_error_for_the_caller(folder: Path, body: str, s
     "kind", ["float32", "float64", "bool", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))]
 )
 def test_arrays_of_numbers_go_there_and_back(kind: str) -> None:
-    """A tensor that is returned as it came has the same datatype, shape and values."""
     array = np.array([[0, 1, 1], [1, 0, 1]], kind)
     datatype, shape, data = usercode.encode("y", array)
     assert shape == [2, 3]
@@ -208,7 +208,6 @@ def test_texts_are_str_and_other_bytes_stay() -> None:
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(datatype: str, shape: list[int], data: list[Any], says: str) -> None:
-    """The caller's mistakes do not reach the model."""
     with pytest.raises(usercode.BadTensors) as error:
         usercode.decode("x", datatype, shape, data)
     assert says in str(error.value)
@@ -225,7 +224,6 @@ def test_tensors_that_do_not_fit_are_refused(datatype: str, shape: list[int], da
     ],
 )
 def test_outputs_that_are_no_tensors_are_errors_of_the_model(value: Any, says: str) -> None:
-    """The error names the output and what a model may return."""
     with pytest.raises(usercode.CodeFailure) as error:
         usercode.encode("y", value)
     assert says in str(error.value)

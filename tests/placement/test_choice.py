@@ -313,7 +313,8 @@ def test_a_model_known_from_cpu_pods_has_its_weights_on_a_device():
 
 
 def test_gpu_pods_are_drawn_by_their_devices():
-    """Of two pods with equal host memory, the one with four times the device memory gets about four of five models."""
+    """The pod with four times the device memory of the other one, and equal host memory, gets about four of five
+    models."""
     pods = [
         gpu_pod("large"),
         a_pod("small", labels=frozenset({"gpu"}), device_capacity_bytes=GIB // 4),

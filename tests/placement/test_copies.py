@@ -176,7 +176,7 @@ def test_what_was_lost_with_a_pod_comes_back():
 
 
 def test_only_a_share_of_the_mesh_moves_at_a_time():
-    """Of 300 lost models, as many are requested as fit the bound, and the next ones follow once those are loaded."""
+    """A plan for 300 lost models requests as many as fit the bound. The next ones follow once those are loaded."""
     models = [model(name=f"m{i:03}", lost=True, idle_ms=i, footprint=Footprint(10 * MIB)) for i in range(300)]
     made = plan(models, PODS)
     assert len(made.actions) == 20  # 20 loads are 5 % of 4 GiB

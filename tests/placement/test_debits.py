@@ -73,7 +73,7 @@ def test_a_pod_that_goes_takes_its_debits_along():
 
 
 def test_debits_keep_an_observer_from_overfilling_what_it_sees():
-    """Of twenty loads on one stale view of two pods with room for ten each, none is sent to a full pod."""
+    """Twenty loads are sent on one stale view of two pods with room for ten each, and none is sent to a full pod."""
     debits = Debits()
     pods = [Candidate("a", 100), Candidate("b", 100)]
     for i in range(20):

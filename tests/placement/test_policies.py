@@ -166,7 +166,7 @@ def test_lru_is_the_order_of_last_use():
 
 
 def test_gdsf_lets_go_of_what_is_large_or_quick_to_load():
-    """Of equally used copies, `gdsf` evicts large ones and those that load fast first."""
+    """Among equally used copies, `gdsf` first evicts large ones and those that load fast."""
     pod = Pod("gdsf")
     pod.load("small and slow", size=MIB, cost=1000)
     pod.load("large", size=100 * MIB, cost=1000)

@@ -215,7 +215,7 @@ def test_a_version_that_is_too_old_loses_its_model():
 
 
 def test_a_version_that_serves_is_not_dropped_before_the_move_ends():
-    """Even if no versions are to be kept, the active model stays until its successor is loaded."""
+    """If no earlier versions are to be kept, the active model stays until its successor is loaded."""
     moving = changed(rolled_out("5", keep=0), {"m5": LOADED, "m6": IDLE}, target="m6", version="6")
     assert (list(moving.more.versions), moving.active) == (["5", "6"], "m5")
     change = changes.finish_move(moving, {"m5": replace(LOADED, auto_delete=True), "m6": LOADED}, "m5", "m6")

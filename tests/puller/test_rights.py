@@ -23,7 +23,7 @@ def open_umask():
 
 @pytest.mark.parametrize("links", [True, False])
 async def test_nobody_else_reads_and_nobody_writes_pulled_files(open_umask, tmp_path, monkeypatch, links):
-    """Even with a umask of 0, only the pod's user and group can read pulled files and enter their folders, and nobody
+    """With a umask of 0, still only the pod's user and group can read pulled files and enter their folders, and nobody
     can write to the files."""
     if not links:
         real = os.link

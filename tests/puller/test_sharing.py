@@ -109,7 +109,7 @@ async def test_two_models_and_two_revisions_with_equal_files_are_one_download(pu
 
 
 async def test_pulls_of_one_file_at_once_are_one_download(puller, store):
-    """Of five concurrent pulls of one file, four wait for the first, and show its progress."""
+    """The later ones of five concurrent pulls of one file wait for the first, and show its progress."""
     store.files = {"a": CONTENT}
     store.held = {"a"}
     pulls = [asyncio.create_task(puller.pull(Source(store.url("a")), into=f"m{number}")) for number in range(5)]

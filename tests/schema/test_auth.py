@@ -50,7 +50,8 @@ def test_a_grant_comes_back():
     ],
 )
 def test_a_record_that_is_not_fully_understood_is_refused(value):
-    """A record with an unknown attribute is refused, because a newer version may have put a restriction there."""
+    """A record that is invalid or has an unknown attribute is refused, because a newer version may have put a
+    restriction there."""
     with pytest.raises(ValueError):
         auth.decode_key(value)
 

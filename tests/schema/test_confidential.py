@@ -93,7 +93,7 @@ def test_paths_without_secrets_stay_as_they_are(path):
     ],
 )
 def test_secrets_of_a_key(key, where):
-    """Secrets in a key are found at any depth, even if the key is not JSON."""
+    """Secrets in a key are found at any depth, also in texts that contain JSON or settings."""
     text = json.dumps(key)
     (told,) = confidential.found("", text)
     assert where in told
@@ -113,7 +113,7 @@ def test_a_key_that_is_no_json_is_searched_too():
 
 
 def test_a_key_that_nobody_can_look_through_is_refused_and_not_shown():
-    """A key that is nested too deeply to be searched is refused and not shown."""
+    """If a deeply nested key is refused, nothing of it is shown."""
     for depth in (900, 2000, 100_000):
         text = '{"a":' * depth + '"b"' + "}" * depth
         told, masked = confidential.found("", text), confidential.masked_key(text)

@@ -24,7 +24,7 @@ ids = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="
 
 
 def test_reads_the_predecessors_record_and_keeps_what_it_does_not_know():
-    """A record written by the predecessor still has all its attributes after Mesh has read and written it."""
+    """A record written by ModelMesh still has all its attributes after Mesh has read and written it."""
     before = {
         "type": "onnx", "encKey": '{"storage_key":"s"}', "mPath": "a/b", "lu": 1700000000000, "refs": 1,
         "instanceIds": {"abc": 5}, "failedIn": {"p": 9}, "fails": {"p": {"msg": "no"}}, "autoDel": True,
@@ -37,8 +37,7 @@ def test_reads_the_predecessors_record_and_keeps_what_it_does_not_know():
 
 
 def test_an_absent_type_is_the_legacy_one():
-    """A record without a type has the legacy type, because the predecessor leaves out the type of its oldest
-    records."""
+    """A record without a type has the legacy type, because ModelMesh leaves out the type of its oldest records."""
     assert ModelRecord.decode(b"{}").type == "NLCLASSIFIER"
 
 
@@ -56,7 +55,6 @@ def test_an_absent_type_is_the_legacy_one():
     ],
 )
 def test_a_broken_model_record_is_a_value_error(value):
-    """Reading a broken model record raises ValueError, whatever etcd holds."""
     with pytest.raises(ValueError):
         ModelRecord.decode(value)
 
@@ -102,8 +100,8 @@ def test_any_value_of_any_attribute_is_a_record_or_a_value_error(kind, whole, da
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "1" * 30])
 def test_a_number_that_is_none_makes_a_record_none(number):
-    """A record with an invalid number is refused. Before, 1e999 raised OverflowError, and a number of 30 digits failed
-    only when it was sent."""
+    """A record with an invalid number is refused when it is read. Otherwise the number would fail only where it is
+    used."""
     copy = CopyRecord("i", 77, "loaded").encode().replace(b'"age":0', b'"age":' + number.encode())
     with pytest.raises(ValueError, match="not a copy record"):
         CopyRecord.decode(copy)
@@ -127,8 +125,8 @@ def test_failures_expire_and_one_a_pod_is_kept():
 
 
 def test_failures_survive_a_round_trip_and_are_readable_by_the_predecessor():
-    """Failures survive a round trip, with times and texts where the predecessor looks for them. Failures that the
-    predecessor wrote count as lasting."""
+    """Failures survive a round trip, with times and texts where ModelMesh looks for them. Failures that ModelMesh wrote
+    count as lasting."""
     failure = Failure("a", 150, "no", FailureKind.PASSING, 100, 5000, "digest", "secret")
     record = ModelRecord("t", failures=(failure, Failure("b", 120, "old", since_ms=120)))
     assert ModelRecord.decode(record.encode()).failures == (failure, Failure("b", 120, "old"))
@@ -213,7 +211,6 @@ COPIES = st.builds(
 
 @given(MODELS)
 def test_every_model_record_survives_a_round_trip(record):
-    """Every model record survives a round trip, whatever its attributes are."""
     assert ModelRecord.decode(record.encode()) == record
 
 
@@ -282,6 +279,5 @@ def test_the_presence_range_holds_pods_and_copies_only():
 
 @pytest.mark.parametrize("bad", ["", "a\0b", "x" * 1025, "\ud800"])
 def test_ids_that_no_key_can_hold_are_refused(bad):
-    """An id that cannot be part of a key is refused before anything is written."""
     with pytest.raises(ValueError):
         check_id(bad)

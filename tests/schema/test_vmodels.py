@@ -1,4 +1,4 @@
-"""Records of virtual models, which Mesh reads and writes like the predecessor, without losing anything in them."""
+"""Records of virtual models, which Mesh reads and writes like ModelMesh, without losing anything in them."""
 
 import json
 
@@ -35,16 +35,14 @@ WHOLE = VModelRecord(
 
 @pytest.mark.parametrize(("fields", "record"), PREDECESSORS, ids=lambda value: None)
 def test_the_predecessors_records_are_read_and_written_byte_by_byte(fields, record):
-    """A record of the predecessor is written back with the same bytes. Both leave out attributes that have their
-    default."""
+    """A record of ModelMesh is written back with the same bytes. Both leave out attributes that have their default."""
     value = json.dumps(fields, separators=(",", ":")).encode()
     assert vmodels.decode(value) == record
     assert vmodels.encode(record) == value
 
 
 def test_what_mesh_adds_is_one_attribute_beside_the_predecessors():
-    """Everything that Mesh adds to the predecessor's record is in one attribute, which the predecessor keeps as
-    unknown."""
+    """Everything that Mesh adds to ModelMesh's record is in one attribute, which ModelMesh keeps as unknown."""
     assert json.loads(vmodels.encode(WHOLE)) == {
         "o": "me", "amid": "fraud@7", "tmid": "fraud@8", "failed": True,
         "mesh": {
@@ -56,8 +54,7 @@ def test_what_mesh_adds_is_one_attribute_beside_the_predecessors():
 
 
 def test_unknown_attributes_survive_at_both_levels():
-    """Unknown attributes at both levels survive. A later version of Mesh or the predecessor (`actionable`) may have
-    written them."""
+    """Unknown attributes may have been written by a later version of Mesh, or by ModelMesh (`actionable`)."""
     fields = {"amid": "a", "tmid": "b", "mesh": {"keep": 1, "canary": {"step": 5}}, "actionable": True, "x": [None]}
     assert json.loads(vmodels.encode(vmodels.decode(json.dumps(fields).encode()))) == fields
 

@@ -37,7 +37,7 @@ MLSERVERS = (CHILD, NEIGHBOUR)
 PYTHON = "triton-python"
 
 DOUBLED = 3
-"""Models of each type of MLServer with two copies."""
+"""Number of models of each type of MLServer that have two copies."""
 
 WIDTH = 200_000
 """Width of an ONNX model's layer, whose weights take 3.2 MB."""
@@ -156,7 +156,8 @@ class ServersFleet(Fleet):
         return self._of_types[model]
 
     def write(self, model: str, draw: random.Random) -> tuple[int, Path] | None:
-        """Returns the number and the path of a model in the bank that was not registered yet."""
+        """Returns the number and the path of a model in the bank that was not registered yet, or None if all models of
+        the type were."""
         kind = self.type(model)
         if kind not in TYPES:
             return self._written(kind)
@@ -187,7 +188,7 @@ class ServersFleet(Fleet):
         return number, path
 
     def number_of(self, record: bytes) -> int:
-        """Returns the number of the bank's model that a record names."""
+        """Returns the number of the bank's model that a record names, or 0 if it names none."""
         found = _NUMBER.search(record)
         return int(found[1]) if found else 0
 

@@ -110,8 +110,7 @@ async def test_all_trained_models_are_tested(trained: dict[str, Any]) -> None:
 
 
 async def test_pickles_are_refused_where_code_is_not_allowed(served: Served) -> None:
-    """Only a pod that allows code loads a pickle, whatever type the model is registered with. Any pod loads models that
-    are only data."""
+    """A pickle is loaded only by the pod that allows code, even if other pods take models of its type."""
     for name in ("joblib", "lightgbm-pickle"):
         status = await served.register(name, f"code/{name}")
         assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED, status.errors
@@ -133,8 +132,8 @@ async def test_a_server_that_is_killed_loses_nothing_for_long(served: Served) ->
 
 
 async def test_a_prediction_that_never_ends_blocks_its_server_only_for_a_while(served: Served) -> None:
-    """MLServer runs predictions in its event loop. The pod replaces one that is blocked, the other models answer again
-    without anybody's action, and only the model that blocked it is suspect."""
+    """MLServer runs predictions in its event loop. The pod replaces a server whose loop is blocked, the other models
+    answer again without an operator's action, and only the model that blocked the loop is suspect."""
     folder = Path(served.trained["joblib"]["path"]).parent / "stuck"
     folder.mkdir()
     (folder / "stuck.py").write_text(STUCK)
@@ -167,6 +166,5 @@ async def test_a_prediction_that_never_ends_blocks_its_server_only_for_a_while(s
 
 
 async def test_onnx_models_are_not_loaded_by_mlserver(served: Served) -> None:
-    """ONNX models are loaded by the ONNX pod, because models' types decide the pod."""
     status = await served.mesh.register("onnx", models.constant(4.0), load=True)
     assert [copy.location for copy in status.modelCopyInfos] == ["pod-3"]

@@ -65,7 +65,7 @@ class Beside:
         return next((pod for pod in pods if pod["pod"] == "pod-1"), {"state": "gone"})
 
     async def ready(self) -> bool:
-        """Returns whether pod-1 serves according to its routers."""
+        """Returns whether pod-1 is ready, according to the router."""
         return (await self.pod())["state"] == "ready"
 
     async def holders(self, model_id: str) -> set[str]:
@@ -164,7 +164,7 @@ async def test_a_pod_waits_for_a_neighbour_that_starts_late(beside: Beside) -> N
 
 @pytest.mark.parametrize("away", [False, True], ids=["restarted at once", "away for a while"])
 async def test_a_neighbour_that_is_killed_comes_back_empty_and_loses_no_call(beside: Beside, away: bool) -> None:
-    """After kill -9 of the neighbour, no call fails of a model that the other pod has too. The next neighbour has no
+    """After kill -9 of the neighbour, no call fails if the other pod has the model too. The next neighbour has no
     models. The pod notices this, and uses the new neighbour."""
     group = "away" if away else "at-once"
     await beside.in_both(group)
@@ -200,8 +200,7 @@ async def test_a_model_that_a_neighbour_drops_is_loaded_again(beside: Beside) ->
 
 
 async def test_a_neighbour_that_hangs_is_left_alone_until_it_answers(beside: Beside) -> None:
-    """While the neighbour is frozen, the other pod answers. Once the neighbour answers again, the pod uses it, and it
-    has none of its former models."""
+    """While the neighbour is frozen, the other pod answers. Once the neighbour answers again, the pod uses it."""
     await beside.in_both("frozen")
     pid = beside.server.pid
     os.kill(pid, signal.SIGSTOP)

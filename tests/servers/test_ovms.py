@@ -78,8 +78,7 @@ async def test_models_answer_over_grpc_and_rest(mesh: LocalMesh) -> None:
 
 
 async def test_a_server_that_is_killed_loses_nothing_for_long(mesh: LocalMesh) -> None:
-    """After kill -9 of the server, the models answer again. A restarted server finds all models in its configuration
-    file, and drops them first."""
+    """After kill -9 of the server, a model that was loaded in it answers again."""
     await load(mesh, 1)
     former = server_of(mesh)
     os.kill(former, 9)

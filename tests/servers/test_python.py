@@ -113,7 +113,8 @@ async def served(environment, etcd_server, tmp_path_factory) -> AsyncIterator[Se
 
 @pytest.mark.parametrize("pod", [1, 2])
 async def test_the_example_of_the_docs_answers(served: Served, pod: int) -> None:
-    """The class and the call of the docs work as they are written, with both kinds of MLServer."""
+    """The class and the call of the docs work as they are written, in an MLServer that the pod starts and in one beside
+    the pod."""
     (code,) = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
     assert len(code.splitlines()) == 15
     (weights,) = re.findall(r"echo '(.*?)' > prices/weights.json", SECTION)
@@ -160,7 +161,7 @@ async def test_texts_are_arrays_of_str(served: Served) -> None:
 
 
 async def test_an_exception_reaches_the_caller_and_the_log(served: Served) -> None:
-    """The caller gets the exception without paths of the pod, and the pod's log the traceback. Bad inputs are the
+    """The caller gets the exception without paths of the pod, and the pod's log has the traceback. Bad inputs are the
     caller's fault. The model stays loaded."""
     await served.register("fails", model__py=PLAIN, helper__py="FACTOR = 1")
     with pytest.raises(grpc.aio.AioRpcError) as error:
@@ -185,7 +186,7 @@ async def test_an_exception_reaches_the_caller_and_the_log(served: Served) -> No
 
 
 async def test_code_that_cannot_be_loaded_says_why(served: Served) -> None:
-    """The status of the model has the reason, without paths of the pod, and other models are served meanwhile."""
+    """The status of the model has the reason, without paths of the pod, and the next model is loaded."""
     for name, code, says in (
         ("none", "class A: ...", "model.py defines no class with a method predict; its classes are A"),
         ("ends", "raise SystemExit(3)", "model.py cannot be imported: SystemExit: 3 (model.py, line 1)"),

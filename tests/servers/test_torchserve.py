@@ -141,8 +141,7 @@ async def test_all_made_models_are_tested(made: dict[str, Any]) -> None:
 
 
 async def test_inputs_go_to_the_arguments_of_their_names(served: Served) -> None:
-    """Inputs with unknown names go to the handler's arguments in their order. A request may ask for one of several
-    outputs."""
+    """Inputs with unknown names go to the arguments in their order. A request may ask for one of several outputs."""
     assert (await served.register("pair.pt", "pair", "pytorch")).status == LOADED
     left, right = np.array([5, 6], "<i8"), np.array([1, 4], "<i8")
 
@@ -165,8 +164,7 @@ async def test_inputs_go_to_the_arguments_of_their_names(served: Served) -> None
 
 
 async def test_a_request_that_does_not_fit_is_the_callers_error(served: Served) -> None:
-    """If a request does not fit the model, the caller gets the status and torch's own reason, and the model answers the
-    next call."""
+    """The caller gets status 400 and torch's own reason, and the model answers the next call."""
     await served.loaded("script", "fits")
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
     reply = await served.mesh.rest("POST", "/v2/models/fits/infer", {"inputs": [tensor]})

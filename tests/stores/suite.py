@@ -123,8 +123,8 @@ class StoreSuite:
 
     @pytest.mark.long
     async def test_a_tree_of_any_number_of_objects(self, reach):
-        """A tree of 1,500 objects, more than a page of any store, is fetched. Objects of another tree whose name begins
-        alike are not."""
+        """A tree of 1,500 objects, more than a page of any store, is listed completely, without objects of another tree
+        whose name begins alike."""
         tree = {f"tree/{number % 7}/{number}.bin": b"%d" % number for number in range(MANY)}
         await reach.put({**tree, "tree-2/other": b"x", "tre": b"y"})
         for path in ("tree", "tree/"):
@@ -244,7 +244,8 @@ class StoreSuite:
         assert path.read_bytes() == LARGE
 
     async def test_a_server_that_dies(self, reach):
-        """If a server dies before or during a transfer, the error is "unreachable", a passing failure."""
+        """A server that dies during a transfer, or does not run, is a passing failure. The error names a server that
+        does not run."""
         await reach.put({"a": LARGE})
         async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:
             location = reach.location("a", port=proxy.port)
@@ -298,7 +299,7 @@ class StoreSuite:
             await proxy.idle()
 
     async def test_clients_are_kept(self, reach):
-        """One client is kept for each set of settings. A rotated secret makes a new client, the same secret does
+        """One client is kept for each set of settings: a rotated secret makes another client, but the same secret does
         not."""
         await reach.put({"a": CONTENT})
         for changed in ({}, {}, {"note": "rotated"}, {}):

@@ -82,8 +82,8 @@ def reason(reply):
 
 @pytest.mark.parametrize("options", [{}, {"chunks": [BIG]}], ids=["length", "prefix"])
 async def test_what_finds_no_room_is_refused_before_it_comes(peers, options):
-    """A body for which there is no room is refused as soon as its head or its prefix has arrived. The rest is not read,
-    and the caller learns when to try again."""
+    """A body for which there is no room is refused as soon as its head or its prefix has arrived, and the caller learns
+    when to try again."""
     first = [peers.send(head(BIG, **options)) for _ in range(2)]
     assert peers.budget.held == 2 * (BIG + 5)
     assert not any(connection.transport.written for connection in first)
@@ -172,7 +172,7 @@ async def test_a_stream_that_is_dropped_by_everybody_gives_its_bytes_back(peers)
 
 @pytest.mark.parametrize("options", [{}, {"chunks": [BIG]}], ids=["length", "prefix"])
 async def test_a_body_that_does_not_come_is_ended_with_an_answer(peers, options):
-    """A request whose body stops arriving is answered with DEADLINE_EXCEEDED and ended after 15 seconds."""
+    """A request whose body stops arriving is answered with DEADLINE_EXCEEDED within 15 seconds."""
     connection = peers.send(head(BIG, **options))
     peers.judge(10)
     assert not connection.transport.written

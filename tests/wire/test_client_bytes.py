@@ -61,7 +61,7 @@ def reply_bytes(messages, *, code=0, text=b"", headers=(), trailers=(), sizes=()
 
 async def whole(outcome):
     """Returns the outcome of a call as code, text, frames, headers and trailers. For a lost call, returns how it was
-    lost and the frames that came before."""
+    lost, and the frames that came before if a reply had begun."""
     got = await outcome.get()
     if isinstance(got, client.Lost):
         return got.kind

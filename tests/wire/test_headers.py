@@ -19,7 +19,6 @@ def test_alias_and_version_arrive_as_they_were_sent(alias, version):
 
 @given(st.lists(TEXTS, min_size=1, max_size=5))
 def test_listed_versions_arrive_as_they_were_sent(versions):
-    """A list of versions arrives unchanged."""
     value = headers.listed(versions)
     assert headers.read_listed(value) == versions
     assert value in metadata.encode_headers([(headers.VERSIONS, value)])

@@ -308,7 +308,7 @@ def test_a_read_whose_body_is_shorter_or_longer_than_announced_is_left_to_the_pa
 
 @pytest.mark.parametrize("digits", [b"", b"0x5", b"5;x", b"+5", b" 5", b"5 ", b"5_0", b"g", b"00000000f"])
 def test_only_plain_sizes_of_chunks_are_recognised(digits):
-    """A chunk whose size is not plain hexadecimal digits is left to the parser."""
+    """A chunk whose size is not just a few hexadecimal digits is left to the parser."""
     head = b"POST /s/M HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n"
     assert heads.split_request(head + digits + b"\r\nhello\r\n0\r\n\r\n") is None
     for good in (b"5", b"05", b"0005"):

@@ -98,7 +98,7 @@ async def delivered(connected, data, made):
 
 
 def memory(size, begun):
-    """Returns memory for a message, which a server returns instead of bytes."""
+    """Returns memory for a message, with the bytes that have already been read."""
     made = bytearray(b"?" * size)
     made[: len(begun)] = begun
     return memoryview(made)

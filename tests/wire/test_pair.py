@@ -289,7 +289,7 @@ async def test_a_cancel_overtakes_what_the_peer_has_not_read(pair, monkeypatch):
 
 @pytest.mark.parametrize("pair", ["unix", "tcp"], indirect=True)
 async def test_a_caller_that_half_closes_and_reads_nothing_is_gone(pair):
-    """A caller sends its last byte while the handler waits for it to read. The handler is cancelled."""
+    """A caller ends its side of the connection while the handler waits for the caller to read."""
     service, serving, pool = pair
     request = b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ncontent-length: 13\r\n\r\n%b"
     caller = connected(pool.address)
@@ -304,7 +304,7 @@ async def test_a_caller_that_half_closes_and_reads_nothing_is_gone(pair):
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
 async def test_a_server_that_half_closes_and_reads_nothing_is_gone(tmp_path, kind):
-    """A server sends its last byte, and no answer, while the client waits for it to read. The call is lost."""
+    """A server ends its side of the connection without an answer, while the client waits for the server to read."""
     path = str(tmp_path / "socket")
     listening = socket.create_server(("127.0.0.1", 0)) if kind == "tcp" else socket.socket(socket.AF_UNIX)
     with listening:
@@ -328,7 +328,7 @@ async def test_a_server_that_half_closes_and_reads_nothing_is_gone(tmp_path, kin
 
 @pytest.mark.parametrize("pair", ["tcp", "tls"], indirect=True)
 async def test_a_silent_peer_is_asked_whether_it_still_exists(pair):
-    """The kernel asks within a minute, and not after the two hours that are its default."""
+    """The kernel probes a silent connection after a minute at most, not after two hours, which is its default."""
     _, serving, pool = pair
     await pool.call(method("Echo"), [], frames(b"a"), timeout=10)
     (connection,) = serving._connections

@@ -47,7 +47,7 @@ def small(monkeypatch):
 
 @given(MESSAGES, CUTS, st.lists(st.booleans(), min_size=1, max_size=20), st.integers(0, 400))
 def test_any_reads_give_the_same_bytes_and_only_large_frames_are_divided(messages, places, takes, above):
-    """The frames that leave an inbox are the frames that arrived. Frames up to the limit are not divided."""
+    """Messages of at most `above` bytes leave the inbox as whole frames."""
     budget = Budget(1 << 20)
     box = inbox.Inbox(LIMIT, lambda holding: None, budget, pieces=Pieces(above=above, limit=LARGEST))
     taken = []
@@ -246,8 +246,8 @@ def test_a_call_passes_unchanged_whatever_the_reads_and_pauses(asked, chunks, an
     MESSAGES, CUTS, MESSAGES, CUTS, STEPS, st.integers(0, 20_000), st.sampled_from(["client", "server"]), st.booleans()
 )
 def test_a_cancel_at_any_point_leaves_nothing_behind(asked, chunks, answered, sizes, steps, at, who, replying):
-    """If either end disconnects in the middle of a request or reply, the other end is notified and the budget is
-    empty."""
+    """If either end disconnects in the middle of a request or reply, the call ends and the budget is empty. If the
+    client disconnects, the connection to the server is aborted."""
 
     async def scenario():
         bridge = Bridge()
@@ -278,7 +278,7 @@ def test_a_cancel_at_any_point_leaves_nothing_behind(asked, chunks, answered, si
 
 @given(MESSAGES, CUTS, STEPS)
 def test_an_early_answer_ends_a_request_in_pieces(asked, chunks, steps):
-    """A reply that comes before the end of the request is passed on, and the rest of the request is not read."""
+    """A reply that comes before the end of the request is passed on."""
 
     async def scenario():
         bridge = Bridge()
@@ -299,8 +299,8 @@ def test_an_early_answer_ends_a_request_in_pieces(asked, chunks, steps):
 
 
 async def test_a_message_far_above_the_limit_passes_a_server_that_takes_pieces(tmp_path):
-    """A server and a pool with a limit of 64 KB and a budget of 2 MB pass on 32 MB in both directions, and hold less
-    than a megabyte at any time. Without pieces, the same message is refused."""
+    """A server and a pool with a limit of 64 KB and a budget of 2 MB pass on 32 MB in both directions. While the reply
+    passes, they hold less than a megabyte. Without pieces, the same message is refused."""
     message = os.urandom(1 << 20) * 32
     budgets, most = (Budget(2 << 20), Budget(2 << 20)), 0
 
