@@ -9,7 +9,7 @@ GiB = 1 << 30
 
 @pytest.fixture
 def machine(tmp_path):
-    """Returns a function that finds the memory of an 8 GiB machine with these cgroup limits."""
+    """Returns a function that finds the memory of an 8 GiB machine with given cgroup limits."""
     (tmp_path / "meminfo").write_text("MemTotal: 8388608 kB\nMemAvailable: 1 kB\n")
     (tmp_path / "self").write_text("0::/pods/one\n")
 
@@ -30,7 +30,7 @@ def test_the_machine_is_the_bound_without_a_limit(machine):
 
 
 def test_the_least_limit_counts(machine):
-    """The smallest limit of the group and the groups above it applies."""
+    """The smallest of the group's limit, the limits of the groups above it, and the machine's memory applies."""
     assert machine(pods__one=f"{2 * GiB}\n") == memory.Whole(2 * GiB, "the container")
     assert machine(pods=f"{GiB}\n") == memory.Whole(GiB, "the container")
     assert machine(pods=f"{64 * GiB}\n", pods__one="nonsense") == memory.Whole(8 * GiB, "the machine")
@@ -48,7 +48,8 @@ def test_version_1(tmp_path):
 
 
 def test_memory_of_a_container_is_without_what_makes_way(tmp_path):
-    """A container's memory in use excludes files that the kernel only caches, in both versions of cgroups."""
+    """Files that the kernel only caches do not count as memory in use, in both versions of cgroups. Without a limit,
+    there is no result."""
     assert memory.container_bytes(cgroup=tmp_path) is None
     old = tmp_path / "memory"
     old.mkdir()

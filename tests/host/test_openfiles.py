@@ -13,6 +13,5 @@ print(openfiles.raise_limit() == hard, resource.getrlimit(resource.RLIMIT_NOFILE
 
 
 def test_a_process_raises_its_limit_to_the_hard_one():
-    """A process that was started with a low limit on open files raises it to the hard limit."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]

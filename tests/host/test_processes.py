@@ -41,7 +41,7 @@ async def test_a_tree_counts_with_all_its_processes():
 
 
 def test_the_process_behind_an_address_is_found(tmp_path):
-    """The listening process is found by its unix socket and by its port. If nobody listens, no process is found."""
+    """A listening process is found by its unix socket and by its port. If no process listens, none is found."""
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as unix, socket.socket() as tcp, socket.socket() as closed:
         unix.bind(str(path))
@@ -79,7 +79,7 @@ def test_a_listener_of_another_user_is_the_only_program_of_that_user(tmp_path):
 
 
 def made(folder: Path, *, inside: str, stat: str, path: str = "/system.slice/server.service") -> tuple[Path, Path]:
-    """Makes a /proc with the process 70 and the tree of its cgroup."""
+    """Makes a /proc with the process 70, and its cgroup with the given contents. Returns both folders."""
     proc, root = folder / "proc", folder / "cgroup"
     group = root / path.strip("/")
     (proc / "70").mkdir(parents=True)
@@ -91,7 +91,8 @@ def made(folder: Path, *, inside: str, stat: str, path: str = "/system.slice/ser
 
 
 def test_a_cgroup_of_one_program_is_used(tmp_path):
-    """If a cgroup contains only the server, its anonymous and shared memory counts, without the page cache."""
+    """If a cgroup contains only the server's processes, its anonymous and shared memory counts, without the page
+    cache."""
     proc, root = made(tmp_path, inside="70\n71\n", stat="anon 500\nfile 9000\nshmem 20\n")
     folder = groups.of_program(70, {70, 71}, root=root, proc=proc)
     assert folder is not None
@@ -112,7 +113,8 @@ def test_a_cgroup_of_version_1_is_used(tmp_path):
 
 
 def test_a_cgroup_with_other_programs_is_not_used(tmp_path):
-    """A cgroup is not used if it also contains another program, or if it is the whole machine's."""
+    """A cgroup is not used if it also contains another program, if it is the whole machine's, or if its `memory.stat`
+    has no known figures."""
     proc, root = made(tmp_path / "a", inside="70\n99\n", stat="anon 500\n")
     assert groups.of_program(70, {70}, root=root, proc=proc) is None
     proc, root = made(tmp_path / "b", inside="70\n", stat="anon 500\n", path="/")

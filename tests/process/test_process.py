@@ -24,7 +24,7 @@ def script(code: str) -> list[str]:
 
 
 def is_alive(pid: int) -> bool:
-    """Returns whether the process runs. A zombie that is not reaped yet does not."""
+    """Returns whether the process is running. A zombie does not count."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except FileNotFoundError:
@@ -81,8 +81,8 @@ def test_a_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_free_port_is_a_servers_alone_and_is_not_ephemeral() -> None:
-    """A free port is reserved and not ephemeral. A server, which sets SO_REUSEADDR, can listen on it. A program that
-    looks for a free port does not get it."""
+    """The port is below the ephemeral range. A server can listen on it, because servers set SO_REUSEADDR. A program
+    that looks for a free port without this option does not get it."""
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     port = process.free_port()
     assert port < low
@@ -97,13 +97,13 @@ def test_a_free_port_is_a_servers_alone_and_is_not_ephemeral() -> None:
 # --- modules of ours ---
 
 OURS = ["router", "placement", "puller", "mesh", "proto"]
-"""The names of our folders, which a stranger's folder may have too. `proto` belongs to proto-plus."""
+"""Names of Mesh's folders, which a user's modules may have too. (The installed `proto` is proto-plus.)"""
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stranger's project as the current folder. Its modules are named like Mesh's, and end any process that imports
-    them."""
+    """A user's project as the current folder. Its modules are named like those of Mesh, and like `json`, `numpy` and
+    `pip`. They end any process that imports them."""
     for name in [*OURS, "json", "numpy", "pip"]:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('this is my own {name}.py')")
     monkeypatch.chdir(tmp_path)
@@ -138,7 +138,7 @@ def test_modules_of_ours_run_whatever_the_current_folder_holds(module: str, proj
 
 
 def test_nobody_else_starts_an_interpreter() -> None:
-    """Every Python process is started with `process.python`, or with -P or -I. Launchers of model servers run without
+    """Outside `mesh/process`, Python is only started with -P. Launchers of model servers are exempt: they run without
     Mesh, and start the servers' own programs."""
     others = (ROOT / "mesh/process", ROOT / "mesh/modelservers/launchers")
     for package in ("mesh", "router", "placement", "puller"):
@@ -153,8 +153,8 @@ def test_nobody_else_starts_an_interpreter() -> None:
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_output_and_exit_status_arrive_in_order(run: Any) -> None:
-    """Both outputs arrive line by line, even an unfinished last line. The exit status arrives after them. Both event
-    loops behave the same."""
+    """Lines of stdout and stderr arrive one by one, even an unfinished last line, and the exit status arrives after
+    them."""
 
     async def scenario() -> None:
         happened: list[object] = []
@@ -220,7 +220,8 @@ async def test_a_program_that_is_not_there_says_so() -> None:
 
 
 async def test_the_tether_becomes_the_program() -> None:
-    """The tether becomes the program: the process id is the program's, and the program does not ignore SIGPIPE."""
+    """The process id is the program's. The program does not inherit from the tether, which is written in Python, that
+    SIGPIPE is ignored."""
     child = await process.spawn(["/bin/sh", "-c", "echo $$; grep SigIgn /proc/self/status"], name="who")
     assert await child.wait(10) == 0
     assert child.tail[0] == str(child.pid)
@@ -296,8 +297,8 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("tether", [True, False], ids=["tethered", "untethered"])
 def test_a_child_dies_with_a_parent_that_is_killed(tether: bool) -> None:
-    """A child dies with its parent even if the parent is killed by SIGKILL. Without the tether the same child survives,
-    which proves the test."""
+    """A parent that is killed by SIGKILL cannot end its child, so the tether does. Without the tether, the same child
+    survives."""
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT.format(argv=SLEEP, tether=tether)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -320,8 +321,8 @@ def test_a_child_dies_with_a_parent_that_is_killed(tether: bool) -> None:
 
 
 def test_a_parent_that_died_before_the_tether_was_tied_is_noticed() -> None:
-    """If the parent died before the tether was tied, no signal would come. The tether therefore checks whose child it
-    is, and ends."""
+    """If the parent has died before the tether asks for a signal at its death, that signal never comes. The tether
+    therefore compares its parent's id with the expected one, and ends."""
     argv = process.tethered(["/bin/echo", "started all the same"])
     argv[argv.index(str(os.getpid()))] = "0"  # as if another process had been the parent
     done = subprocess.run(argv, capture_output=True, timeout=10)

@@ -90,8 +90,9 @@ _POLICIES = st.builds(
 
 @given(_POLICIES, st.lists(st.tuples(st.none() | st.floats(0.0, 200.0), st.floats(0.0, 1.0)), max_size=100))
 def test_bounds_hold_whatever_happens(policy: RestartPolicy, lives: list[tuple[float | None, float]]) -> None:
-    """Pauses stay below the longest pause plus its spread, and never become shorter in a row. Only the allowed number
-    of restarts is immediate. A child is given up after exactly the allowed number of failed starts."""
+    """Apart from their random spread, pauses never exceed the longest pause, and get no shorter until the child has
+    lived long enough. Exactly `at_once` restarts are immediate. A child is given up after `give_up` failed starts in a
+    row."""
     machine, now, vain, row, before = Restarts(policy), 0.0, 0, 0, 0.0
     for life, luck in lives:
         machine.began(now)

@@ -23,7 +23,7 @@ SLEEP = "print('up', flush=True); import time; time.sleep(600)"
 
 
 class Kept:
-    """A test's program and the events of its life."""
+    """A supervised program, and the events that its supervisor reports."""
 
     def __init__(self, code: str = SLEEP, **options: Any) -> None:
         self.code = code
@@ -100,8 +100,8 @@ async def test_one_that_dies_is_started_again() -> None:
     ids=["stopped", "silent"],
 )
 async def test_one_that_hangs_is_killed_and_replaced(limits: process.HangLimits, stopped: bool) -> None:
-    """A child that hangs is killed and replaced. Its successor learns whether the hang was the child's own fault, which
-    it is not if the child was stopped."""
+    """The child's successor learns whether the hang was the child's own fault, which it is not if the child was
+    stopped."""
     async with kept(limits=limits) as one:
         one.run()
         await until(lambda: one.ready == 1)
@@ -148,7 +148,7 @@ async def test_later_starts_are_waited_for_where_the_program_says_so() -> None:
 
 
 async def test_one_that_does_not_start_any_more_is_given_up() -> None:
-    """A child that no longer starts is given up with the last reason. Then the duty ends."""
+    """The supervisor reports how the last child ended, and its duty ends too."""
     async with kept(policy=RestartPolicy(first=0.001, longest=0.01, give_up=3)) as one:
         one.supervisor.program = replace(one.supervisor.program, missing=one.missing)
         await one.supervisor.start()

@@ -79,7 +79,6 @@ async def test_several_of_one_kind_are_told_apart() -> None:
 async def test_an_expendable_duty_that_fails_is_logged_and_started_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An expendable duty that fails is logged and restarted, and the process continues."""
     monkeypatch.setattr(module, "AGAIN", RestartPolicy(first=0.001, longest=0.004))
     lost: list[str] = []
     starts = []
@@ -109,7 +108,8 @@ async def test_an_expendable_duty_that_is_done_is_done() -> None:
 
 
 async def test_a_duty_that_hangs_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A duty that hangs is lost. A duty whose loop makes progress, or which waits for events, is not."""
+    """Only the duty that promises turns and takes none is lost, not the one that takes its turns, nor the one that
+    waits for events and promises none."""
     monkeypatch.setattr(module, "_LOOK", 0.01)
     lost: list[str] = []
     turns = 0

@@ -56,7 +56,7 @@ async def test_a_childs_loop_is_heard_and_its_own_children_are_not_in_its_place(
     ids=["stopped", "silent"],
 )
 async def test_a_child_that_hangs_is_killed(number: signal.Signals, why: str, stopped: bool) -> None:
-    """A child that hangs is reported with the reason, and then killed."""
+    """The watch reports the reason once, and kills the child."""
     verdicts: list[process.HangVerdict] = []
     child = await a_child()
     # Its loop beats twice a second, so that less than a second of silence says something is not for real limits.
@@ -157,7 +157,7 @@ async def test_who_is_stopped_together_with_its_watcher_goes_on_with_it() -> Non
 
 
 async def test_each_answer_is_a_sign_of_life() -> None:
-    """If a program is polled, each answer counts as a sign of life. A poll that fails in any way does not, and polling
+    """If a program is polled, each positive answer is a sign of life. A negative answer or an error is not, and polling
     continues."""
     answers: list[Any] = [False, RuntimeError("a bad question"), True]
     asked = 0

@@ -114,7 +114,8 @@ class FakeClaims:
 
 
 class FakeFiles:
-    """A fake puller whose paths are `/<bytes>`. `errors` holds the failures it reports."""
+    """A fake puller. The last part of a path is the size of its files in bytes. `errors` holds the failures to
+    report."""
 
     def __init__(self) -> None:
         self.errors: dict[str, PullError] = {}
@@ -278,8 +279,8 @@ class FakePod:
         await self.server.__aexit__()
 
     def want(self, model_id: str, size: int = 1000, *, revision: int = 1, known: bool = True, **fields: int) -> Want:
-        """Returns a request for a model of the given size, with a file of 10 bytes. The size is known from an earlier
-        load, or has yet to be measured."""
+        """Returns a request for a model of the given size, with a file of 10 bytes. Without `known`, the request does
+        not state the size, which has yet to be measured."""
         path = f"/{model_id}/10"
         self.server.sizes[path] = size
         return Want(model_id, revision, "t", path, footprint=Footprint(size if known else 0), **fields)

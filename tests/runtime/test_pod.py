@@ -98,8 +98,8 @@ async def test_a_copy_from_its_load_to_its_unload(pod: AgentProcess) -> None:
 
 
 async def test_a_copy_that_nobody_called_is_told_apart_from_one_that_was(pod: AgentProcess) -> None:
-    """A copy that was never called is published as unused, whatever age its load was given. Its key says since when it
-    has been loaded."""
+    """A copy that was never called is published as unused, although its load request gave it an age of an hour. Its key
+    says since when it has been loaded."""
     began = time.time_ns() // 1_000_000
     created = await pod.loaded("m", models.constant(1.0), idle_ms=3_600_000)
 
@@ -160,8 +160,8 @@ async def test_the_least_recently_used_is_evicted(pod: AgentProcess) -> None:
     ],
 )
 async def test_a_load_that_fails_says_why_everywhere(pod: AgentProcess, content: bytes, says: str) -> None:
-    """A failed load gives its reason in the reply and in the record. It leaves no key, memory or files behind, and does
-    not affect other models."""
+    """A failed load gives its reason in the reply and in the record. It leaves neither a key nor a copy behind, and
+    does not affect other models."""
     good = await pod.loaded("good", models.constant(1.0))
     created = await pod.register("bad", content)
     reply = await pod.load("bad", created)
@@ -181,7 +181,8 @@ async def test_a_load_that_fails_says_why_everywhere(pod: AgentProcess, content:
 
 
 async def test_files_that_cannot_be_had(pod: AgentProcess) -> None:
-    """A model whose files are missing or outside the roots, or that has no path, is refused with the puller's text."""
+    """The load of a model whose files are missing or outside the roots, or whose path is empty or of an unknown scheme,
+    fails with the puller's text."""
     for number, (path, says) in enumerate(
         [(f"{pod.models}/none.onnx", "none.onnx"), ("/etc/passwd", "--file-root"), ("", "path"), ("ftp://x/y", "ftp")]
     ):
@@ -210,8 +211,8 @@ async def test_a_file_that_was_not_complete_is_loaded_once_it_is(pod: AgentProce
 
 
 async def test_a_model_larger_than_the_pod(pod: AgentProcess) -> None:
-    """A model that is larger than the pod, by its files or by its measured size, is refused, and nothing is evicted for
-    it."""
+    """A model that is larger than the pod, by its files or by the size that the request states, is refused, and nothing
+    is evicted for it."""
     await pod.loaded("good", models.constant(1.0))
     created = await pod.register("elephant", models.weights(0, mebibytes=70))
     reply = await pod.load("elephant", created)
@@ -439,7 +440,8 @@ def _argument(pid: int, name: str) -> str:
 
 
 async def test_a_lost_lease_changes_nothing_for_callers(pod: AgentProcess, etcd_server: EtcdServer) -> None:
-    """After a lost lease, the keys return under a new lease. No model is loaded again, and callers notice nothing."""
+    """The keys return under a new lease, and no model is loaded again. Meanwhile, the pod answers calls of routers that
+    have read the model's record."""
     created = await pod.loaded("m", models.constant(4.0))
     kv = await pod.etcd.get(pod.keys.pod(pod.name))
     assert kv is not None

@@ -108,7 +108,6 @@ async def test_places_that_were_given_away_come_back(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_turn_that_ends_soon_is_not_long():
-    """A short turn is never counted as long, because its timer ends with it."""
     loads = Loads(1, long=30.0)
     await loads.begin("a")
     await loads.begin("b")
@@ -154,7 +153,6 @@ async def test_a_load_apart_has_its_turn_alone() -> None:
 
 
 async def test_a_load_apart_that_is_given_up_holds_up_nobody() -> None:
-    """A load that must run alone blocks no other load once it is cancelled while waiting."""
     loads = Loads(2)
     await loads.begin("first")
 

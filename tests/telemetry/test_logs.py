@@ -154,8 +154,8 @@ def test_unknown_level_or_format_is_refused(stream, level, fmt):
 
 @pytest.mark.parametrize("fmt", ["text", "json"])
 def test_a_process_that_configures_nothing_writes_lines_too(fmt: str):
-    """A process that does not configure logging writes warnings and errors as log lines, not as dicts. Terminal
-    commands are such processes."""
+    """Such a process, for instance a terminal command, writes warnings as log lines, not as dicts, and leaves out lower
+    levels."""
     program = "from mesh.telemetry import logs; log = logs.get('x'); log.info('no'); log.warning('it ended', pid=1)"
     argv = [sys.executable, "-P", "-c", program]
     environment = {**os.environ, "MESH_LOG_FORMAT": fmt}
@@ -206,8 +206,8 @@ def _without_verbosity() -> dict[str, str]:
 
 
 def test_lines_of_grpcs_core_do_not_stand_between_ours():
-    """gRPC's own log lines do not appear among Mesh's, for instance after a refused handshake. The call's error gives
-    the same information."""
+    """After a refused TLS handshake, gRPC's core writes no line to standard error, unless GRPC_VERBOSITY asks for it.
+    The call's error names the handshake."""
     argv = [sys.executable, "-P", "-c", _REFUSED]
     done = subprocess.run(argv, env=_without_verbosity(), capture_output=True, text=True, timeout=60, check=True)
     (line,) = [json.loads(line) for line in done.stderr.splitlines()]

@@ -30,7 +30,7 @@ def test_histogram_is_cumulative_with_float_bounds():
     registry = metrics.Registry()
     histogram = registry.histogram("h_ms", "Time.", metrics.BUCKETS_MS, ["method"])
     child = histogram.labels("Infer")
-    for value in (0.5, 1.5, 2000, 1e9):  # a bound belongs to its own bucket
+    for value in (0.5, 1.5, 2000, 1e9):  # 2000 is a bound, and counts in the bucket that ends there
         child.observe(value)
     samples = parsed(registry.snapshot())
     at = lambda le: samples["h_ms_bucket", (("le", le), ("method", "Infer"))]  # noqa: E731

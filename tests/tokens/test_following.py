@@ -1,4 +1,5 @@
-"""The keys of an issuer, kept current: readings, rotation, failures, and the limits on what tokens can cause."""
+"""The keys of an issuer, kept current: readings, rotation, failures, and limits on the readings that tokens can
+cause."""
 
 import asyncio
 

@@ -20,7 +20,7 @@ RULES = Rules(ISSUER, (AUDIENCE, "mesh-too"), skew=60)
 
 
 def verified(token, *, keys=KEYS, algorithms=ALGORITHMS, rules=RULES, now=NOW, ahead=None):
-    """Returns the claims, and until when they are valid."""
+    """Verifies the token. Returns its claims, and the time until which they are valid."""
     raw = token if isinstance(token, bytes) else token.encode()
     claims = verification.verify(raw, verification.read(raw), keys, algorithms)
     return claims, verification.check(claims, rules, now=now, ahead=ahead)
@@ -139,8 +139,8 @@ def test_claims_that_fit_within_the_skew_are_accepted(changed):
 
 @pytest.mark.parametrize("ahead", [None, 0.4, 300.0])
 def test_a_clock_that_is_five_minutes_ahead_is_named(ahead):
-    """If this machine's clock is ahead, a fresh token with a short life looks expired. If the issuer's clock is known,
-    the error names the clock difference."""
+    """If this machine's clock is ahead, a fresh token with a short life looks expired. If the issuer's clock is known
+    to differ, the error names the difference."""
     text = refused(ANNA.token(now=NOW, lifetime=200), now=NOW + 300, ahead=ahead)
     assert "expired 100 s ago, by this router's clock" in text
     assert ("which is 300 s ahead of the issuer's: set both right" in text) is (ahead == 300.0)

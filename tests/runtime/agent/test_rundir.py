@@ -13,7 +13,7 @@ from mesh.runtime.agent.rundir import RunDir
 
 def test_a_run_folder_goes_with_its_process_and_one_left_behind_with_the_next(tmp_path: Path) -> None:
     """An agent removes its own run folder when it ends. When it starts, it removes the folders that killed agents left,
-    but not those of running agents."""
+    but neither those of running agents nor folders without a lock."""
     alive = RunDir(tmp_path)
     left = tmp_path / "mesh-pod-left"
     left.mkdir()
@@ -33,8 +33,8 @@ def test_a_run_folder_goes_with_its_process_and_one_left_behind_with_the_next(tm
 
 
 def test_a_folder_left_by_a_former_life_is_shown_to_the_next(tmp_path: Path) -> None:
-    """An agent finds the run folder that its killed predecessor left, and ignores folders that were disowned or belong
-    to another pod."""
+    """An agent is shown the run folder that its killed predecessor left, unless the predecessor disowned it. A folder
+    without an owner is shown to no agent."""
     seen: list[str] = []
 
     def killed(whose: str, *, disowned: bool = False) -> None:
@@ -57,8 +57,8 @@ def test_a_folder_left_by_a_former_life_is_shown_to_the_next(tmp_path: Path) -> 
 
 
 def test_others_leave_the_folder_to_the_next_life_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Agents of other pods keep a dead pod's run folder for a while in case the pod restarts. They delete the large
-    model files in it at once."""
+    """Agents of other pods keep a dead pod's run folder for a while, in case the pod restarts, but remove the models in
+    it at once. If another agent is looking at the folder, its owner waits."""
     seen: list[str] = []
 
     def killed() -> Path:

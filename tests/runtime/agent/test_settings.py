@@ -42,13 +42,13 @@ def test_wrong_options_are_refused_with_a_text(option: str, value: str, says: st
 
 
 def neighbour(**options: Any) -> ModelServer:
-    """Returns the options of a pod whose model server others start, and which Mesh manages through an adapter."""
+    """Returns the options of a pod for a model server that Mesh does not start, but manages through an adapter."""
     return ModelServer(server="127.0.0.1:8001", adapter="mlserver", server_models=Path("/models"), **options)
 
 
 def test_the_capacity_of_a_server_with_an_adapter_follows_from_its_memory() -> None:
-    """A server with an adapter reports no capacity, so most of its container's memory is for models. Without the option
-    for that memory, the operator has to name the capacity. A server without an adapter reports its own capacity."""
+    """A server with an adapter reports no capacity, so by default most of `--server-memory-limit` is for models.
+    Without that option, nothing is known of the memory. A server without an adapter reports its own capacity."""
     server = neighbour(server_memory_limit="4GiB")
     auto = Memory().split(foreign=True, at_hand=server.at_hand())
     assert auto == (capacity.auto_capacity(4 << 30), 0)
@@ -59,7 +59,8 @@ def test_the_capacity_of_a_server_with_an_adapter_follows_from_its_memory() -> N
 
 
 def test_an_adapter_for_code_alone_needs_the_permission(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Triton that Mesh installs serves only models that run code, and types can be named for any other server."""
+    """The Triton that Mesh installs serves only models that run code. It therefore needs `--allow-code`, unless
+    `--types` names the types."""
     monkeypatch.setattr(environments, "installed", lambda kind: True)
     with pytest.raises(typer.BadParameter, match="serves only models that run code"):
         ModelServer(adapter="triton").check()
@@ -90,7 +91,6 @@ def test_slots_follow_the_capacity() -> None:
 def test_adapters_are_refused_without_what_they_need(
     options: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server with an adapter must either be installed or share a folder with the pod."""
     monkeypatch.setenv("MESH_SERVERS_DIR", str(tmp_path))
     result = CliRunner().invoke(app, options, env={"COLUMNS": "200"})
     assert result.exit_code == 2

@@ -22,8 +22,8 @@ from mesh.runtime.sharedmemory.board import Board
 def test_a_pod_that_was_killed_whole_blames_models_only_for_its_memory(
     looks: list[int], blamed: bool, tmp_path: Path
 ) -> None:
-    """A pod whose agent and server were both killed blames models only if the last samples of its former life show that
-    memory ran out."""
+    """If agent and server were both killed, the next agent blames models only if the last samples show that memory was
+    running out."""
     board = Board.create(tmp_path / earlier.BOARD, 4)
     board.row(0).loading(77, 1)
     left = iter(looks)
@@ -41,8 +41,8 @@ def test_a_pod_that_was_killed_whole_blames_models_only_for_its_memory(
 def test_a_life_that_was_stopped_from_outside_blames_nobody(
     stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pod blames no model if its former life was killed because it had been stopped from outside. The parent process
-    says so at the next start."""
+    """If the former life was killed because it had been stopped from outside, the parent process says so in an
+    environment variable."""
     board = Board.create(tmp_path / earlier.BOARD, 4)
     row = board.row(0)
     row.loading(77, 1)

@@ -47,8 +47,7 @@ async def records(etcd: Etcd, keys: Keys) -> AsyncIterator[Records]:
 
 
 async def test_a_measured_size_is_remembered(records: Records) -> None:
-    """A measured size is written to the record, and everything that others wrote there stays, even unknown
-    attributes."""
+    """Everything that others wrote to the record stays, even attributes that Mesh does not know."""
     known = await records.put(path="/x", other={"theirs": 1})
     records.history.loaded("m", records.revision, known, Took(Footprint(500, 7), 30))
     await records.settled()
@@ -58,8 +57,8 @@ async def test_a_measured_size_is_remembered(records: Records) -> None:
 
 
 async def test_what_is_no_news_is_not_written(records: Records) -> None:
-    """Small changes are not written: the size has to differ by a tenth from the recorded one, the load time by a
-    half."""
+    """A size that differs from the recorded one by 5 % is not written, nor a load time that differs by 40 %. A size
+    that differs by 20 % is."""
     known = await records.put(host_bytes=1000, load_ms=200)
     records.history.loaded("m", records.revision, known, Took(Footprint(1050, 0), 280))
     assert not records.history.statistics().pending
@@ -82,8 +81,8 @@ async def test_a_failure_is_recorded_and_a_success_takes_it_away(records: Record
 
 
 async def test_a_failure_says_of_what_kind_it_is_and_since_when(records: Records) -> None:
-    """A recorded failure contains its kind, the version of the secret used, and when the series of failures began. A
-    series lasts until a load succeeds in any pod."""
+    """The failure also contains the digest of the files and the version of the storage secret. It continues the series
+    that a failure of another pod began."""
     first = Failure("pod-2", NOW - 20_000, "no", FailureKind.PASSING)
     await records.put(failures=(first,))
     records.history = History(records.etcd, records.keys, pod="pod-1", secrets=lambda: "v1", clock_ms=lambda: NOW)

@@ -21,9 +21,8 @@ async def pod() -> AsyncIterator[FakePod]:
 
 
 async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
-    """Threads of a dead server that noted their work are reported with their requests, and so is the run in its event
-    loop. Unloads and runs without a note are found by the state of their slots. Waiting and idle models are not
-    reported."""
+    """Threads and the event loop of the server note their work, with the digest of the request if there is one.
+    Unloads, and runs without a note, are found by the state of their slots. Queued and idle models are not reported."""
     board = Board.private(64)
     await pod.fill("idle", "queued", "running", "loading", "freeing", "looping", size=10)
     states = {

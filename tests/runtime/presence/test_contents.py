@@ -24,14 +24,14 @@ MB = 1_000_000
 
 @pytest.fixture
 async def pod() -> AsyncIterator[FakePod]:
-    """A pod with a capacity of a million bytes, whose store has the file "one"."""
+    """A pod with a capacity of a million bytes. The model's file in its store has the digest "one"."""
     async with FakePod(capacity=MB) as running:
         running.files.digests["/m/10"] = "one"
         yield running
 
 
 def reloaded(pod: FakePod, digest: str = "two") -> None:
-    """Marks the model for a reload and puts another file into the store."""
+    """Marks the model for a reload, and puts a file with the given digest into the store."""
     pod.claims.records["m"] = pod.claims.records["m"].reloaded()
     pod.files.digests["/m/10"] = digest
 
@@ -61,8 +61,8 @@ async def test_a_later_load_of_the_same_content_writes_nothing(pod: FakePod) -> 
 
 
 async def test_other_content_is_refused_before_the_model_server_sees_it(pod: FakePod) -> None:
-    """Content that differs from the recorded one never reaches the model server. The reason names both digests, the
-    time and the way out, and no failure is recorded against the pod."""
+    """The error names both digests, the time when the content was recorded, and the ways out. The load does not count
+    as a failure of the model."""
     pod.claims.records["m"] = ModelRecord("t", digest="another", digest_ms=1_700_000_000_000)
     outcome = await pod.load("m", 10)
     assert isinstance(outcome, Failed)
@@ -76,8 +76,7 @@ async def test_other_content_is_refused_before_the_model_server_sees_it(pod: Fak
 
 
 async def test_of_two_first_loads_the_second_is_refused_where_it_holds_something_else(pod: FakePod) -> None:
-    """When two first loads are claimed before either is published, the second one is refused if its content differs.
-    The refused copy has answered no call."""
+    """Another pod records its content after this load's claim, while the load is in the server."""
     go = pod.server.hold("load", "m")
     load = asyncio.create_task(pod.load("m", 10))
     await pod.asked("load", "m")
@@ -108,8 +107,6 @@ async def test_what_cannot_be_published_is_no_copy(
 
 
 async def test_a_server_that_dies_while_the_copy_is_published(pod: FakePod) -> None:
-    """If the server dies while a copy is being published, the copy is withdrawn again."""
-
     async def publish(model_id: str, *more: object) -> verdicts.Publication:
         pod.server.why_down = "the model server was killed"
         pod.ledger.remove(pod.entry("m"))
@@ -166,7 +163,7 @@ async def test_while_a_reload_is_under_way_the_old_copy_is_the_copy(pod: FakePod
 
 @pytest.mark.parametrize("how", ["load", "publish", "contradicted", "pull"])
 async def test_a_reload_that_fails_leaves_the_old_copy_as_it_was(pod: FakePod, how: str) -> None:
-    """A failed reload frees the key and memory of the new content. The old copy keeps its own."""
+    """The memory of the new copy is freed. The old copy keeps its key, its files and its memory."""
     await pod.fill("m", size=10)
     before = pod.keys.keys["m"]
     reloaded(pod)
@@ -188,8 +185,8 @@ async def test_a_reload_that_fails_leaves_the_old_copy_as_it_was(pod: FakePod, h
 
 
 async def test_a_reload_makes_room_and_never_takes_the_old_copys(pod: FakePod) -> None:
-    """A reload may evict other copies, but never the old copy. If room is still lacking, the reload fails with that
-    reason and the old copy stays."""
+    """A reload may evict other copies, but not the old copy. If it lacks room, it is refused, and the old copy
+    stays."""
     await pod.fill("m", size=400_000)
     await pod.fill("other", size=500_000)
     reloaded(pod)
@@ -230,7 +227,7 @@ async def test_unregistered_in_the_middle_of_a_reload(pod: FakePod, when: str) -
 
 
 async def test_the_old_copy_is_evicted_while_the_new_one_loads(pod: FakePod) -> None:
-    """If the old copy is evicted during a reload, the reload still completes, and the key and the files stay."""
+    """The reload completes, writes the key again, and keeps the files."""
     await pod.fill("m", size=10)
     reloaded(pod)
     go = pod.server.hold("load", "m")
@@ -249,8 +246,9 @@ async def test_the_old_copy_is_evicted_while_the_new_one_loads(pod: FakePod) -> 
 
 @pytest.mark.parametrize("key", ["stays", "goes again"])
 async def test_a_key_is_claimed_again_where_the_old_copy_took_it_along(pod: FakePod, key: str) -> None:
-    """If the old copy's eviction deleted the key during a reload, the new copy claims it again in a transaction, even
-    if its content is already recorded. Without the key, the id may have been registered again."""
+    """The eviction of the old copy deleted the key, so the id may have been registered again. The new copy therefore
+    writes the key in a transaction, although its content is already recorded. If the key disappears once more, the load
+    is refused."""
     await pod.fill("m", size=10)
     reloaded(pod)
     pod.claims.records["m"] = replace(pod.claims.records["m"], digest=pod.files.digests["/m/10"])
@@ -319,8 +317,7 @@ async def test_a_first_load_is_of_the_generation_that_the_registry_has(pod: Fake
 
 
 async def test_a_server_that_dies_during_a_reload(pod: FakePod) -> None:
-    """When the server dies during a reload, the agent removes both copies from the ledger, and the load reports how the
-    server died."""
+    """The load is refused, and nothing of the model stays in the ledger or in etcd."""
     await pod.fill("m", size=10)
     reloaded(pod)
     pod.server.hold("load", "m")

@@ -70,8 +70,7 @@ async def settled(world: World, fence: Fence, asked: int) -> None:
 
 
 async def test_a_pod_that_was_never_published_answers_nothing(world):
-    """A pod that was never published answers nothing. The board says so even before the agent has looked for the first
-    time."""
+    """The board says so even before the agent has looked for the first time."""
     assert world.mode is Mode.CLOSED
     fence = world.fence()
     fence.look()
@@ -174,7 +173,7 @@ async def test_a_fence_that_is_closed_stays_closed(world):
 
 
 async def test_etcd_is_not_asked_more_than_once_a_second(world):
-    """The fence asks etcd at most once a second, however often the pod's standing changes."""
+    """The fence looks ten times a second."""
     fence = world.fence()
     world.etcd, world.keyed = False, True
     world.renew()

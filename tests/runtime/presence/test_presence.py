@@ -111,7 +111,7 @@ async def test_everything_hangs_on_the_lease_and_goes_with_it(pod: Pod) -> None:
 
 
 async def test_what_is_dropped_goes_and_the_last_word_counts(pod: Pod) -> None:
-    """Puts and drops that come in any order, faster than etcd can be written, end in the state of the last one."""
+    """Puts and drops come faster than etcd can be written."""
     created = await register(pod, "n")
     for number in range(20):
         pod.presence.put("m", pod.copy(created))
@@ -198,8 +198,7 @@ async def test_a_pod_of_which_nobody_can_tell_is_waited_for(etcd: Etcd, keys: Ke
 
 
 async def test_a_pod_whose_place_was_taken_says_so_and_writes_no_more(etcd: Etcd, keys: Keys) -> None:
-    """A pod that was stopped for longer than its lease reports that its name was taken and writes nothing more. The
-    successor's keys stay."""
+    """The first pod notices at its next write. The successor's keys stay as they are."""
     async with Pod(etcd, keys, incarnation="zombie") as zombie, Pod(etcd, keys, incarnation="next") as successor:
         created = await register(zombie, "m")
         successor.presence.put("m", successor.copy(created, LOADED))
@@ -211,7 +210,7 @@ async def test_a_pod_whose_place_was_taken_says_so_and_writes_no_more(etcd: Etcd
 
 
 async def test_a_pod_whose_place_was_taken_finds_out_though_it_has_nothing_to_write(etcd: Etcd, keys: Keys) -> None:
-    """A pod notices that another one has taken its name, even if its lease lives and it has nothing to write."""
+    """The pod's lease lives, so it notices only because it reads its own record from time to time."""
     idle = Pod(etcd, keys, incarnation="idle", ttl=2)
     await idle.presence.start()
     record = replace(idle.record, incarnation="next")
@@ -415,8 +414,7 @@ async def test_a_claim_writes_the_copy_and_brings_the_record(pod: Pod) -> None:
 
 
 async def test_one_of_two_pods_wins(pod: Pod, other: Pod) -> None:
-    """When two pods claim a model, one of them wins, whichever asked first. The loser learns the winner's name and has
-    written nothing."""
+    """The loser learns the winner's name, and has written nothing."""
     for number in range(20):
         model_id = f"m{number}"
         created = await register(pod, model_id)
@@ -447,7 +445,6 @@ async def test_a_further_copy_is_claimed_with_the_number_expected(pod: Pod, othe
 
 
 async def test_the_loser_is_sent_to_a_copy_that_is_loaded(pod: Pod, other: Pod, etcd: Etcd, keys: Keys) -> None:
-    """The loser of a claim is sent to a loaded copy rather than to one that is still loading."""
     created = await register(pod, "m")
     pod.presence.put("m", pod.copy(created, LOADING))
     other.presence.put("m", other.copy(created, LOADED))
@@ -475,8 +472,8 @@ async def test_a_key_of_its_own_that_was_left_is_overwritten(pod: Pod) -> None:
 
 
 async def test_a_deletion_that_was_pending_does_not_hit_the_claim(pod: Pod) -> None:
-    """A pending deletion never removes the key of a later claim, even if a copy is dropped and claimed again many
-    times."""
+    """The copy is dropped and claimed again thirty times. The pending deletion never removes the key of the next
+    claim."""
     created = await register(pod, "m")
     for _ in range(30):
         assert isinstance(await pod.claims.claim("m", pod.copy(created)), Claimed)
@@ -499,8 +496,7 @@ async def test_a_claim_tells_of_copies_elsewhere(pod: Pod, other: Pod) -> None:
 
 
 async def test_ids_that_begin_alike_do_not_claim_each_other(pod: Pod, other: Pod) -> None:
-    """Claims of ids with the same beginning do not affect each other, even if the ids contain slashes or are
-    percent-encoded alike."""
+    """Some of the ids are others with a slash, a percent sign or the pod's name at the end."""
     names = ["a", "a/b", "a/pod-1", "a%2Fb", "ab", "a b", "ü"]
     created = {name: await register(pod, name) for name in names}
     for number, name in enumerate(names):
@@ -561,7 +557,7 @@ async def model(pod: Pod, model_id: str) -> ModelRecord:
 
 
 async def test_of_two_first_loads_one_says_what_the_content_is(pod: Pod, other: Pod) -> None:
-    """The first load to publish records its digest. A second copy that was loaded at the same time stays only if its
+    """The first load to publish records its digest. A copy that was claimed at the same time is published only if its
     digest is the same."""
     created = await register(pod, "m")
     claimed = await pod.claims.claim("m", pod.copy(created))
@@ -640,8 +636,7 @@ async def test_no_presence_no_claim(pod: Pod) -> None:
 
 
 async def test_late_fruits_are_found(pod: Pod) -> None:
-    """Keys under the pod's name that the pod does not want are found and deleted, no matter which process wrote
-    them."""
+    """Keys under the pod's name that the pod does not want are found and deleted."""
     pod.presence.put("wanted", pod.copy(await register(pod, "wanted")))
     assert await pod.presence.settled("wanted", 5.0)
     await pod.etcd.put(pod.keys.copy("stray", pod.name), b"{}")

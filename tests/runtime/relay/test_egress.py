@@ -160,8 +160,7 @@ async def test_a_status_that_comes_during_writes_arrives_unchanged(
 async def test_an_answer_above_the_limit_is_refused_with_the_limit_and_its_option(
     egress: Egress, streamed: bool
 ) -> None:
-    """An answer that the relay holds as a whole must be within the limit, whichever egress carries it. The error names
-    the limit and its option."""
+    """The relay holds each message as a whole, also those of a stream. The limit is the same for both egresses."""
     size = LIMIT + 1
     if streamed:
         outgoing = egress.open(b"/test/produce", [], timeout=60, encoding=b"")

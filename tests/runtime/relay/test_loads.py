@@ -29,7 +29,7 @@ class Blocked:
         self.asked: list[float | None] = []
 
     async def load(self, request: Any, *, timeout: float | None) -> Any:
-        """Fails like a call whose deadline passes."""
+        """Raises `fails`, by default the error of a call whose deadline has passed."""
         raise self.fails
 
     async def size(self, request: Any, *, timeout: float | None) -> Any:

@@ -1,5 +1,4 @@
-"""Calls of one message on the relay's data port. Usually they need no task; a call gets one as soon as it takes
-longer."""
+"""Unary calls at the relay's data port. Most of them need no task; a call gets one only if it has to wait."""
 
 import asyncio
 from types import SimpleNamespace
@@ -37,7 +36,7 @@ FRAME = b"\0\0\0\0\x03\x0a\x01m"
 
 
 class FakeLink:
-    """A connection that never changes its server."""
+    """A link whose server never changes."""
 
     def __init__(self) -> None:
         self.is_up = True
@@ -94,7 +93,7 @@ class Relay:
         return call
 
     def sent(self, number: int = 0) -> Sent:
-        """Makes a call, checks that it was sent to the server, and returns it."""
+        """Returns a call that was sent to the server, by its place in the order of sending."""
         return self.pool.sent[number]
 
     def check_nothing_is_left(self, *, failed: int) -> None:
@@ -165,8 +164,7 @@ async def test_a_server_with_names_of_its_own_gets_them_and_the_caller_does_not(
 
 
 async def test_a_model_whose_process_died_is_withdrawn_and_its_call_is_not_repeated(relay: Relay) -> None:
-    """A call that may have ended its model's process must not reach another copy, so it is not repeated. The next call
-    loads the model again."""
+    """The call may have ended the process, so it must not reach another copy."""
     call = relay.call()
     relay.sent().fail(Code.INTERNAL, "Stub process 'm_0' is not healthy.")
     assert (call.code, call.text) == (Code.INTERNAL, "Stub process 'm_0' is not healthy.")
@@ -232,7 +230,7 @@ async def test_a_deadline_ends_a_call(relay: Relay) -> None:
 
 
 async def test_metadata_or_a_message_that_cannot_be_passed_on_is_refused(relay: Relay) -> None:
-    """A request that is not a valid message, or whose method has no valid name, is refused before anything is sent."""
+    """Both are the caller's mistake: the code is INVALID_ARGUMENT."""
     call = FakeCall(b"/a.B/named", [*addressed("m", b"life.7")], b"\0\0\0\0\x02\xff\xff")
     relay.port.handle(call)
     assert call.code == Code.INVALID_ARGUMENT
@@ -335,8 +333,8 @@ async def test_calls_of_a_limited_copy_wait_at_its_gate(relay: Relay) -> None:
 async def test_a_fault_in_the_relay_fails_only_the_call(
     relay: Relay, monkeypatch: pytest.MonkeyPatch, place: str, when: str
 ) -> None:
-    """If a bug strikes while a call is sent, answered or taken over by a task, only this call fails, with INTERNAL, and
-    it is counted as ended."""
+    """A bug strikes while a call is sent, answered or taken over by a task. The call ends with INTERNAL, and is counted
+    as ended."""
     if when == "sent":
         monkeypatch.setattr(place, lambda *_: 1 / 0)
     call = relay.call()

@@ -166,7 +166,7 @@ def test_no_server_can_claim_that_a_model_is_not_here() -> None:
 
 
 def test_a_later_relay_reads_what_a_killed_one_held(tmp_path: Path) -> None:
-    """Loads and losses are in the journal the moment they happen. A missing or broken journal is ignored."""
+    """Loads and unloads are in the journal as soon as they happen. A missing or broken journal is ignored."""
     path = tmp_path / "journal"
     assert Journal(path).read() is None
     writer = Journal(path)

@@ -64,7 +64,8 @@ class Watched:
         carried.copy.row.end(time.monotonic_ns(), runs=1, busy_ns=0, failed=code != 0)
 
     def running(self) -> list[bool]:
-        """Returns which copies the use board shows as running, once the relay has ended."""
+        """Marks the suspects, as the relay does when it ends. Returns for each copy whether the use board shows it as
+        running."""
         self.silence.mark(self.table.copies)
         return [self.board.read(int(model_id)).running > 0 for model_id in sorted(self.table.ids())]
 
@@ -113,7 +114,7 @@ async def test_models_whose_calls_began_before_the_silence_are_suspect(watched: 
 
 
 async def test_a_call_may_take_until_its_deadline(watched: Watched) -> None:
-    """A server is silent during a call that began before, and answers afterwards."""
+    """The server is silent during a call that began before, and is not given up. Afterwards it answers again."""
     copy = watched.copy(0)
     slow = watched.call(copy, deadline=60.0)
     await _blocked(watched)
@@ -129,7 +130,7 @@ async def test_a_call_may_take_until_its_deadline(watched: Watched) -> None:
 
 @pytest.mark.parametrize("deadline", [None, 3600.0])
 async def test_no_call_may_block_the_server_without_limit(watched: Watched, deadline: float | None) -> None:
-    """Without a deadline, or with a late one, a call is no excuse after `LONGEST` seconds."""
+    """A call without a deadline, or with a late one, excuses the server's silence for `LONGEST` seconds only."""
     stuck = watched.copy(0)
     watched.call(stuck, deadline=deadline, ago=silence.LONGEST)
     await _blocked(watched)
@@ -139,7 +140,7 @@ async def test_no_call_may_block_the_server_without_limit(watched: Watched, dead
 
 
 async def test_a_load_may_take_until_its_time_limit(watched: Watched) -> None:
-    """A load that began before the silence excuses it until the load ends."""
+    """A load that began before the silence excuses the silence until the load ends."""
     with watched.silence.loading(60.0):
         await _blocked(watched)
         with pytest.raises(TimeoutError):
@@ -162,7 +163,7 @@ async def test_work_that_began_during_the_silence_is_no_excuse(watched: Watched,
 
 
 async def test_a_server_that_has_ended_is_not_blocked(watched: Watched) -> None:
-    """The loss of the connection is the link's to judge."""
+    """What the loss of a connection means is for the link to judge."""
     watched.call(watched.copy(0))
     await _blocked(watched)
     await watched.server.stop()

@@ -70,7 +70,6 @@ def test_only_one_occurrence_is_left(parts: list[dict], model_id: str) -> None:
 
 @given(st.binary(max_size=60), st.lists(st.integers(1, 40), min_size=1, max_size=3))
 def test_any_bytes_are_spliced_or_refused(message: bytes, path: list[int]) -> None:
-    """Any bytes are either spliced or refused with SpliceError."""
     try:
         spliced = splice(message, path, b"id")
     except SpliceError:
@@ -92,25 +91,22 @@ def test_any_bytes_are_spliced_or_refused(message: bytes, path: list[int]) -> No
     ],
 )
 def test_what_is_wrong_is_said(message: bytes, why: str) -> None:
-    """The error for a message that cannot be read names the faulty part."""
     with pytest.raises(SpliceError, match=why):
         splice(message, (1,), b"id")
 
 
 def test_groups_and_unknown_fields_stay() -> None:
-    """Unknown fields, including groups, are kept unchanged."""
     group = b"\x2b\x30\x05\x2c"  # field 5, a group with field 6
     assert splice(group + b"\x0a\x01a", (1,), b"id") == group + b"\x0a\x02id"
 
 
 def test_values_are_added_to_a_repeated_field() -> None:
-    """New texts in a repeated field follow those that the message already has."""
     message = inference_pb2.ModelMetadataResponse(name="m", versions=["1"]).SerializeToString()
     assert inference_pb2.ModelMetadataResponse.FromString(append(message, 2, [b"2", b"3"])).versions == ["1", "2", "3"]
 
 
 def test_a_field_is_dropped_wherever_it_stands() -> None:
-    """All occurrences of a field are removed and all other fields stay. A message without the field is not copied."""
+    """A message without the field is returned as it is. A field that is not a string is refused."""
     message = inference_pb2.ModelInferRequest(model_name="m", model_version="1", id="7")
     twice = message.SerializeToString() + inference_pb2.ModelInferRequest(model_version="2").SerializeToString()
     left = drop(twice, 2)

@@ -54,7 +54,7 @@ async def egress(server: FakeTorchServe, tmp_path: Path) -> AsyncIterator[Transl
 
 
 async def answer(egress: TranslatingEgress, method: bytes, frame: bytes) -> tuple[Any, Reply]:
-    """Returns the only message of an answer, and the answer's end."""
+    """Calls a method. Returns the only message of the answer, and the answer's end."""
     await egress.up()
     outgoing = egress.send(method, [], frame, timeout=5.0, encoding=b"")
     answered = await outgoing.first()
@@ -66,7 +66,6 @@ async def answer(egress: TranslatingEgress, method: bytes, frame: bytes) -> tupl
 
 
 async def test_a_call_keeps_its_raw_contents(egress: TranslatingEgress) -> None:
-    """The server gets the caller's V2 message unchanged, and the caller gets the server's V2 answer, byte for byte."""
     frame, reply = await answer(egress, INFER, request())
     assert reply.code == Code.OK
     response = v2.ModelInferResponse.FromString(framing.unpack(frame, limit=LIMIT))
@@ -115,8 +114,7 @@ async def test_an_error_of_the_handler_reaches_the_caller(
 
 
 async def test_a_process_that_dies_counts_as_a_lost_server(egress: TranslatingEgress, server: FakeTorchServe) -> None:
-    """The death of a model's process counts as a lost server, so the router may ask another copy. The next call is
-    answered."""
+    """The router may therefore ask another copy. The next call is answered."""
     server.died = True
     with pytest.raises(MeshError, match="process in TorchServe ended") as error:
         await answer(egress, INFER, request())
@@ -125,8 +123,7 @@ async def test_a_process_that_dies_counts_as_a_lost_server(egress: TranslatingEg
 
 
 async def test_an_unknown_model_keeps_the_servers_status(egress: TranslatingEgress) -> None:
-    """The relay recognises TorchServe's text for an unknown model, withdraws the copy, and keeps TorchServe's
-    status."""
+    """The relay recognises an unknown model by TorchServe's status and text, so both must stay as they are."""
     _, reply = await answer(egress, INFER, request("other"))
     assert reply.code == Code.INTERNAL
     assert reply.text.startswith("Model not found: other")

@@ -57,7 +57,8 @@ class Parts:
         deadline: float | None = None,
         seconds: float | None = None,
     ) -> FakeCall:
-        """Sends a call to the data port, with a deadline in `seconds` from now."""
+        """Sends a call to the data port. `deadline` is a time of the event loop's clock; `seconds` sets it relative to
+        now."""
         if seconds is not None:
             deadline = asyncio.get_running_loop().time() + seconds
         call = FakeCall(SERVICE + method.encode(), list(more), framing.pack(message), deadline=deadline)

@@ -11,7 +11,6 @@ def inline(pace: Pace, size: int) -> bool:
 
 
 def test_what_was_never_seen_runs_in_a_thread():
-    """The first call of a model runs in a thread, whatever its size."""
     assert not any(inline(Pace(), size) for size in (0, 1, SIZE, 1 << 40))
 
 
@@ -36,7 +35,6 @@ def test_a_long_call_says_nothing_of_smaller_ones():
 
 
 def test_a_smaller_class_known_to_be_slow_is_not_made_fast_by_a_larger_one():
-    """A size class that was measured as slow stays slow, even if a larger one proves fast."""
     pace = Pace()
     pace.note(10, SLOW)
     pace.note(SIZE, FAST)
@@ -68,7 +66,6 @@ def test_outliers_of_a_busy_machine_do_not_move_a_fast_class():
 
 
 def test_between_the_limits_nothing_changes():
-    """A size class whose time is between the two limits stays where it was."""
     between = (INLINE_NS + THREAD_NS) // 2
     for first, expected in ((FAST, True), (SLOW, False)):
         pace = Pace()
@@ -79,7 +76,6 @@ def test_between_the_limits_nothing_changes():
 
 
 def test_a_class_that_became_fast_comes_back():
-    """A size class that has become fast returns to the loop after some calls in threads."""
     pace = Pace()
     pace.note(SIZE, SLOW)
     for _ in range(60):
@@ -88,7 +84,7 @@ def test_a_class_that_became_fast_comes_back():
 
 
 def test_a_call_that_had_to_be_stopped_takes_its_class_out_of_the_loop():
-    """If a call has to be stopped, its size class leaves the loop at once, whatever the mean."""
+    """The class leaves the loop at once, whatever its mean. Smaller classes stay there."""
     pace = Pace()
     for _ in range(100):
         pace.note(SIZE, FAST)

@@ -102,7 +102,6 @@ async def test_a_model_is_loaded_called_and_unloaded(server):
 
 
 async def test_an_agent_that_knows_no_tokens_and_no_board_is_served_too(server):
-    """An agent that knows neither tokens nor boards, like the predecessor, is served too."""
     await server.load("plain", models.constant(2))
     assert await server.value("plain") == 2
     await server.unload("plain")
@@ -267,7 +266,7 @@ async def test_the_board_knows_after_a_kill_what_was_going_on(tmp_path):
 
 
 async def test_what_keeps_it_from_starting_is_said(tmp_path):
-    """A server that cannot start gives the reason in one line and exits with status 1."""
+    """A server that cannot start gives the reason without a traceback, and exits with status 1."""
     import onnxruntime
 
     Board.create(tmp_path / "board", 1, incarnation="another").close()
@@ -346,8 +345,8 @@ async def settled(server: OnnxServer) -> int:
 
 
 async def test_bodies_have_a_total(tmp_path):
-    """The bodies in flight share a budget: while stalled requests occupy much of it, another large request is refused
-    before its body is sent, and small calls continue."""
+    """While a stalled request occupies a large part of the budget for bodies, another large request is refused. Small
+    calls are answered."""
     size = 1 << 20
     async with OnnxServer(tmp_path, "--max-message", str(size), "--max-body-bytes", str(3 * size)) as server:
         await server.load("good", models.constant(7))

@@ -10,7 +10,6 @@ from mesh.runtime.server import settings
 
 
 def test_a_command_line_becomes_settings():
-    """Units, addresses and defaults of a command line become settings."""
     given = settings.parse(
         [
             "--spi",

@@ -35,7 +35,7 @@ async def real(tmp_path_factory):
 
 
 def path(server: OnnxServer, model: str, *, pod: str = "pod-1", **words: object):
-    """Returns the path of a model for the fake server, in the folder where a pod keeps its files."""
+    """Writes a model for the fake server into the folder where a pod keeps its files, and returns its path."""
     name = twin.name(**words)
     found = server.folder / pod / model / name
     found.parent.mkdir(parents=True, exist_ok=True)

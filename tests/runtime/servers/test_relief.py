@@ -20,8 +20,8 @@ class Server:
 
 
 async def test_a_few_lost_threads_are_borne_and_more_are_not() -> None:
-    """A few lost threads are tolerated. With more lost threads the server is replaced, and the pod refuses loads until
-    the next server has lost none."""
+    """With more than `MOST` lost threads, the server is replaced. The pod refuses loads until the next server has lost
+    none."""
     server = Server()
     relief = Relief(lambda: server.stuck, server, look=0.001)
     task = asyncio.create_task(relief.run())

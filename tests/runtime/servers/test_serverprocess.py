@@ -69,7 +69,7 @@ async def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path
 
 
 async def test_a_server_that_starts_no_more_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that has served before is given up if it then repeatedly cannot start because something is missing."""
+    """The server has served before. Then its program fails to start three times, and the last error is reported."""
     monkeypatch.setattr(serverprocess, "PAUSE_FIRST", 0.001)
     monkeypatch.setattr(serverprocess, "GIVE_UP", 3)
     board = Board.create(tmp_path / "board", 4, incarnation="life")

@@ -18,7 +18,6 @@ def board(tmp_path):
 
 
 def test_a_fresh_board_is_empty(board):
-    """A new board shows no uses and no writer."""
     assert list(board.uses()) == []
     assert board.suspects() == []
     assert board.calls() == []
@@ -60,7 +59,6 @@ def test_a_run_that_is_repeated_counts_once_as_a_call(board):
 
 
 def test_a_slot_taken_anew_knows_nothing_of_its_former_copy(board):
-    """A slot that is taken by another copy starts with all counts and times at zero."""
     row = board.row(2)
     row.loading(5, 50)
     row.begin(60)
@@ -70,8 +68,7 @@ def test_a_slot_taken_anew_knows_nothing_of_its_former_copy(board):
 
 
 def test_suspects_are_what_was_loading_running_or_unloading(board):
-    """Copies that are loading, running or unloading are suspects. Copies that are idle, or whose calls only wait for a
-    thread, are not."""
+    """Copies that are idle, or whose calls only wait for a thread, are not suspects."""
     for slot, state in enumerate(
         (SlotState.LOADING, SlotState.LOADED, SlotState.LOADED, SlotState.UNLOADING, SlotState.LOADED)
     ):

@@ -51,8 +51,8 @@ class Pod:
 
 
 async def test_the_books_follow_the_memory_both_ways():
-    """Copies count for more if the server takes more memory than their sizes, and estimates count for less if it takes
-    less. Measured sizes always count in full."""
+    """If the server takes more memory than the sizes of its copies, they count for more. If it takes less, an estimate
+    counts for less, down to its minimum, but a measured size still counts in full."""
     pod = Pod()
     await pod.account.prepare()
     said, guess = pod.add("a", 100 * MIB), pod.add("b", 100 * MIB, guessed=True, least=80 * MIB)
@@ -69,8 +69,8 @@ async def test_the_books_follow_the_memory_both_ways():
 
 
 async def test_a_new_server_begins_with_a_base_and_a_factor_of_its_own():
-    """A server that was started again needs other memory without models, and nothing that was learned about its
-    predecessor applies."""
+    """The memory that the new server takes without models is its base, and the factor is 1 again. While the server's
+    memory is unknown, nothing is observed."""
     pod = Pod()
     await pod.account.prepare()
     pod.ledger.factor.value, pod.ledger.factor.believed = 4.0, False
@@ -86,8 +86,8 @@ async def test_a_new_server_begins_with_a_base_and_a_factor_of_its_own():
 
 
 async def test_only_a_load_that_runs_alone_is_measured():
-    """A load beside another load, or beside an unload, does not count as alone. The first load of a server and loads
-    after an unload are marked as such."""
+    """A load beside another load, or beside an unload, is not alone. A growth also says whether the load is the
+    server's first, and whether the server had unloaded nothing before."""
     pod = Pod()
     await pod.account.prepare()
     one, two = pod.account.begin(), pod.account.begin()

@@ -69,7 +69,7 @@ def pod() -> Pod:
 
 
 def test_space_is_promised_from_the_reservation_and_physical_until_really_freed(pod: Pod) -> None:
-    """The memory of an unloading copy is available to new loads at once, but counts as physically used until the copy
+    """The memory of an unloading copy can be reserved for a new load at once, but that load begins only when the copy
     is gone."""
     old = pod.load("old", 80)
     pod.ledger.enter(old, EntryState.UNLOADING)
@@ -122,8 +122,8 @@ def test_a_device_is_a_memory_of_its_own(pod: Pod) -> None:
 
 
 def test_what_a_server_measures_on_a_device_stands_as_it_is(pod: Pod) -> None:
-    """A size that the server measured on a device is used unchanged. A size measured in host memory alone is also
-    expected on the device."""
+    """A loaded copy counts as the server measured it, here in host memory alone. The size of a new load that was only
+    measured in host memory comes from a pod without a device, so most of it is expected on the device."""
     pod.ledger.equip(SESSION_BYTES + (1 << 20))
     pod.ledger.capacity = Footprint(1 << 20, pod.ledger.capacity.device_bytes)
     pod.load("all on the host", 100_000)
@@ -173,8 +173,7 @@ def test_a_copy_with_a_spare_elsewhere_goes_before_one_of_similar_age(pod: Pod) 
 
 
 def test_two_loads_are_not_promised_the_same_victim(pod: Pod) -> None:
-    """Two loads never get the same victim, because the first load's victim is already being evicted when the second
-    load asks."""
+    """The first load's victim is already being evicted when the second load asks."""
     pod.load("a", 50)
     pod.load("b", 50)
     first = pod.victims.room_for(Footprint(50))
@@ -198,7 +197,8 @@ def test_slots_come_back_and_run_out() -> None:
 
 
 def test_what_is_gone_is_not_in_the_order(pod: Pod) -> None:
-    """The eviction order leaves out copies that are removed, unloading or replaced by a newer copy of the same id."""
+    """The eviction order leaves out a copy that is being unloaded. If its model is loaded again, the new copy comes
+    last."""
     a = pod.load("a")
     pod.load("b")
     pod.ledger.enter(a, EntryState.UNLOADING)
@@ -209,8 +209,7 @@ def test_what_is_gone_is_not_in_the_order(pod: Pod) -> None:
 
 
 def test_finding_a_victim_does_not_read_the_whole_board() -> None:
-    """Finding one victim among thousands of copies does not read every slot of the board, which would add milliseconds
-    to a cold start."""
+    """Reading the slots of thousands of copies would add milliseconds to a cold start."""
     pod = Pod(capacity=10_000, slots=4096)
     for number in range(1000):
         pod.load(str(number), 10, idle_ms=1)
@@ -239,8 +238,8 @@ actions = st.lists(
 
 @given(actions)
 def test_the_sums_are_those_of_the_entries(steps: list[tuple[str, str, int]]) -> None:
-    """After any sequence of operations the ledger's sums equal those of its copies, every load that has begun fits, and
-    the eviction order agrees with the board."""
+    """After any sequence of operations, the ledger's sums equal those of its copies, and the eviction order agrees with
+    the board. A load begins only if it fits."""
     pod = Pod()
     ledger = pod.ledger
     for what, name, number in steps:
@@ -276,8 +275,7 @@ def test_the_sums_are_those_of_the_entries(steps: list[tuple[str, str, int]]) ->
 
 
 def test_a_pinned_copy_is_never_a_victim(pod: Pod) -> None:
-    """A pinned copy is never evicted, even if the mesh calls it the oldest. Once unpinned, it is evicted in its
-    turn."""
+    """A pinned copy is not evicted although it is the least recently used one. Once unpinned, it is evicted first."""
     pinned = pod.load("pinned", 50)
     pinned.pinned = True
     pod.load("other", 50)
@@ -289,8 +287,8 @@ def test_a_pinned_copy_is_never_a_victim(pod: Pod) -> None:
 
 
 def test_the_policy_decides_who_goes() -> None:
-    """The policy determines the order of eviction: `gdsf` evicts models that load quickly first, whenever they were
-    last used."""
+    """With `gdsf`, a model that loads quickly is evicted before one that loads slowly, although it was loaded later. An
+    unknown policy is an error."""
     pod = Pod(eviction="gdsf")
     for name, load_ms in (("slow", 1000), ("quick", 10)):
         entry = pod.reserve(name, 50)
@@ -304,8 +302,7 @@ def test_the_policy_decides_who_goes() -> None:
 
 
 def test_rates_rise_within_seconds_and_peaks_are_remembered(pod: Pod) -> None:
-    """The rate is in calls per minute over the last samples, and its peak is kept. A copy without calls is not
-    active."""
+    """Rates are in calls per minute. A copy without calls is active only if it is pinned."""
     now = 0.0
     busy, quiet = pod.load("busy"), pod.load("quiet")
     pod.now_ms += 61_000  # after that the copies are no longer young, a change that would be published too

@@ -4,8 +4,8 @@ from mesh.runtime.cache.books.rate import Rate
 
 
 def test_the_rate_is_that_of_the_last_minute() -> None:
-    """The rate covers the last minute, so it falls to zero after calls have stopped. A measurement over the first few
-    seconds is not extrapolated to a full minute."""
+    """The rate falls to zero once the last call is more than a minute ago. In the first seconds it is computed as if 15
+    s had passed, so that a few calls do not look like a high rate."""
     now, calls = 0.0, 0
     rate = Rate(lambda: calls, clock=lambda: now)
     rate.read()

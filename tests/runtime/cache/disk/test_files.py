@@ -8,8 +8,7 @@ from puller.source import Source
 
 
 async def test_files_are_never_removed_under_the_next_pull(tmp_path: Path) -> None:
-    """Removing a model's files never removes the files of the next pull of the same model, however often the two
-    race."""
+    """Twenty times, a pull begins right after the removal of the same model's files, and its own files stay."""
     source = tmp_path / "m.onnx"
     source.write_bytes(b"model")
     files = Files(Puller(directory=tmp_path / "models", file_roots=[tmp_path]))
@@ -27,7 +26,6 @@ async def test_files_are_never_removed_under_the_next_pull(tmp_path: Path) -> No
 
 
 async def test_files_are_being_removed_from_their_announcement_to_their_end(tmp_path: Path) -> None:
-    """Files count as being removed from the announcement of their removal, before it has begun, until they are gone."""
     source = tmp_path / "m.onnx"
     source.write_bytes(b"model")
     files = Files(Puller(directory=tmp_path / "models", file_roots=[tmp_path]))

@@ -45,7 +45,7 @@ def pulled(
 
 @pytest.fixture
 def make():
-    """Makes a running `Optimising` for one of our model servers on a CPU."""
+    """Returns a function that starts an `Optimising` for one of Mesh's own model servers, by default on a CPU."""
     running = []
 
     def make(shelf: Shelf, *, free_bytes: int = 2**40, version: str = SERVER, device: str = "cpu") -> Optimising:
@@ -61,8 +61,8 @@ def make():
 
 @pytest.mark.long
 async def test_a_slow_load_gets_its_form_and_the_next_one_of_equal_files_does_not(make, tmp_path):
-    """A slow load is optimised by the real optimiser in a separate process. The form is named after the content, the
-    onnxruntime version and the processor, and is not made again for equal files."""
+    """The real optimiser runs in a separate process. A form that is worth keeping is named after the content, the
+    onnxruntime version and the processor. Equal files are not looked at again."""
     shelf = Shelf()
     made = make(shelf)
     one = pulled(tmp_path)
@@ -100,8 +100,8 @@ async def test_what_is_not_worth_a_look(make, tmp_path, change):
 
 
 async def test_a_bad_model_or_a_lack_of_memory_is_no_trouble(make, tmp_path):
-    """A model that the optimiser rejects is not tried again. A model for which memory was too short is tried again
-    later."""
+    """A model that the optimiser rejects is counted. A model for which memory was too short is not counted, and is
+    looked at again after its next load."""
     made = make(Shelf())
     made.loaded("m", pulled(tmp_path), 1000.0)
     await until(lambda: made.statistics().in_vain == 1, timeout=60)
@@ -114,7 +114,7 @@ async def test_a_bad_model_or_a_lack_of_memory_is_no_trouble(make, tmp_path):
 
 
 async def test_files_that_were_removed_in_the_meantime(make, tmp_path, monkeypatch):
-    """The optimised form is dropped if the model's files have been removed in the meantime."""
+    """The store refuses the form, as it does once the model's files have been removed, and the attempt is counted."""
 
     async def worth(source: Path, target: Path) -> dict[str, object]:
         target.write_bytes(b"form")
@@ -127,7 +127,7 @@ async def test_files_that_were_removed_in_the_meantime(make, tmp_path, monkeypat
 
 
 async def test_an_optimiser_that_hangs_is_ended(tmp_path, monkeypatch):
-    """An optimiser that hangs is killed at its time limit, and the result names the limit."""
+    """With a time limit of 0 s, the optimiser exceeds it, and the result says so."""
     monkeypatch.setattr(optimising, "_TIMEOUT", 0.0)
     told = await optimising._run(tmp_path / "a", tmp_path / "b")
     assert "took more than" in json.dumps(told)

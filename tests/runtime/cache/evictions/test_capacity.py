@@ -14,8 +14,8 @@ GiB, MiB = 1 << 30, 1 << 20
 
 @pytest.mark.parametrize("there", [512 * MiB, GiB, 4 * GiB, 64 * GiB])
 def test_what_is_taken_fits(there):
-    """At any capacity that is accepted, agent and server fit into the container, and a full cache stays below the
-    eviction limit. The capacity that `auto` chooses is always accepted."""
+    """At any accepted capacity, agent and server fit into the container, and a full cache stays below the eviction
+    limit. The capacity that `auto` chooses is not larger than the largest accepted one."""
     whole = Whole(there, "the container")
     taken = 0
     for models in range(0, 2 * there, there // 64):
@@ -43,7 +43,7 @@ def test_a_capacity_with_room_beside_it_has_the_usual_limit():
     ],
 )
 def test_more_than_there_is_is_refused(whole, says, monkeypatch):
-    """The command refuses a capacity above the available memory. The error names both figures and a way out."""
+    """The error names the memory that exists, and a way out."""
     monkeypatch.setattr(memory, "whole", lambda: whole)
     result = CliRunner().invoke(app, ["--capacity", "2GiB"], env={"COLUMNS": "400"})
     assert result.exit_code == 2
@@ -54,7 +54,7 @@ def test_more_than_there_is_is_refused(whole, says, monkeypatch):
 
 @pytest.mark.parametrize("size", [128 * MiB, 192 * MiB, 256 * MiB])
 def test_a_container_too_small_for_any_pod_is_refused(size):
-    """A container that is too small for any pod is refused. The error names the available and the required memory."""
+    """The error names the available and the required memory. A container with 1 MiB more than required is accepted."""
     with pytest.raises(ValueError, match=f"has {size // MiB} MiB in all, and a pod needs 282 MiB") as error:
         capacity.check_least(Whole(size, "the container"))
     assert "raise the container's memory limit to 282 MiB" in str(error.value)
@@ -78,7 +78,7 @@ def test_automatic_capacity_is_refused_at_the_start_in_a_small_container(monkeyp
 
 
 def test_a_full_cache_is_below_the_limits() -> None:
-    """At any capacity a full cache stays below the eviction limit, even with the 100 MB that the server itself
+    """From 1 MiB to 256 GiB, a full cache stays below the eviction limit, even with the 100 MiB that the server itself
     needs."""
     for models in (1 << 20, 64 << 20, 1 << 30, 16 << 30, 256 << 30):
         assert models + (100 << 20) < EVICT * capacity.limit(models)
@@ -109,7 +109,8 @@ def test_a_small_container_is_not_planned_beyond_what_it_has() -> None:
     ],
 )
 def test_capacity_of_a_device(wanted: int, used: int, models: int | None) -> None:
-    """A capacity above 95 % of a device's memory is refused, because copies are evicted above that limit."""
+    """The capacity and the memory that others use may together take 95 % of the device's memory, because copies are
+    evicted above that limit."""
     if models is None:
         with pytest.raises(ValueError, match=r"requested for models, but of the device's|use --device cpu"):
             capacity.device_capacity(wanted << 20, used << 20, 1000 << 20)

@@ -42,8 +42,8 @@ class Watched(Pod):
 
 
 async def test_evictions_follow_the_memory_and_not_the_books():
-    """When a server exceeds nine tenths of its limit, its oldest copies are evicted. Copies that count for almost
-    nothing are evicted by their share of the memory, so not all at once."""
+    """When a server exceeds nine tenths of its limit, its oldest copy is evicted. Above 95 %, loads are refused too.
+    Copies of 1 byte each are evicted by their share of the observed memory: one copy, not all of them."""
     for size in (100 * MIB, 1):
         pod = Watched(frees=150 * MIB, size=size)
         await pod.fill()
@@ -77,7 +77,7 @@ async def test_evictions_end_if_they_do_not_help():
 
 @pytest.mark.parametrize("why", ["not visible", ""])
 async def test_nothing_is_evicted_without_an_observation(why: str):
-    """A server that cannot be observed is not watched."""
+    """If the server's memory cannot be observed, loads are not refused either."""
     pod = Watched(frees=0)
     if not why:
         await pod.fill()

@@ -18,8 +18,8 @@ async def pod() -> AsyncIterator[FakePod]:
 
 
 async def test_memory_above_the_limits(pod: FakePod) -> None:
-    """Above 90 % of the memory the oldest copies are evicted until usage is below the limit. Above 95 % loads are
-    refused too, until usage falls again."""
+    """Above 90 % of the limit, the oldest idle copies are evicted, as many as should bring the memory below it. Above
+    95 %, loads are refused too, until the memory in use falls again."""
     await pod.fill("a", "b", "c", "d", size=100_000)
     pod.busy("a")
     resident, evicted = 0, []
@@ -35,7 +35,7 @@ async def test_memory_above_the_limits(pod: FakePod) -> None:
     resident = 949_000
     watch.look()
     assert (evicted, watch.refusal) == (["b"], "")
-    watch.look()  # evicts b
+    watch.look()  # b is still being unloaded
     assert evicted == ["b"]
     pod.ledger.remove(pod.entry("b"))
     resident = 1_050_000
@@ -48,8 +48,8 @@ async def test_memory_above_the_limits(pod: FakePod) -> None:
 
 
 async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
-    """Each reading of a device's memory triggers only one eviction. A reading is up to a second old, so only the next
-    one shows the freed memory."""
+    """A device's figure is up to a second old, so the look after an eviction, which may not show the freed memory yet,
+    evicts nothing."""
     pod.ledger.equip(1 << 30)
     pod.server.on_device = True
     await pod.fill("a", "b", "c", "d", size=100_000)

@@ -23,8 +23,8 @@ async def pod() -> AsyncIterator[FakePod]:
 
 
 async def test_a_copy_that_cannot_be_freed_stays_on_the_books(pod: FakePod, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy whose call never ends is no longer called, but keeps its memory in the ledger and its slot until the board
-    shows that it is gone."""
+    """A copy whose call never ends is no longer called, but keeps its memory in the ledger until the board shows that
+    it is gone."""
     monkeypatch.setattr(unloads, "_RETRY", 0.01)
     await pod.fill("stuck", size=600_000)
     slot = pod.entry("stuck").slot

@@ -85,8 +85,7 @@ async def test_what_the_server_has_lost_is_loaded_again(pod: FakePod) -> None:
 
 
 async def test_callers_share_one_load(pod: FakePod) -> None:
-    """Concurrent requests for a model share one load. One of them gets the load time, and the others are marked as
-    joined."""
+    """One of the callers gets the load time, and the others get 0."""
     go = pod.server.hold("load", "m")
     callers = [asyncio.create_task(pod.load("m")) for _ in range(5)]
     await pod.asked("load", "m")
@@ -137,8 +136,8 @@ async def test_no_claim_no_load(pod: FakePod, verdict: verdicts.Verdict, answer:
 
 
 async def test_a_model_on_probation_is_loaded_apart_from_others(pod: FakePod) -> None:
-    """A model on probation is loaded while no other model is, so that another death of the server can have no other
-    cause."""
+    """A model on probation is loaded while no other model is being loaded, so that another death of the server can have
+    no other cause."""
     now = time.time_ns() // 1_000_000
     pod.claims.records["m"] = ModelRecord(type="t", killed=("died",), blames=(Blame("pod-2", now, ""),))
     go = {name: pod.server.hold("load", name) for name in ("first", "m")}
@@ -158,8 +157,7 @@ async def test_a_model_on_probation_is_loaded_apart_from_others(pod: FakePod) ->
 
 
 async def test_a_quarantined_model_is_not_loaded(pod: FakePod) -> None:
-    """A quarantined model is not loaded. The claim returns the record with the quarantine, which may be newer than the
-    router's record."""
+    """The quarantine is in the record that the claim returns, which may be newer than the router's record."""
     pod.claims.records["m"] = ModelRecord(type="t", killed=("one", "two"))
     outcome = await pod.load("m")
     assert isinstance(outcome, Refused)
@@ -263,8 +261,8 @@ async def test_larger_than_the_pod_once_measured(pod: FakePod) -> None:
 
 
 async def test_what_fits_nowhere_is_not_loaded_to_find_out_again(pod: FakePod) -> None:
-    """A model whose recorded size fits nowhere is refused after the claim, even if the router's record is older.
-    Nothing is evicted, and the estimate for its type does not change."""
+    """The record that the claim returns contains the size, even if the router's record did not. The server is not
+    asked, and the estimate for the model's type does not change."""
     await pod.fill("old", size=900_000)
     outcome = await pod.load("m", 2_000_000, known=False)
     assert isinstance(outcome, Refused)
@@ -287,8 +285,8 @@ async def test_a_model_whose_files_are_larger_than_the_pod_is_not_pulled_again(p
 
 
 async def test_a_guess_evicts_about_twice_the_file(pod: FakePod) -> None:
-    """A load whose size is only estimated evicts about twice the size of its file. After three models of a type that
-    took fifty times their files, a fourth of 100 KB evicts 200 KB and a session's memory, not 5 MB."""
+    """Three models of the type took nine times the size of their files. A fourth, with a file of 100 KB, still gets
+    only 200 KB and a session's overhead before it is measured."""
     for number in range(3):
         want = replace(pod.want(f"big{number}", 5_000_000, known=False), path=f"/big{number}/100000")
         pod.server.sizes[want.path] = 900_000
@@ -346,7 +344,7 @@ async def test_a_failed_load_leaves_nothing_but_its_reason(pod: FakePod) -> None
 
 
 async def test_a_failed_load_tells_no_path_of_the_pod(pod: FakePod) -> None:
-    """The error of a failed load hides the pod's file paths, because they mean nothing to callers."""
+    """The error names a file relative to the model, because the pod's paths mean nothing to callers."""
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "/m/10/m.onnx is cut off")
     outcome = await pod.load("m")
     assert isinstance(outcome, Failed)
@@ -354,8 +352,7 @@ async def test_a_failed_load_tells_no_path_of_the_pod(pod: FakePod) -> None:
 
 
 async def test_a_failed_load_tells_what_was_skipped(pod: FakePod) -> None:
-    """If a load fails, its error lists the files that the pull skipped, because the model may need one of them. A
-    successful load lists none."""
+    """The error lists the files that the pull skipped, because the model may need one of them."""
     pod.files.skipped["/m/10"] = ("'weights' cannot be read: Permission denied",)
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "no weights")
     outcome = await pod.load("m")
@@ -437,7 +434,7 @@ async def test_an_older_registration_does_not_join_a_younger_load(pod: FakePod) 
 
 
 async def test_a_copy_that_is_going_is_waited_for(pod: FakePod) -> None:
-    """A load of a model that is being evicted waits until the old copy is completely gone."""
+    """A load of a model that is being unloaded waits until the old copy is completely gone."""
     await pod.fill("m", size=10)
     gone = pod.server.hold("unload", "m")
     withdrawal = asyncio.create_task(pod.loads.withdraw("m", 0, "test"))
@@ -463,8 +460,8 @@ async def test_a_load_whose_registration_is_gone_is_stale(pod: FakePod) -> None:
 
 @pytest.mark.parametrize("stage", ["claim", "pull", "load"])
 async def test_a_load_can_be_withdrawn_at_any_stage(pod: FakePod, stage: str) -> None:
-    """Unregistering a model withdraws its load at any stage: the load leaves nothing behind, and each waiter gets an
-    error."""
+    """A load that is withdrawn while it is claimed, pulled or loaded leaves nothing behind, and its caller gets the
+    reason. A withdrawal of another registration does not end it."""
     if stage == "claim":
         pod.claims.held["m"] = asyncio.Event()
     elif stage == "pull":
@@ -488,8 +485,8 @@ async def test_a_load_can_be_withdrawn_at_any_stage(pod: FakePod, stage: str) ->
 @pytest.mark.parametrize("turns", range(12))
 @pytest.mark.parametrize("lost", [False, True], ids=["claimed", "claim-lost"])
 async def test_a_load_can_be_withdrawn_at_any_turn_of_the_loop(pod: FakePod, turns: int, lost: bool) -> None:
-    """A load can be withdrawn at any turn of the event loop, even before its first step and during the clean-up after a
-    lost claim."""
+    """The load is withdrawn in each of its first twelve turns of the event loop: even before its first step, and during
+    the clean-up after a lost claim."""
     if lost:
         pod.claims.verdicts["m"] = Stale()
     load = asyncio.create_task(pod.load("m"))
@@ -529,8 +526,8 @@ async def test_withdrawing_what_is_not_there(pod: FakePod) -> None:
 
 @pytest.mark.parametrize("suspect", [True, False])
 async def test_a_server_that_dies_while_it_loads(pod: FakePod, suspect: bool) -> None:
-    """When the server dies, the agent clears its ledger, and the load reports how the server died. A model that the
-    server had not begun to load is not blamed, and another pod may try it."""
+    """If the server had begun to load the model, the error says how the server died, and the model is blamed. Otherwise
+    the model is not blamed, and another pod may try it."""
     pod.server.hold("load", "m")
     load = asyncio.create_task(pod.load("m"))
     await pod.asked("load", "m")
@@ -560,7 +557,7 @@ async def test_no_server_no_load(pod: FakePod) -> None:
 
 
 async def test_a_pod_that_takes_no_loads_says_why(pod: FakePod) -> None:
-    """A pod that refuses loads gives the reason, and continues to serve its copies."""
+    """A pod that refuses loads gives the reason. It still confirms the copies that it has."""
     await pod.fill("here", size=10)
     pod.refusal = Refused(Reason.NO_ROOM, "the model server takes too much memory")
     assert await pod.load("m") == pod.refusal
@@ -668,7 +665,7 @@ async def test_closing_ends_what_has_not_reached_the_server(pod: FakePod) -> Non
 
 
 async def test_decisions_are_kept_with_their_reasons(pod: FakePod) -> None:
-    """Decisions are kept newest first, each with its reason and the models involved."""
+    """Decisions are kept newest first, and are found by each model involved."""
     await pod.fill("old", size=900_000)
     await pod.load("new", 900_000)
     await pod.load("huge", 2_000_000)

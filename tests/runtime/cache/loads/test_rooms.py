@@ -56,8 +56,8 @@ async def test_a_storm_of_cold_calls_is_served_in_turn(known: bool) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_any_storm_is_served_and_no_promise_is_given_twice(seed: int) -> None:
-    """Every burst of loads is served, whatever the models' sizes, estimates and pace. In the ledger, copies and loads
-    never exceed the pod, except while a load is being measured."""
+    """Sixty loads of random sizes and estimates are all served. While loads are measured, the ledger may exceed the
+    capacity by the largest size; in the end it does not."""
     draw = random.Random(seed)
     async with FakePod(capacity=10_000_000, slots=100, concurrency=draw.choice((1, 2, 4))) as pod:
 
@@ -80,8 +80,8 @@ async def test_any_storm_is_served_and_no_promise_is_given_twice(seed: int) -> N
 
 
 async def test_loads_that_were_all_guessed_too_small_do_not_wait_for_each_other() -> None:
-    """Large models with small files, all estimated too small, are loaded and measured one by one. As many stay as fit,
-    and the rest take turns."""
+    """Twenty models, all estimated too small because their files are small, are all loaded in a pod with room for
+    five."""
     async with FakePod(capacity=5_000_000) as pod:
 
         async def call(model_id: str) -> Outcome:
@@ -178,8 +178,7 @@ async def test_a_load_that_is_withdrawn_while_it_waits_takes_no_room(pod: FakePo
 
 
 async def test_copies_make_way_for_the_disk_as_for_memory(pod: FakePod) -> None:
-    """Copies are evicted for disk space too: with a disk budget of five files, the sixth load evicts the least recently
-    used copy."""
+    """With a disk budget of five files, each load after the fifth evicts the least recently used copy."""
     pod.files.budget = 5_000
     for number in range(8):
         pod.later_ns += 1_000_000_000
@@ -229,8 +228,8 @@ async def in_memory(pod: FakePod, *model_ids: str, size: int, file: int) -> dict
 
 
 async def test_of_loads_in_memory_that_wait_for_each_other_one_gives_way_and_begins_again() -> None:
-    """When two loads in the server wait for each other's memory, the one that was measured last is unloaded and starts
-    again, with its size known."""
+    """When two loads in the server wait for each other's memory, one of them is unloaded, but keeps its claim and its
+    files. It starts again once the other's copy can be evicted."""
     async with FakePod(capacity=10_000_000) as pod:
         loads = await in_memory(pod, "a", "b", size=6_000_000, file=4_500_000)
         done, _ = await asyncio.wait(loads.values(), return_when=asyncio.FIRST_COMPLETED)

@@ -12,12 +12,11 @@ from mesh.runtime.relay.control import SpiControl
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 async def test_each_kind_of_server_has_an_adapter(kind: str, tmp_path: Path) -> None:
-    """A kind that users can name is managed by an adapter, not as a server that speaks the SPI."""
     async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
         control = choice.managed(kind, tmp_path, load_timeout=5.0, allow_code=False, rest="127.0.0.1:1")(channel)
     assert not isinstance(control, SpiControl)
 
 
 def test_a_server_without_a_kind_speaks_the_spi() -> None:
-    """Without `--adapter`, the server is managed by `mmesh.ModelRuntime`."""
+    """Without `--adapter`, the server is managed through `mmesh.ModelRuntime`."""
     assert choice.managed("", None, load_timeout=5.0, allow_code=False) is SpiControl

@@ -82,8 +82,7 @@ async def served() -> AsyncIterator[tuple[Server, OnDevice]]:
 
 
 def test_metrics_of_all_gpus_are_summed() -> None:
-    """The totals are sums over all GPUs, and numbers within labels are ignored. A server without a GPU reports no
-    device memory."""
+    """Numbers within labels are ignored. Without a GPU, or with a figure that is not a number, there is no result."""
     assert devicemetrics.parse(METRICS.format(first="2000000.0").encode()) == DeviceMemory(2 * 85899345920, 3_000_000)
     assert devicemetrics.parse(b"nv_cpu_utilization 0.5\n") is None
     assert devicemetrics.parse(b"nv_gpu_memory_total_bytes ...\nnv_gpu_memory_used_bytes 5\n") is None
@@ -122,7 +121,7 @@ async def test_a_model_takes_what_the_gpu_has_grown_by() -> None:
 
 
 async def test_loads_on_a_gpu_take_turns() -> None:
-    """Loads on a GPU take turns, so that any growth of the memory belongs to one model."""
+    """If two loads ran at once, no growth of the GPU's memory could be attributed to one model."""
     async with served() as (server, control):
         server.load_takes = 1_000_000
         loads = (control.load(pb.LoadModelRequest(modelId=f"m{number}"), timeout=1.0) for number in range(4))
@@ -144,8 +143,6 @@ async def test_without_metrics_of_a_gpu_nothing_is_reported(answer: bytes) -> No
 
 
 async def test_an_answer_without_end_is_not_read_to_the_end() -> None:
-    """A server that sends metrics without end, or never answers, delays no load."""
-
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         try:

@@ -95,8 +95,8 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 async def test_each_layout_is_described_to_the_server(
     served: Served, files: dict[str, Any], path: str, kind: str, implementation: str, link: str
 ) -> None:
-    """The adapter recognises files and folders by their names and contents. The server gets a link to them, whose name
-    it does not decode."""
+    """The server gets a link to the model's file, under a name without characters that it would decode. For MLflow, it
+    gets a folder instead."""
     served.write(files)
     settings = await served.load(path, kind, "team/churn ä")
     assert implementation in settings["implementation"]
@@ -132,8 +132,8 @@ async def test_a_folder_within_a_model_passes_for_no_other_model(served: Served)
 
 
 async def test_settings_that_came_with_a_model_are_completed(served: Served) -> None:
-    """The settings that came with a model keep their content, and get the model's id and an absolute path. The pulled
-    files are not changed."""
+    """The settings keep their content, and get the model's id, an absolute path, and the inputs of its schema. The
+    pulled files are not changed."""
     own = {"name": "mine", "implementation": "mlserver_xgboost.XGBoostModel", "max_batch_size": 8}
     text = json.dumps(own | {"parameters": {"uri": "./booster.json", "version": "3"}})
     served.write({"d/model-settings.json": text, "d/booster.json": XGBOOST, "s.json": '{"inputs": [{"name": "x"}]}'})
@@ -203,7 +203,6 @@ async def test_modules_of_a_model_are_found_beside_its_settings(served: Served) 
 async def test_what_cannot_be_loaded_is_refused_with_the_reason(
     served: Served, files: dict[str, Any], path: str, kind: str, says: str
 ) -> None:
-    """A model that cannot be loaded is refused. The error says which file is missing, or what the file is instead."""
     served.write(files)
     error = await served.refused(path, kind)
     assert error.reason is Reason.BAD_REQUEST
@@ -243,8 +242,8 @@ async def test_code_is_refused_unless_the_pod_allows_it(
     ],
 )
 async def test_python_code_gets_a_folder_of_its_own(served: Served, files: dict[str, Any], path: str) -> None:
-    """The server gets a folder with `model.py` and all that lies beside it, and what the server writes there does not
-    reach the pulled files. The folder goes with the model."""
+    """The server gets a folder with `model.py` and all that lies beside it. What the server writes there does not reach
+    the pulled files. The folder is removed with the model."""
     served.write(files)
     settings = await served.load(path, "python")
     assert settings["implementation"] == "mlserver_python.PythonModel"
@@ -319,7 +318,6 @@ async def test_a_model_that_is_not_ready_after_its_load_is_not_loaded(served: Se
 
 
 async def test_a_load_that_does_not_end_is_ended(served: Served) -> None:
-    """A load has a time limit, after which the relay unloads the model."""
     served.write({"a.txt": LIGHTGBM})
     served.server.hangs = True
     request = pb.LoadModelRequest(modelId="m", modelType="lightgbm", modelPath=str(served.folder / "pulled/a.txt"))

@@ -52,16 +52,14 @@ class Served:
             path.write_text(content)
 
     async def load(self, path: str, model_id: str = "m", kind: str = "openvino_ir") -> None:
-        """Loads a model."""
         where = str(self.folder / "pulled" / path)
         await self.control.load(pb.LoadModelRequest(modelId=model_id, modelType=kind, modelPath=where), timeout=20.0)
 
     async def unload(self, model_id: str = "m") -> None:
-        """Unloads a model."""
         await self.control.unload(pb.UnloadModelRequest(modelId=model_id), timeout=20.0)
 
     async def times(self, model_id: str = "m") -> float:
-        """Returns the number by which a model multiplies."""
+        """Calls a model, and returns the number by which it multiplies."""
         request = v2.ModelInferRequest(model_name=self.control.name(model_id))
         request.inputs.add(name="x", datatype="FP32", shape=[1])
         request.raw_input_contents.append(np.array([1], "<f4").tobytes())
@@ -104,8 +102,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 async def test_each_layout_is_served(
     served: Served, files: dict[str, str], path: str, kind: str, factor: float
 ) -> None:
-    """For each layout the server gets a folder with one version. An id that is not a plain name is replaced by a
-    digest."""
+    """The id is not a plain name, so the server gets a digest of it. After the unload, no file of the model is left."""
     served.write(files)
     await served.load(path, "team/net ä", kind)
     assert await served.times("team/net ä") == factor
@@ -133,7 +130,7 @@ async def test_each_layout_is_served(
 async def test_a_bad_model_is_refused_with_the_reason(
     served: Served, files: dict[str, str], kind: str, says: str
 ) -> None:
-    """A bad model is refused with the reason, the server is not asked, and no file is left."""
+    """The server is not asked, and no file is left."""
     served.write(files)
     before = await served.reloads()
     with pytest.raises(MeshError) as error:
@@ -145,8 +142,7 @@ async def test_a_bad_model_is_refused_with_the_reason(
 
 
 async def test_loads_and_unloads_that_arrive_together_are_one_change(served: Served) -> None:
-    """Loads and unloads that arrive together are one change. A model that fails does not prevent the others from being
-    loaded, and is not listed afterwards."""
+    """A model that fails does not prevent the others from being loaded, and is not listed afterwards."""
     served.write(
         {f"{number}/m.{end}": "broken" if number == 3 else str(number) for number in range(6) for end in ("bin",)}
     )

@@ -19,7 +19,6 @@ from mesh.runtime.relay.adapters import sizes
     ],
 )
 def test_a_model_takes_a_quarter_more_than_its_files(key: str, expected: int) -> None:
-    """A model's expected size is that of its files and a quarter more. If the size of the files is unusable, the
-    default counts."""
+    """If the size of the files is missing or unusable, the default counts."""
     request = pb.PredictModelSizeRequest(modelId="m", modelKey=key)
     assert sizes.predicted(request, default=7).sizeInBytes == expected

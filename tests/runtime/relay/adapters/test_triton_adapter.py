@@ -212,8 +212,6 @@ async def test_a_schema_becomes_inputs_and_outputs(served: Served) -> None:
 async def test_what_cannot_be_loaded_is_refused_with_the_reason(
     served: Served, files: dict[str, Any], path: str, kind: str, says: str
 ) -> None:
-    """A model that cannot be loaded is refused. The error says which file is missing, or what is wrong with the
-    description."""
     served.write(files)
     error = await served.refused(path, kind)
     assert error.reason is Reason.BAD_REQUEST
@@ -234,7 +232,6 @@ async def test_what_cannot_be_loaded_is_refused_with_the_reason(
     ],
 )
 async def test_a_wrong_schema_is_refused(served: Served, schema: Any, says: str) -> None:
-    """A schema that does not fit the description, or is not a schema, is the user's error."""
     text = schema if isinstance(schema, str) else json.dumps(schema)
     served.write({"r/config.pbtxt": FIL, "r/1/f": b"", "s.json": text})
     error = await served.refused("r", "triton", schema_path=str(served.folder / "pulled/s.json"))
@@ -321,8 +318,8 @@ async def test_an_archive_is_unpacked_and_removed_with_the_model(served: Served)
 
 
 async def test_a_server_is_ready_once_it_is_live_and_empty(served: Served) -> None:
-    """Models that the server still holds for others are unloaded first, together with the models that belong to them.
-    Until they are gone, the status is not READY."""
+    """Models that the server still holds are unloaded first, together with the models that depend on them. Until all
+    are gone, the status is not READY."""
     served.write({"p.py": ""})
     await served.load("p.py", "triton-python", "left/one")
     served.server.loaded["theirs"] = None
@@ -381,7 +378,6 @@ async def test_a_failed_load_says_why_without_paths(served: Served) -> None:
 
 
 async def test_a_load_that_does_not_end_is_ended(served: Served) -> None:
-    """A load has a time limit, after which the relay unloads the model."""
     served.write({"p.py": ""})
     served.server.hangs = True
     request = pb.LoadModelRequest(modelId="m", modelType="triton-python", modelPath=str(served.folder / "pulled/p.py"))

@@ -65,7 +65,7 @@ async def test_ids_need_not_be_ascii(parts):
 
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata", "ModelReady"])
 async def test_only_the_copy_that_is_meant_answers(parts, method):
-    """A call with another token, without a token, or with an unknown id is answered *not here*, and does not touch the
+    """A call with another token, without a token, or with an unknown id is answered *not here*, and is no use of the
     model."""
     await parts.load("m", models.constant(1), token=TOKEN, slot=0)
     message = request("m", x=ONE) if method == "ModelInfer" else pb.ModelReadyRequest(name="m").SerializeToString()
@@ -88,7 +88,6 @@ async def test_only_the_copy_that_is_meant_answers(parts, method):
 
 
 async def test_a_copy_without_a_token_answers_whatever_token_comes(parts):
-    """A copy that an agent loaded without a token answers calls with any token."""
     await parts.load("m", models.constant(3))
     call = parts.send(request("m", x=ONE), (headers.COPY, b"whatever"))
     assert (await outputs(call))[0].item() == 3
@@ -109,7 +108,6 @@ async def test_a_call_that_names_no_model_is_refused(parts):
 
 
 async def test_a_regression_answers_as_onnxruntime_does(parts):
-    """A regression model gives the same labels and probabilities as onnxruntime, for one row and for many."""
     copy = await parts.load("m", models.logistic_regression(1))
     for rows in (1, 7, 1):
         x = np.random.default_rng(rows).normal(size=(rows, 64)).astype(np.float32)
@@ -146,7 +144,6 @@ async def test_every_datatype_goes_through_a_model(parts, datatype):
 
 
 async def test_texts_go_through_a_model(parts):
-    """Texts come back from a model unchanged, whether typed or raw."""
     await parts.load("m", models.shout())
     message = pb.ModelInferRequest(model_name="m")
     message.inputs.add(name="x", datatype="BYTES", shape=[2], contents={"bytes_contents": [b"hi", "é".encode()]})
@@ -155,7 +152,7 @@ async def test_texts_go_through_a_model(parts):
 
 
 async def test_large_messages_are_answered_too(parts):
-    """Large messages are answered too. Their raw contents are cut out before protobuf reads the rest."""
+    """The raw contents of a large message are cut out before protobuf reads the rest."""
     await parts.load("m", models.identity(shape=(None,)))
     x = np.arange(100_000, dtype=np.float32)
     (found,) = await outputs(parts.infer("m", x=x))
@@ -211,7 +208,7 @@ async def test_every_datatype_shape_and_encoding_by_both_ways_of_running(parts, 
 
 @pytest.mark.parametrize("datatype", ["FP32", "BYTES", "INT64"])
 async def test_inputs_of_type_optional_may_be_left_out_or_given(parts, datatype):
-    """Inputs of an optional type may be given or omitted."""
+    """An input of another type must still be given."""
     await parts.load("m", models.with_optional(datatype), slot=0)
     kind = OF_NAME[datatype]
     first, second = (
@@ -241,7 +238,7 @@ async def test_metadata_lists_required_inputs_alone(parts, model, required):
 
 
 async def test_inputs_with_a_default_may_be_left_out_or_given(parts):
-    """Inputs with a default, which an ONNX file lists as inputs and as initializers, may be given or omitted."""
+    """An ONNX file lists such an input both as an input and as an initializer."""
     await parts.load("m", models.with_default())
     assert await parts.value("m") == 11
     (found,) = await outputs(parts.infer("m", x=ONE, offset=np.array([2], np.float32)))
@@ -423,8 +420,7 @@ def many_dimensions() -> bytes:
     ],
 )
 async def test_large_calls_are_counted_first_and_read_beside_the_loop(make, monkeypatch, message, says):
-    """A large call is on the board before a separate thread reads it, while the loop answers others. A message with too
-    many fields, strings or dimensions is refused without being read."""
+    """A large call is on the board before a thread reads it. Meanwhile, the event loop answers other calls."""
     parts = make(max_message=32 << 20)
     await parts.load("m", models.shout(), slot=0)
     await parts.load("fast", models.constant(3), slot=1)
@@ -488,7 +484,6 @@ async def test_errors_are_short_whatever_they_repeat(parts):
 
 
 async def test_unknown_methods_are_unimplemented(parts):
-    """A call of an unknown method is answered with UNIMPLEMENTED and the method's name."""
     call = parts.send(b"", method="RepositoryIndex")
     assert call.code is Code.UNIMPLEMENTED
     assert "RepositoryIndex" in call.text
@@ -519,7 +514,6 @@ async def test_a_request_that_comes_as_a_stream_is_read(parts):
 
 
 async def test_a_call_whose_deadline_has_passed_is_not_run(parts):
-    """A call whose deadline has passed gets DEADLINE_EXCEEDED and is not run."""
     await parts.load("m", models.constant(1), slot=0)
     call = parts.infer("m", seconds=-1, x=ONE)
     assert call.code is Code.DEADLINE_EXCEEDED

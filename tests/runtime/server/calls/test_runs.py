@@ -28,8 +28,7 @@ async def running(parts: Parts, count: int, slot: int = 1) -> None:
 
 
 async def test_a_long_call_runs_in_a_thread_while_others_are_answered(parts):
-    """A long call runs in a thread while the loop answers others. The board shows the call, and replies contain the
-    server's load."""
+    """The board shows the long call, and the reply to another call contains the server's load."""
     await slow(parts)
     await parts.load("quick", models.constant(5))
     long = parts.infer("slow", **FOREVER)
@@ -63,7 +62,6 @@ async def test_a_call_thought_to_be_short_is_taken_out_of_the_loop(parts):
 
 
 async def test_the_first_call_of_a_larger_size_runs_in_a_thread(parts):
-    """The first call of a larger size runs in a thread. If it was short, the next one runs in the loop."""
     copy = await parts.load("m", models.identity(shape=(None,)))
     x = np.zeros(5000, np.float32)
     first = parts.infer("m", x=x)
@@ -101,7 +99,6 @@ async def test_a_call_is_ended_when_its_caller_goes(parts):
 
 
 async def test_a_call_that_waits_for_a_thread_has_a_deadline_too(make):
-    """A call that is still waiting for a thread at its deadline is refused without having run."""
     parts = make(threads=1)
     await slow(parts)
     first = parts.infer("slow", **FOREVER)
@@ -114,7 +111,6 @@ async def test_a_call_that_waits_for_a_thread_has_a_deadline_too(make):
 
 
 async def test_one_model_leaves_a_thread_to_the_others(make):
-    """A model whose calls never end cannot occupy all threads: one is left to other models."""
     parts = make(threads=1)
     await slow(parts)
     await slow(parts, "other", slot=2)
@@ -127,7 +123,7 @@ async def test_one_model_leaves_a_thread_to_the_others(make):
 
 
 async def test_models_with_calls_waiting_take_turns(make, monkeypatch):
-    """Models with waiting calls take turns, so a later model does not wait for all calls of an earlier one."""
+    """A later model does not wait for all calls of an earlier one."""
     parts = make(threads=2)
     order: list[str] = []
     gate = threading.Event()
@@ -198,8 +194,7 @@ class Deaf:
 
 
 async def test_a_run_that_cannot_be_ended_costs_its_thread_alone(make, monkeypatch):
-    """A run that cannot be ended costs only its thread. Its caller is answered in time, another thread takes over, and
-    everything is as before once the run returns."""
+    """The caller is answered in time, and another thread takes over. Once the run returns, all is as before."""
     monkeypatch.setattr(runs_module, "_STUCK", 0.1)
     parts = make(threads=1)
     await slow(parts)
@@ -222,8 +217,7 @@ async def test_a_run_that_cannot_be_ended_costs_its_thread_alone(make, monkeypat
 
 
 async def test_replies_are_written_in_the_thread_and_errors_come_back(make):
-    """The thread that ran a call also writes its reply. If that fails, the caller gets the error and the thread
-    continues."""
+    """The thread that runs a call also writes its reply. After a failed run, it continues with other calls."""
     parts = make(threads=1)
     copy = await parts.load("m", models.picky(), slot=1)
     copy.pace.too_long(4)

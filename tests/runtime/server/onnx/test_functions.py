@@ -23,8 +23,7 @@ async def test_a_model_with_functions_is_served(parts):
 
 
 def test_functions_that_each_call_the_one_before_twice_are_too_many(tmp_path):
-    """A file of 2 KB with 26 functions, each calling the one before twice, expands to 33,554,432 operators. The error
-    says so, and what to do."""
+    """A file of less than 4 KB expands to 33,554,432 operators. The error says so, and what to do."""
     path = tmp_path / "model.onnx"
     path.write_bytes(models.nested_functions(26))
     assert path.stat().st_size < 4000
@@ -59,7 +58,7 @@ def test_functions_are_counted(tmp_path, content, says):
 
 
 def test_calls_in_subgraphs_count(tmp_path):
-    """Function calls in the branches of an If are counted, in functions and in the graph."""
+    """A function is called in both branches of an If."""
     model = onnx.ModelProto.FromString(models.nested_functions(14))  # 8192 operators
     assert judged(tmp_path, model.SerializeToString()) is None
     branches = []
@@ -75,7 +74,6 @@ def test_calls_in_subgraphs_count(tmp_path):
 
 
 def test_overloads_are_told_apart(tmp_path, monkeypatch):
-    """Functions that differ only in their overload are counted separately."""
     monkeypatch.setattr(functions, "MAX_OPERATORS", 2)
     model = onnx.ModelProto.FromString(models.nested_functions(2))
     copied = model.functions.add()

@@ -69,7 +69,6 @@ def test_in_a_folder_it_is_found(tmp_path, files, expected):
     ],
 )
 def test_a_folder_without_the_model_is_refused(tmp_path, files, says):
-    """A folder without a model is refused, and the error lists its contents."""
     put(tmp_path, **dict.fromkeys(files, MODEL))
     error = refused(tmp_path)
     assert error.reason is Reason.BAD_REQUEST
@@ -77,7 +76,7 @@ def test_a_folder_without_the_model_is_refused(tmp_path, files, says):
 
 
 def test_what_is_not_there_is_not_found(tmp_path):
-    """A missing file, a path that goes through a file, and an empty path are reported as not found."""
+    """A path that goes through a file counts as missing too."""
     put(tmp_path, file=MODEL)
     for path in (tmp_path / "none", tmp_path / "file" / "below"):
         error = refused(path)
@@ -136,7 +135,6 @@ def test_external_data_elsewhere_is_refused(tmp_path, location, build):
 
 
 def test_a_link_that_stays_inside_is_allowed(tmp_path):
-    """A link is allowed if its target is inside the folder."""
     folder = tmp_path / "m"
     put(folder, weights=b"1234")
     os.symlink("weights", folder / "link")
@@ -159,7 +157,6 @@ def test_the_word_alone_makes_no_external_data(tmp_path):
 
 
 def test_a_file_that_mentions_the_word_and_is_no_model_is_refused(tmp_path):
-    """A file that contains the word for external data but is not a model is refused as such."""
     put(tmp_path, model_onnx=b"\xff\xffwhat is the location?")
     assert "not an ONNX model" in refused(tmp_path).text
 
@@ -229,7 +226,7 @@ def test_a_version_that_is_whole_and_wrong_is_not_passed_over(tmp_path):
     ],
 )
 def test_a_file_that_plainly_is_something_else_is_named(tmp_path, content, says):
-    """A file that plainly is no ONNX model is refused with what it is and the way out, whatever its name."""
+    """The error says what the file is, and what to do."""
     put(tmp_path, model_onnx=content)
     assert re.search(says, refused(tmp_path / "model.onnx").text)
     assert re.search(says, refused(tmp_path).text)

@@ -132,8 +132,6 @@ def _unpacked(kind, value) -> bytes:
     ],
 )
 def test_large_contents_that_do_not_fit_are_refused(kind, encoded, says):
-    """Large contents that do not fit the model are refused like small ones, with a text that describes what was
-    sent."""
     data = encoded if isinstance(encoded, bytes) else encoded.SerializeToString()
     with pytest.raises(MeshError, match=says) as error:
         contents.read(tensor(kind), memoryview(data), 2, (2,))
@@ -298,7 +296,8 @@ def test_a_compressed_request_says_in_its_metadata_which_model_it_is_for():
 @given(st.binary(max_size=80))
 @settings(max_examples=examples(300), deadline=None)
 def test_garbage_is_refused_large_as_small(data):
-    """Any bytes have the same result in small and large requests, and bytes that protobuf accepts are accepted."""
+    """Bytes that are read as a large request give the same result as with protobuf. If other bytes are refused, it is
+    as a mistake of the caller."""
     try:
         expected = pb.ModelInferRequest.FromString(data)
     except Exception:
@@ -317,8 +316,8 @@ def test_garbage_is_refused_large_as_small(data):
 
 
 def test_groups_that_do_not_close_are_malformed():
-    """Groups that are not closed, are closed twice or in the wrong order, or are nested without end make a message
-    malformed."""
+    """Groups that are not closed, are closed twice or in the wrong order, or are nested more than 100 deep make a
+    message malformed."""
     for message in (b"\x53", b"\x54", b"\x53\x5b\x54\x5c", b"\x53\x50", b"\x53\x57", b"\x53" * 101 + b"\x54" * 101):
         with pytest.raises(ValueError):
             list(encoding.fields(memoryview(message)))

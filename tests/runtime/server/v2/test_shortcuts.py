@@ -42,7 +42,8 @@ def learnt(*requests: pb.ModelInferRequest, kind: str = "FP32") -> Shortcuts:
 
 
 def test_names_of_equal_length_are_recognised_beside_each_other():
-    """When a model is called by its id and by an alias, the requests of both are recognised, whichever came first."""
+    """A model may be called by its id and by an alias. Learning the requests of one name does not displace those of
+    another."""
     requests = [a_request(), a_request(), a_request()]
     for request, name in zip(requests, ("m", "a", ""), strict=True):
         request.model_name = name
@@ -114,12 +115,12 @@ def test_any_other_difference_is_parsed(change, at):
     ],
 )
 def test_only_plain_requests_are_learnt(request_, kind):
-    """Only plain requests are learnt. A request that needs more than a comparison is parsed every time."""
+    """A request that needs more than a comparison is parsed every time."""
     assert learnt(request_, kind=kind).find(frame_of(request_)) is None
 
 
 def test_compressed_frames_are_not_learnt():
-    """Compressed frames are not learnt, because their bytes are not the message."""
+    """The bytes of a compressed frame are not the message."""
     shortcuts = Shortcuts()
     frame = b"\1" + frame_of(a_request())[1:]
     shortcuts.learn(frame, Tensor("x", KINDS["FP32"], None), (2,), ANSWER)
@@ -127,8 +128,7 @@ def test_compressed_frames_are_not_learnt():
 
 
 def test_fields_out_of_order_are_not_learnt():
-    """Requests with fields out of order are valid in protobuf but are not learnt, because the shortcut needs the
-    contents last."""
+    """Protobuf accepts fields in any order, but the shortcut needs the contents last."""
     message = a_request(raw=bytes(8)).SerializeToString()
     moved = framing.pack(message[-10:] + message[:-10])
     shortcuts = Shortcuts()
@@ -137,7 +137,6 @@ def test_fields_out_of_order_are_not_learnt():
 
 
 def test_what_is_remembered_is_bounded():
-    """The number of known requests is bounded, however many kinds of requests arrive."""
     shortcuts = Shortcuts()
     tensor = Tensor("x", KINDS["FP32"], None)
     for count in range(300):

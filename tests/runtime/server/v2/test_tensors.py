@@ -86,7 +86,6 @@ def test_raw_contents_arrive_as_they_were_sent(sample):
 @given(arrays(TYPED))
 @settings(max_examples=examples(100), deadline=None)
 def test_typed_contents_arrive_as_they_were_sent(sample):
-    """Typed contents of every datatype that has a typed field arrive unchanged."""
     kind, array = sample
     request = pb.ModelInferRequest(inputs=[sent(kind, array, contents=contents_of(kind, array))])
     request = pb.ModelInferRequest.FromString(request.SerializeToString())
@@ -125,7 +124,7 @@ def test_replies_say_what_the_model_answered(sample, raw, request_id):
 @given(arrays(list(DATATYPES)), arrays(list(DATATYPES)))
 @settings(max_examples=examples(50), deadline=None)
 def test_several_outputs_keep_their_order(one, other):
-    """Several outputs keep their order. If one of them can only be raw, all of them are."""
+    """If one of the outputs can only be raw, all of them are."""
     pairs = [one, other]
     answer = ReplyWriter("m", [tensor(kind, name=f"y{index}") for index, (kind, _) in enumerate(pairs)])
     reply = pb.ModelInferResponse.FromString(answer.encode([array for _, array in pairs], b"", raw=False)[5:])
@@ -155,7 +154,6 @@ def test_a_split_message_is_the_same_message(raws, model, inputs):
 
 @given(st.binary(max_size=60))
 def test_splitting_garbage_raises_value_errors_alone(data):
-    """Splitting any bytes either raises ValueError or loses none of them."""
     try:
         rest, raws = requests.split(memoryview(data))
     except ValueError:
@@ -261,13 +259,12 @@ VALUES = pb.InferTensorContents(fp32_contents=[0] * 4)
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_text(inputs, raws, says):
-    """If an input does not fit the model, the refusal names the input, what was sent, and what the model takes."""
     assert says in refused(inputs, raws)
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 def test_half_floats_have_no_typed_contents(datatype):
-    """Half floats in typed contents are refused: V2 has only raw contents for them."""
+    """V2 has only raw contents for half floats."""
     text = refused([an_input(datatype=datatype, contents=VALUES)], [], {"x": tensor(datatype, SHAPE)})
     assert f"{datatype} has no typed contents: send raw_input_contents" in text
 
@@ -276,8 +273,7 @@ def test_half_floats_have_no_typed_contents(datatype):
     ("datatype", "values"), [("INT8", [1, 128]), ("INT16", [-40000]), ("UINT8", [256]), ("UINT16", [65536])]
 )
 def test_integers_out_of_range_are_refused(datatype, values):
-    """Integers out of their datatype's range are refused. The typed field is wider than the datatype, so they can be
-    sent."""
+    """The typed field is wider than the datatype, so such integers can be sent."""
     kind = KINDS[datatype]
     contents = pb.InferTensorContents(**{kind.field: values})
     text = refused([an_input(datatype=datatype, shape=[len(values)], contents=contents)], [], {"x": tensor(kind)})
@@ -296,19 +292,17 @@ def test_integers_out_of_range_are_refused(datatype, values):
     ],
 )
 def test_bad_texts_are_refused(raw, says):
-    """If a text is invalid, the refusal names the element."""
     assert says in refused([an_input(datatype="BYTES", shape=[2])], [raw], {"x": tensor("BYTES", (None,))})
 
 
 def test_typed_texts_must_be_utf8_too():
-    """Typed texts must be UTF-8, like raw ones."""
     contents = pb.InferTensorContents(bytes_contents=[b"a", b"\xff"])
     kinds = {"x": tensor("BYTES", (None,))}
     assert "not UTF-8" in refused([an_input(datatype="BYTES", shape=[2], contents=contents)], [], kinds)
 
 
 def test_a_refusal_is_not_remembered_as_good():
-    """A refused request is not learnt: the shortcut knows only requests that passed every check."""
+    """The shortcut knows only requests that passed every check, so each repetition is refused again."""
     taking = Intake({"x": tensor("FP32", SHAPE)})
     for inputs, raws in (([an_input(shape=(1, 3))], [RAW]), ([an_input()], [b""])):
         request = pb.ModelInferRequest(inputs=inputs, raw_input_contents=raws)
@@ -318,7 +312,7 @@ def test_a_refusal_is_not_remembered_as_good():
 
 
 def test_optional_inputs_may_be_left_out():
-    """Only optional inputs may be omitted."""
+    """A required input must still be given."""
     kinds = {"x": tensor("FP32", SHAPE), "o": tensor("FP32", (None, 4), name="o", optional=True)}
     request = pb.ModelInferRequest(inputs=[an_input()], raw_input_contents=[RAW])
     feed, _ = Intake(kinds).decode(request.inputs, request.raw_input_contents)
@@ -336,7 +330,7 @@ def outputs_of(*names: str, **parameters: str) -> Any:
 
 
 def test_requested_outputs_come_in_the_order_of_the_request():
-    """Only the requested outputs are returned, in the order of the request."""
+    """Outputs that are not requested are left out."""
     kinds = {name: tensor("FP32", name=name) for name in "abc"}
     assert [found.name for found in intake.requested(outputs_of("c", "a"), kinds, {})] == ["c", "a"]
 
@@ -350,7 +344,6 @@ def test_requested_outputs_come_in_the_order_of_the_request():
     ],
 )
 def test_outputs_that_cannot_be_answered_are_refused(outputs, says):
-    """A request for an output that cannot be returned is refused."""
     kinds = {name: tensor("FP32", name=name) for name in "ab"}
     with pytest.raises(MeshError) as error:
         intake.requested(outputs, kinds, {"maps": "seq(map)"})
@@ -403,6 +396,5 @@ def test_a_model_that_answers_another_type_than_it_says_is_internal():
 
 @given(st.integers(0, 2**64 - 1))
 def test_varints_are_those_of_protobuf(value):
-    """Varints of up to 64 bits are written as protobuf writes them."""
     expected = pb.InferTensorContents(uint64_contents=[value]).SerializeToString()[2:]
     assert encoding.varint(value) == expected
