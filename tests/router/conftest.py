@@ -28,7 +28,7 @@ NOW_MS = 1_700_000_000_000
 
 
 class FakeEtcd:
-    """Reads of single keys from a dictionary. `gate` delays reads, and `away` makes them fail."""
+    """Reads of keys from a dictionary. `gate` delays reads, and `away` makes them fail."""
 
     def __init__(self) -> None:
         self.records: dict[bytes, KeyValue] = {}
@@ -164,7 +164,7 @@ def settings() -> RouterSettings:
 
 @pytest.fixture
 async def core(settings: RouterSettings) -> AsyncIterator[Core]:
-    """Returns a worker's core without the processes around it."""
+    """Yields a worker's core without the processes around it. At the end, checks that no call is left."""
     world, etcd, agents = World(), FakeEtcd(), FakeAgents()
     counted = metrics.Registry()
     meter = Meter(counted)

@@ -1,4 +1,4 @@
-"""The guard of all doors: who calls, by which credentials, and what the caller may do."""
+"""The guard of all interfaces: who calls, by which credentials, and what the caller may do."""
 
 import asyncio
 

@@ -113,8 +113,8 @@ async def test_a_clock_five_minutes_off_is_a_clear_error(guard, issuer, clock, m
 
 
 async def test_a_token_with_a_new_key_waits_until_the_key_is_read(guard, issuer, file):
-    """A token that is signed with a new key waits until the key is read. In a rotation, the new key is published
-    together with the first token that it signs."""
+    """In a rotation, the issuer publishes the new key together with the first token that it signs. A call with such a
+    token waits until the router has read the key."""
     former = issuer.token()
     assert guard.known(bearer(former)).name == "user:anna"
     issuer.rotate()
@@ -196,7 +196,7 @@ async def test_an_invalid_token_is_verified_once_in_a_while(guard, tokens, issue
 
 
 async def test_garbage_is_refused_unverified_once_too_much_has_failed(guard, tokens, issuer, monkeypatch):
-    """After too many failures, new tokens are refused for a while. Known callers do not notice."""
+    """After too many failures, tokens of unknown callers are refused for a while. Known callers are still accepted."""
     now = [0.0]
     tokens.failures = module.Failures(10.0, 20.0, clock=lambda: now[0])
     known = issuer.token()
@@ -216,8 +216,8 @@ async def test_garbage_is_refused_unverified_once_too_much_has_failed(guard, tok
 
 
 async def test_unknown_keys_cause_few_readings():
-    """However many tokens name unknown keys, the keys are read only as often as the pauses allow. A token that was
-    refused for its key causes no reading for a while."""
+    """However many tokens name unknown keys, the router reads the keys only as often as its pauses allow. For a while,
+    a token that was refused for its key causes no further read."""
     issuer, other = FakeIssuer(), FakeIssuer()
     async with IssuerServer(issuer) as server:
         (source,) = assembly.sources(TokenSettings(issuer=issuer.url, audiences=(AUDIENCE,)))

@@ -155,7 +155,6 @@ async def test_a_caller_that_goes_away_while_its_name_is_read_is_forgotten(core)
 
 
 async def test_a_deadline_ends_the_read_of_a_name(core):
-    """A caller is answered when its deadline passes while etcd is silent."""
     core.etcd.gate.clear()
     when = asyncio.get_running_loop().time() + 0.01
     call = FakeCall(OTHER, [(b"mm-vmodel-id", b"fraud")], framing.pack(b""), deadline=when)
@@ -191,7 +190,7 @@ async def test_an_alias_that_has_moved_unseen_is_read_again(core):
 
 
 async def test_an_alias_whose_active_model_is_gone_is_served_by_its_target(core):
-    """If somebody removes the active model during a move, the target takes over."""
+    """If the active model is unregistered during a move, the target takes over."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@7", target="fraud@8")
     call = by_header(core, "fraud")
@@ -201,7 +200,7 @@ async def test_an_alias_whose_active_model_is_gone_is_served_by_its_target(core)
 
 @pytest.mark.parametrize("targets", [("fraud@7", "fraud@7"), ("fraud@7", "fraud@8")])
 async def test_an_alias_without_an_existing_model_is_an_internal_error(core, targets):
-    """An alias without an existing model is answered with the predecessor's code and text."""
+    """The code and the text are the predecessor's."""
     core.world.pod("a")
     core.alias("fraud", targets[0], target=targets[1])
     call = await core.answered(core.call("fraud"))
@@ -294,14 +293,12 @@ async def test_a_hit_that_names_the_models_own_version_reads_nothing(core):
 
 
 async def test_a_version_of_an_unknown_name_is_an_unknown_model(core):
-    """A call of a version of an unknown name gets the error for an unknown model, not for an unknown version."""
     call = await core.answered(core.call("fraud", version="1"))
     assert (call.code, call.text) == (Code.NOT_FOUND, "model not found")
 
 
 async def test_a_version_of_an_alias_that_the_feed_has_not_delivered(core):
-    """A call of a version succeeds although the feed has not delivered the alias, because the read for a model finds
-    it."""
+    """The read of a model of this name also finds the alias, so the call succeeds."""
     core.resident("fraud@7")
     core.alias("fraud", "fraud@8", versions=VERSIONS, feed=False)
     core.call("fraud", version="7")
@@ -325,7 +322,7 @@ async def test_metadata_lists_the_versions(core):
 
 
 async def test_calls_are_split_by_weight(core):
-    """With 10 % for the canary, 2,000 calls are shared as by a fair draw, within four standard deviations."""
+    """If the canary has 10 %, its part of 2,000 calls is 200, give or take four standard deviations."""
     core.resident("fraud@7")
     core.resident("fraud@8")
     core.alias("fraud", "fraud@7", versions=VERSIONS, weights={"fraud@7": 90, "fraud@8": 10})
@@ -458,8 +455,7 @@ async def test_weights_that_change_apply_to_the_next_call(core):
 
 
 async def test_series_of_models_that_an_alias_no_longer_names_are_dropped(core):
-    """Series of models that an alias no longer names are dropped, so a year of weekly releases does not inflate the
-    metrics."""
+    """A year of weekly releases must not inflate the metrics."""
     for number in range(1, 10):
         core.resident(f"fraud@{number}")
         core.alias("fraud", f"fraud@{number}")
@@ -471,8 +467,8 @@ async def test_series_of_models_that_an_alias_no_longer_names_are_dropped(core):
 
 
 async def test_beyond_a_number_of_pairs_aliases_are_counted_together(core):
-    """Beyond a number of pairs of alias and model, calls are counted together, so the metrics of a mesh with thousands
-    of aliases stay readable."""
+    """Only 200 pairs of alias and model have series of their own, so the metrics of a mesh with thousands of aliases
+    stay readable."""
     core.resident("m")
     for number in range(205):
         core.alias(f"alias-{number}", "m")

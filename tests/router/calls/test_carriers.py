@@ -18,7 +18,7 @@ OF_M = [(b"mm-model-id", b"m")]
 
 
 def resident(core, *pods):
-    """Registers the model and shows it loaded in these pods, which are tried in that order."""
+    """Registers the model and shows it as loaded in these pods, which are tried in that order."""
     core.register()
     for number, pod in enumerate(pods):
         core.world.pod(pod)

@@ -176,7 +176,7 @@ def test_the_configuration_says_what_an_id_in_a_message_means(flag: bool, kind: 
 
 
 def test_methods_that_are_not_listed_are_refused_unless_others_are_allowed() -> None:
-    """An unlisted method, even one of V2, is refused unless `allowOtherRpcs` allows it."""
+    """V2's methods are no exception."""
     rules = {PREDICT[1:].decode(): {}}
     closed, open_ = adopted(config(rules)), adopted(config(rules, others=True))
     for name in (OTHER, INFER):

@@ -105,7 +105,7 @@ def test_cut_anywhere_it_never_reads_beyond(name, rest):
 
 
 def test_the_first_of_several_counts():
-    """If the field occurs several times the first occurrence counts, as in the predecessor."""
+    """As in the predecessor, the first occurrence of the field counts."""
     message = b"\x0a\x01a\x0a\x01b"
     assert fieldpath.extract(message, (1,)) == "a"
 

@@ -245,7 +245,7 @@ async def test_the_wait_for_a_caller_ends_at_the_deadline(slow):
 
 @pytest.mark.parametrize("way", ["unary", "stream", "several", "shadow"])
 async def test_a_token_never_reaches_a_model_server(core, way):
-    """However a call arrives, and wherever it or its copy is sent, the token stays in the router."""
+    """The call arrives as a unary call or as a stream, or it goes to several models or to a shadow too."""
     grants = {"k": ("infer", ["*"], ["user:k"])}
     guard = guard_of("required", {}, grants, others=[known_tokens(ISSUER)], wall=time.time)
     guarded = dataclasses.replace(core, dispatcher=Dispatcher(core.forwarder, Routes(), guard))

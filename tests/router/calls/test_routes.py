@@ -1,4 +1,5 @@
-"""The model that a call is for, by the predecessor's rules and texts, and the metadata that pass in both directions."""
+"""The model that a call is for, by the predecessor's rules and texts, and the metadata that passes in both
+directions."""
 
 import base64
 import gzip
@@ -222,8 +223,8 @@ def test_what_clients_invent_is_not_remembered_without_bounds():
 
 
 def test_a_name_seen_before_is_the_same_again():
-    """A message's name and version are read the same each time, also from messages that begin alike: with a version
-    after the name, with a longer name, or with another field between name and version."""
+    """Messages that begin alike keep their own names and versions, although the worker remembers what it has read. Its
+    memory is bounded."""
     known = routes.Routes()
     method = known.method(INFER)
 

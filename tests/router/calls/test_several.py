@@ -116,8 +116,8 @@ async def test_vmodels_are_resolved_each(core, calling):
 
 
 async def test_missing_models_are_left_out(core, calling):
-    """Ids that nobody has registered are left out. If one model is left, its reply is passed on as it is, even if it
-    is compressed."""
+    """Ids that are not registered are left out. If one model is left, its reply is passed on as it is, even if it is
+    compressed."""
     core.resident("a", "a")
     call = calling(of("x", "a", "y"))
     packed = gzip.compress(PredictResponse(results={"a": "1"}).SerializeToString())
@@ -135,7 +135,7 @@ async def test_without_any_model_the_call_is_not_found(core, calling):
 
 @pytest.mark.parametrize("value", [b"all", b"ALL"])
 async def test_if_all_are_required_none_may_be_missing(core, calling, value):
-    """With `mm-required: all`, one unregistered id fails the call and ends the calls of the others."""
+    """With `mm-required: all`, one unregistered id fails the call and cancels the calls of the other models."""
     core.resident("a", "a")
     call = calling([*of("a", "x"), (b"mm-required", value)])
     await core.answered(call)
@@ -157,7 +157,7 @@ async def test_any_other_failure_fails_the_call_and_ends_the_rest(core, calling)
 
 
 async def test_a_models_own_not_found_is_no_missing_model(core, calling):
-    """A NOT_FOUND that a model server answers is not taken for an id that nobody has registered."""
+    """A NOT_FOUND that a model server answers is not taken for an id that is not registered."""
     for name in "ab":
         core.resident(name, "a")
     call = calling(of("a", "b"))

@@ -562,8 +562,8 @@ async def test_a_probe_that_breaks_does_not_make_etcd_away_for_ever(core, monkey
 
 
 async def test_a_pod_that_knows_better_has_the_record_read_until_etcd_answers(core):
-    """A pod that reaches etcd rejects a router's claim that etcd is unavailable. The router reads the record until etcd
-    answers it too, because processes do not all notice etcd's return at once."""
+    """A pod that reaches etcd rejects a router's claim that etcd is unavailable. The router tries to read the record
+    until etcd answers the router too, because processes do not all notice etcd's return at once."""
     resident(core)
     core.etcd.away = True
     call = core.call()

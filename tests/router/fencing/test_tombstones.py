@@ -229,8 +229,8 @@ async def test_the_same_registration_does_not_wait(town):
 
 
 async def test_a_registration_that_etcd_did_not_confirm_was_made_all_the_same(town, monkeypatch):
-    """A registration succeeds even if etcd does not confirm its write, because registering can be repeated. This also
-    holds if it replaces a tombstone."""
+    """The registration replaces a tombstone, and etcd does not confirm the write. Registering can be repeated, so it
+    succeeds."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -356,7 +356,7 @@ async def test_a_life_ends_when_its_data_port_refuses_connections(town):
 
 
 async def test_a_life_ends_when_another_pod_has_its_address(town):
-    """A life ends when another pod has its address, because two processes cannot share it."""
+    """Two processes cannot share an address."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.pod("b")
@@ -519,8 +519,8 @@ async def test_history_of_an_etcd_that_was_restored_tells_nothing(town):
 
 
 async def test_thousands_of_tombstones_wait_for_one_life_at_little_cost(town, monkeypatch):
-    """The tombstones of 130 models wait for one life. Each look reads the lives in one transaction and 50 tombstones in
-    each of the others. History is read in the first look only."""
+    """The tombstones of 130 models wait for one life. Each look reads up to 60 tombstones in one transaction, and the
+    lives in another. History is read in the first look only."""
     names = [f"x{number}" for number in range(130)]
     assert await town.management.register_many([Item(name, "onnx", "file:///x") for name in names]) == [None] * 130
     await town.pod("a", *names)

@@ -132,7 +132,7 @@ async def world(etcd, keys):
 
 
 async def test_what_is_hot_gets_a_copy_and_is_asked_for_once(world):
-    """A model with a high rate gets one more copy, which is requested once. The next round finds it done."""
+    """A model with a high rate gets one more copy, which is requested once."""
     world.copy("m", "a", await world.register("m"))
     await world.round()
     assert world.agents.loads == []
@@ -166,7 +166,7 @@ async def test_limits_are_kept_both_ways(world):
 
 
 async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
-    """A copy that its agent is still unloading counts neither for limits nor for a drain."""
+    """The copy disappears from the view at once, while its agent is still unloading it."""
     created = await world.register("m", limits=CopyLimits(None, 1, None))
     world.copy("m", "a", created)
     world.copy("m", "b", created)
@@ -190,7 +190,7 @@ async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
 
 
 async def test_limits_of_types(world):
-    """Limits of a type apply to those of its models that have no limits themselves."""
+    """The limits of a type apply to a model that has no limits of its own."""
     world.settings = Current(limits=TypeLimits(default=CopyLimits(None, 1, True)))
     created = await world.register("m")
     world.copy("m", "a", created)
@@ -201,7 +201,8 @@ async def test_limits_of_types(world):
 
 
 async def test_what_stands_on_the_wrong_pod_is_moved(world):
-    """A copy on a pod that the type constraints exclude is first loaded on a permitted pod, then unloaded."""
+    """The type constraints exclude the pod of the only copy. The model is first loaded in a permitted pod, and then
+    unloaded in the excluded one."""
     world.pod("c", labels=("gpu",))
     world.copy("m", "a", await world.register("m"))
     world.settings = Current(constraints=Constraints({"t": Constraint(frozenset({"gpu"}))}))
@@ -226,8 +227,8 @@ async def test_what_a_dead_pod_had_comes_back_if_it_was_used(world):
 
 
 async def test_what_a_dead_pod_had_comes_back_where_its_type_is_taken(world):
-    """A model that was lost with its pod is only loaded again in a pod that takes its type, although no copy is left to
-    tell the type."""
+    """A model that was lost with its pod is only loaded again in a pod that takes its type, although no copy is left
+    that shows the type."""
     world.pod("pod-1", types=("t",))
     for number in range(2, 9):
         world.pod(f"pod-{number}", types=("other",))
@@ -269,8 +270,8 @@ async def test_a_pod_that_leaves_is_emptied(world):
 
 
 async def test_a_key_that_says_nothing_is_tidied_up(world):
-    """The key for a model's limits is deleted if the model has no limits or is not registered. The deletion takes two
-    looks, in case the limits are just being set."""
+    """The key for a model's limits is deleted if the model has no limits or is not registered. Only the second round
+    deletes it, in case the limits are just being set."""
     await world.register("m")
     for name in ("m", "gone"):
         await world.etcd.put(world.keys.want(name), b"")

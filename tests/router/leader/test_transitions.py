@@ -249,8 +249,8 @@ async def test_the_target_gets_as_many_copies_as_the_active_model(mesh):
     ],
 )
 async def test_fewer_copies_are_enough_where_no_more_can_be(mesh, monkeypatch, fates, maximum, copies):
-    """A move does not wait for copies that cannot be loaded, because pods have no room or faults or because the
-    target's copies are limited."""
+    """A move does not wait for copies that cannot be loaded, because pods have no room or fail, or because the target's
+    copies are limited."""
     monkeypatch.setattr(moving, "PATIENCE", 0.3)
     await mesh.pod("p", "q", "r")
     await mesh.register("a", "b")
@@ -326,7 +326,7 @@ async def test_a_failed_move_ends_when_a_call_has_had_the_target_loaded(mesh, mo
 
 
 async def test_a_failed_move_stays_failed_when_the_active_model_is_evicted(mesh, monkeypatch):
-    """A vmodel never moves to a target that could not be loaded, even when its active model has lost its copies."""
+    """A vmodel does not move to a target that cannot be loaded, even if its active model has no copies."""
     monkeypatch.setattr(transitions, "REST", 0.2)
     await mesh.pod("p")
     await mesh.register("a", "b")
@@ -441,7 +441,7 @@ async def test_the_former_model_goes_with_its_last_reference(mesh):
 
 
 async def test_many_vmodels_move_to_one_target_with_one_load(mesh):
-    """If fifty vmodels move to one target at the same time, it is loaded once and has fifty references."""
+    """If fifty vmodels move to one target at the same time, the target gets one copy and has fifty references."""
     await mesh.pod("p", "q")
     await mesh.register("a", refs=50)
     await mesh.register("b", refs=50)

@@ -144,7 +144,7 @@ async def test_no_pods_at_all_is_told(core):
 
 
 async def test_a_known_record_is_not_read_again(core):
-    """A known record is not read again, because the agent's claim validates it."""
+    """The agent's claim validates the record."""
     one_pod(core)
     await core.coldstart.load("m")
     core.world.view.drop(core.world.get("m", "a"))
@@ -154,8 +154,8 @@ async def test_a_known_record_is_not_read_again(core):
 
 
 async def test_a_stale_record_is_read_again(core):
-    """If an agent reports that the record is stale, because the id was registered again, it is read again. The load
-    continues with the new record."""
+    """The id was registered again, so the agent reports that the record is stale. The load continues with the new
+    record."""
     one_pod(core)
     await core.coldstart.load("m")
     remembered = core.registry.remembered("m")
@@ -314,8 +314,8 @@ async def test_refusals_become_the_answer_when_nobody_is_left(core, answers, rea
 
 
 async def test_a_model_that_fits_nowhere_is_tried_once(core):
-    """A model that fits nowhere is tried once and its measured size is recorded. Afterwards no call asks a pod of that
-    size. A router with an older record is corrected by the first pod that it asks."""
+    """The first attempt records the model's measured size, and later calls ask no pod that is too small. A router with
+    an older record asks one pod, whose answer corrects the router."""
 
     def answer(request):
         if not request.host_bytes:
@@ -630,7 +630,7 @@ async def test_a_quarantined_model_is_not_loaded_and_its_history_is_told(core):
 
 
 async def test_a_remembered_failure_is_read_again(core):
-    """A remembered failure is read again, because another router may have released the model."""
+    """The record of a quarantined model is read again, because another router may have released the model."""
     one_pod(core)
     core.register(killed=("one", "two"))
     with pytest.raises(MeshError):
@@ -684,7 +684,7 @@ async def test_each_waiter_has_its_own_deadline(core):
 
 async def test_a_deadline_before_the_expected_end_is_told_at_once(core):
     """A call whose deadline is before the expected end of the load is refused at once with UNAVAILABLE and the time to
-    wait. So are later calls, and the load continues."""
+    wait. The load continues for calls that can wait longer."""
     core.register(load_ms=20_000)
     core.world.pod("a")
     event = held(core)
@@ -822,8 +822,8 @@ async def test_a_call_that_joins_makes_the_load_urgent(core):
 
 
 async def test_a_call_that_joins_later_makes_the_load_urgent_at_the_agent(core):
-    """A call that joins a load without a caller makes the load urgent. The agent is told so once, and does not load the
-    model twice."""
+    """A call joins a load that no call has waited for. The router repeats the request to the agent once, with the
+    urgency of a call."""
     one_pod(core)
     done = held(core)
     quiet = asyncio.create_task(core.coldstart.load("m", idle_ms=3_600_000))

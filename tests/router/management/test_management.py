@@ -235,7 +235,7 @@ async def test_fifty_registrations_of_one_id_at_once_create_it_once(desk):
 
 
 async def test_unknown_attributes_survive(desk):
-    """Attributes of a record that Mesh does not know, written by the predecessor or a later version, survive."""
+    """A record may have attributes that the predecessor or a later version of Mesh wrote."""
     await desk.etcd.put(desk.keys.model("m"), b'{"type":"onnx","new":{"x":[1]},"mesh":{"later":2},"lu":5}')
     await desk.management.register("m", "onnx", last_used_ms=NOW)
     await desk.management.release("m")
@@ -271,7 +271,7 @@ async def test_copies_of_a_former_life_that_stay_refuse_the_registration(desk):
 
 
 async def test_an_id_that_begins_like_another_is_another(desk):
-    """An id that begins like another is separate: the keys of `a/b` are not in the range of `a`."""
+    """The keys of `a/b` are not in the range of `a`."""
     await desk.management.register("a", "onnx")
     await desk.copy("a", "p")
     assert (await desk.management.register("a/b", "onnx")).created
@@ -294,7 +294,7 @@ async def test_a_model_is_unregistered_and_its_copies_withdrawn(desk):
 
 
 async def test_the_copies_of_suspects_are_withdrawn_too(desk):
-    """The copies of suspect pods, which no longer have keys in etcd, are withdrawn too."""
+    """A suspect pod has no keys in etcd any more, but its copies may still answer."""
     await desk.management.register("m", "onnx")
     desk.pod("a")
     record = CopyRecord("i", await desk.created(), LOADED)
@@ -407,7 +407,8 @@ async def test_a_path_relative_to_no_folder_is_refused(desk, path):
     ],
 )
 async def test_a_secret_in_a_registration_is_refused_and_its_place_told(desk, path, key):
-    """The error says where secrets belong, without repeating this one. No way to register writes the secret to etcd."""
+    """A secret is refused for one model, for many, and over gRPC. The error says where secrets belong, without
+    repeating this one."""
     with pytest.raises(MeshError) as error:
         await desk.management.register("m", "onnx", path, key)
     assert error.value.reason is Reason.BAD_REQUEST

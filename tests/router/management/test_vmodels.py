@@ -203,8 +203,8 @@ async def test_a_move_is_left_to_the_leader_while_the_active_model_serves(desk):
 
 
 async def test_a_target_takes_over_the_place_of_the_active_model(desk):
-    """A target takes over the last use of the model that it replaces, so it is not evicted first. If its own last use
-    is later, it keeps that."""
+    """A target takes over the last use of the model that it replaces, so it is not evicted first. A target with a later
+    last use keeps its own."""
     await register(desk, "a", last_used_ms=NOW - 10)
     await register(desk, "b", last_used_ms=NOW - 10 * HOUR)
     await set_vmodel(desk, targetModelId="a")
@@ -218,8 +218,7 @@ async def test_a_target_takes_over_the_place_of_the_active_model(desk):
 
 
 async def test_a_vmodel_whose_active_model_has_no_copies_moves_at_once(desk):
-    """A vmodel whose active model has no copies moves in the same write as the request. Then its former model can be
-    unregistered."""
+    """The write that sets the target also moves the vmodel. The former model can then be unregistered."""
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a")
     info = await set_vmodel(desk, targetModelId="b")

@@ -286,7 +286,7 @@ class FakeWorker:
 
     @property
     def slow(self):
-        """Returns the number of bodies that were given up because they were sent or read too slowly."""
+        """Returns the number of bodies and replies that were given up because they were sent or read too slowly."""
         return self.bodies.slow + (self.plain.slow if self.plain else 0)
 
     async def snapshots(self):
@@ -333,7 +333,7 @@ async def plain_server(worker):
 
 @asynccontextmanager
 async def by_aiohttp(worker, _):
-    """Serves the aiohttp application alone, and yields its port."""
+    """Starts the aiohttp application alone, and yields its port."""
     runner = await app.serve_tcp(worker, "127.0.0.1", 0, grace=1)
     yield runner.addresses[0][1]
     await runner.cleanup()

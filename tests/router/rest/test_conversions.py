@@ -33,7 +33,7 @@ async def converter():
 
 
 def body_of(*inputs, blobs=b"", **more):
-    """Returns a body and the length of its JSON part."""
+    """Returns a body and the length of its JSON part, or None as the length if there are no blobs."""
     head = json.dumps({"inputs": inputs, **more}).encode()
     return head + blobs, len(head) if blobs else None
 

@@ -15,7 +15,7 @@ FP32 = np.array([1, 2, 3], "<f4").tobytes()
 
 
 def request(*inputs, blobs=b"", header=True, **more):
-    """Returns a body and the length of its JSON part."""
+    """Returns a body and the length of its JSON part, or None as the length if `header` is false."""
     head = json.dumps({"inputs": list(inputs), **more}).encode()
     return head + blobs, len(head) if header else None
 

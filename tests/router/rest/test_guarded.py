@@ -217,7 +217,7 @@ async def waits_for_its_caller(http, worker):
     slow = SlowTokens()
     grants = {"a": ("infer", ["m"], ["user:anna"])}
     guard = guard_of("required", {}, grants, others=[slow])
-    worker.guard.__dict__.update(guard.__dict__)  # the servers hold the former one
+    worker.guard.__dict__.update(guard.__dict__)  # in place, because the servers hold this guard
     asked = {
         key: asyncio.create_task(ask(http, "POST", "/v2/models/m/infer", key=key, body=INFER))
         for key in ("slow-anna", "slow-bob", "slow-bad")
@@ -374,7 +374,7 @@ async def test_bad_requests_about_keys_and_grants(http, method, path, body, why)
 
 
 async def test_the_statistics_say_how_callers_are_identified(http):
-    """The statistics, which the doctor reads, say how callers are identified."""
+    """`mesh doctor` reads this part of the statistics, which contains no keys."""
     _, answer = await ask(http, "GET", "/mesh/v1/stats", key=KEYS["read"])
     assert answer["auth"]["mode"] == "required"
     assert [one["kind"] for one in answer["auth"]["callers"]] == ["admin", "tokens", "keys"]

@@ -117,7 +117,7 @@ async def test_a_body_above_the_limit_is_413(http, worker, body):
 @pytest.mark.parametrize("name", ["Inference-Header-Content-Length", "X-Request-Timeout", "grpc-timeout"])
 async def test_a_header_with_two_different_values_is_refused(http, carrier, name):
     """A header with two different values is refused, because using one of them would silently ignore the other."""
-    joined = carrier == "envoy" and name == "grpc-timeout"  # Envoy joins its values, and that is no timeout
+    joined = carrier == "envoy" and name == "grpc-timeout"  # Envoy joins the values to an invalid timeout
     body = json.dumps(BODY).encode()
     values = {"Inference-Header-Content-Length": len(body), "X-Request-Timeout": 9, "grpc-timeout": "9S"}
     same, other = str(values[name]), "10S" if name == "grpc-timeout" else "10"

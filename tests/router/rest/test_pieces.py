@@ -39,7 +39,7 @@ def test_a_cut_is_that_of_the_whole(data, places, start, stop):
 
 
 def request(size, *, text=False):
-    """Returns a body with two binary inputs, and the length of its JSON."""
+    """Returns a body with one or two binary inputs, and the length of its JSON."""
     inputs = [
         {"name": "x", "shape": [size], "datatype": "UINT8", "parameters": {"binary_data_size": size}},
         {"name": "s", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 6}},
@@ -71,7 +71,7 @@ def test_binary_tensors_are_copied_once_into_the_message_and_never_out_of_a_repl
         Models(lambda call: None, max_message=2 * SIZE), Conversions(max_message=2 * SIZE), max_message=2 * SIZE
     )
     target = ModelPath("m", "", "infer")
-    inference.quick(ModelPath("other", "", "infer"), Body(pieces), length)  # what is made once
+    inference.quick(ModelPath("other", "", "infer"), Body(pieces), length)  # allocates what is allocated once
     for _ in range(2):
         tracemalloc.start()
         quick = inference.quick(target, Body(pieces), length)

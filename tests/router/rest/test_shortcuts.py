@@ -1,4 +1,5 @@
-"""The shortcuts for requests and replies, each of which gives the same result as the long way, or none."""
+"""Shortcuts in the conversion of requests and replies. Each gives the same result as the full conversion, *the long
+way*, or none."""
 
 import json
 

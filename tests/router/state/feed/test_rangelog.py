@@ -113,7 +113,7 @@ def test_a_worker_is_told_everything_and_then_each_revision_whole(log: RangeLog)
 
 
 def test_nothing_is_told_before_etcd_was_read() -> None:
-    """Nothing is sent before etcd was read. A range that proved empty is then sent as empty."""
+    """Once etcd was read, a range without keys is sent as an empty snapshot."""
     log = RangeLog("vmodels")
     worker = Worker(log)
     assert worker.take()
@@ -124,7 +124,6 @@ def test_nothing_is_told_before_etcd_was_read() -> None:
 
 
 def test_a_worker_that_connects_again_is_told_what_it_missed_alone(log: RangeLog) -> None:
-    """A worker that reconnects gets only the changes that it missed."""
     worker = Worker(log)
     worker.take()
     worker.lose()
@@ -157,8 +156,7 @@ def test_a_connection_that_breaks_within_a_snapshot_leaves_what_was_known(
 
 
 def test_after_a_compaction_every_worker_is_told_everything_again(log: RangeLog) -> None:
-    """After a compaction every worker gets a new snapshot, even if it is disconnected or in the middle of the former
-    snapshot."""
+    """After a compaction every worker gets a new snapshot, even if it was disconnected."""
     there, away = Worker(log), Worker(log)
     there.take()
     away.take()
