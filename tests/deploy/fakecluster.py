@@ -52,7 +52,7 @@ def serve(objects: list[dict[str, Any]], folder: Path) -> Iterator[Path]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Logs nothing."""
+            pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -79,7 +79,7 @@ def serve(objects: list[dict[str, Any]], folder: Path) -> Iterator[Path]:
 
 
 def find(objects: list[dict[str, Any]], path: str) -> tuple[int, dict[str, Any]]:
-    """Returns the answer to a GET."""
+    """Returns the HTTP status of a GET of `path`, and the answer."""
     if path == "/version":
         return 200, {"major": "1", "minor": "35", "gitVersion": "v1.35.0"}
     if path == "/api":

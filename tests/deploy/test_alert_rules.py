@@ -24,8 +24,8 @@ ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["ru
 
 @dataclass(frozen=True)
 class Case:
-    """Series with a value per minute that make one alert fire, and series that do not. Names without labels get
-    namespace and pod."""
+    """Series with a value per minute that make one alert fire, and series that do not. Each gets the labels namespace
+    and pod."""
 
     alert: str
     bad: dict[str, str]
@@ -111,7 +111,7 @@ CASES = [
 
 
 def series(name: str, namespace: str) -> str:
-    """Adds the labels that Prometheus adds."""
+    """Returns a name with the labels namespace and pod, which Prometheus adds when it scrapes."""
     bare, _, labels = name.rstrip("}").partition("{")
     return f'{bare}{{namespace="{namespace}",pod="p"{"," + labels if labels else ""}}}'
 
@@ -173,7 +173,6 @@ def promtool() -> str | None:
     reason="NOT CHECKED: there is no promtool ($PROMTOOL, PATH, .cache/bin); no alert was evaluated",
 )
 def test_alerts_fire(tmp_path: Path) -> None:
-    """Every alert fires as expected when Prometheus evaluates it."""
     (tmp_path / "alerts.yaml").write_text(json.dumps(RULES))
     (tmp_path / "test.yaml").write_text(json.dumps(document()))
     program = promtool()

@@ -92,7 +92,7 @@ def test_addresses_fit_together() -> None:
 
 
 def test_documents_are_json() -> None:
-    """Every document can be written as JSON and does not name the machine's own folders."""
+    """Every document can be written as JSON, and none names the machine's /var/lib."""
     for document in (configs.kubelet_file(), configs.proxy_file(), configs.pod_network(), configs.dns_objects()):
         assert "/var/lib" not in json.dumps(document)
 
@@ -115,7 +115,8 @@ def test_go_versions_are_read(text: str, version: tuple[int, int] | None) -> Non
 
 
 def test_a_program_is_built_anew_when_its_sources_change(tmp_path: Path) -> None:
-    """A program is rebuilt only if its arguments, or the names or contents of its sources, have changed."""
+    """A program is rebuilt if its command or the content of a source has changed. A folder among the sources does not
+    count."""
     file = tmp_path / "main.go"
     file.write_text("one")
     first = programs.checksum(["go", "build"], [file])
@@ -126,7 +127,7 @@ def test_a_program_is_built_anew_when_its_sources_change(tmp_path: Path) -> None
 
 
 def test_each_program_has_a_source() -> None:
-    """Each program has a source: its module exists, or it is a foreign package with a version."""
+    """Each program is a foreign package, or its module has a go.mod."""
     for program in programs.ALL:
         assert program.module is None or (program.module / "go.mod").exists(), program.name
 

@@ -64,14 +64,14 @@ def test_objects():
 
 
 def test_json_examples():
-    """The examples of the Secret in docs/kubernetes.md are valid JSON."""
+    """The example of etcd's connection in docs/kubernetes.md is valid JSON."""
     (connection,) = blocks("json")
     assert "endpoints" in json.loads(connection)
 
 
 @installs.needs_helm
 def test_pools_example():
-    """The chart accepts the documented example of pools and makes the pools in it."""
+    """The chart accepts the documented examples of pools and makes the pools in them."""
     pools, preset, with_server = [block for block in blocks("yaml") if block.startswith("pools:")]
     found = installs.rendered(f"pools={json.dumps(yaml.safe_load(with_server)['pools'])}")
     example = installs.one(found, "Deployment", "mesh-runtime-example")["spec"]["template"]["spec"]

@@ -91,14 +91,14 @@ def test_the_context_holds_what_is_copied() -> None:
 
 
 def test_the_image_leaves_the_demo_out() -> None:
-    """The image leaves out the demo, two thousand lines of sample models and traffic that no cluster runs."""
+    """No cluster runs the demo's sample models and traffic."""
     assert "mesh/demo" in (building.ROOT / ".containerignore").read_text().splitlines()
     assert (building.ROOT / "mesh" / "demo").is_dir()
 
 
 def test_the_image_brings_the_etcd_that_the_cluster_builds() -> None:
-    """The Containerfile, the cluster's names and the module from which etcd is built all have the same version of
-    etcd."""
+    """The Containerfile and the cluster name the same images of etcd and Python. The Go modules have the versions of
+    etcd and Kubernetes that the cluster names."""
     text = (building.ROOT / building.CONTAINERFILE).read_text()
     default = re.search(r"^ARG ETCD_IMAGE=(\S+)$", text, re.MULTILINE)
     assert default is not None

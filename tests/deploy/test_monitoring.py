@@ -164,7 +164,8 @@ def test_panels(expression: str):
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in rules()])
 def test_alerts(rule: dict[str, Any]):
-    """Every metric in an alert exists. The alert's text says what is wrong, what to do, and how severe it is."""
+    """Every metric in an alert exists. The alert has a summary, an action, a severity and a section among the runbooks,
+    and its texts use only labels that its expression keeps."""
     check(rule["expr"])
     assert set(rule["annotations"]) == {"summary", "action", "runbook_url"}
     page, _, place = rule["annotations"]["runbook_url"].partition("#")
@@ -267,13 +268,12 @@ def test_certificates_alert():
     ],
 )
 def test_check_can_fail(wrong: str):
-    """The check of metrics detects each kind of mistake."""
     with pytest.raises(AssertionError):
         check(wrong)
 
 
 def test_dashboard():
-    """The dashboard's rows are questions that admins have. Its panels have unique names and places."""
+    """The dashboard's rows are questions that admins have. Its panels have unique ids and do not overlap."""
     panels = DASHBOARD["panels"]
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == [
         "Is it healthy?",
@@ -297,7 +297,7 @@ def test_dashboard():
 
 
 def test_pool_metric():
-    """The metric by which pools are scaled exists, once for each pod."""
+    """The metric by which pools are scaled exists, and is a gauge."""
     values = yaml.safe_load((manifests.CHART / "values.yaml").read_text())
     assert METRICS[values["runtime"]["autoscaling"]["metric"]][0] == "gauge"
 

@@ -86,7 +86,8 @@ def test_pod_security(found):
 
 
 def test_hardened(found):
-    """Beyond `restricted`, writable volumes have a size limit, and only pods that need a token have one."""
+    """Beyond `restricted`, root file systems are read-only, writable volumes have a size limit, every volume is
+    mounted, and only pods that need a token have one."""
     for name, pod in installs.pods(found):
         spec = pod["spec"]
         token = spec["automountServiceAccountToken"]

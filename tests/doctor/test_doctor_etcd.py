@@ -35,7 +35,8 @@ def looked(doctor, server: EtcdServer, *arguments: str):
 
 
 def test_a_healthy_etcd_has_nothing_but_ok(doctor, etcd_server: EtcdServer, keys: Keys) -> None:
-    """All findings about a healthy etcd are ok, except for the version, because the wheel's etcd is old."""
+    """All findings about a healthy etcd are ok. Only the version may cause a warning, because the wheel's etcd is
+    old."""
     put(etcd_server, keys.pod("pod-1"))
     put(etcd_server, keys.owner, b'{"install":"a/mesh","schema":1}')
     visit = looked(doctor, etcd_server, "--base", keys.base, "--install-id", "a/mesh")
@@ -271,7 +272,7 @@ def test_the_facts_below_are_fine() -> None:
     ("times", "level"), [((99.0,), Level.OK), ((1.0, 150.0, 200.0), Level.WARN), ((1500.0,), Level.FAIL)]
 )
 def test_slow_reads(times: tuple[float, ...], level: Level) -> None:
-    """Slow reads are judged by their median, so a single slow read does not count."""
+    """The median of the reads counts."""
     assert levels(replace(FINE, reads_ms=times), "latency") == {level}
 
 
@@ -303,7 +304,7 @@ def test_endpoints_of_two_clusters() -> None:
 
 
 def test_alarms_that_only_a_member_tells() -> None:
-    """If the user may not list alarms, they are found by asking the members one by one."""
+    """If the user may not list alarms, the alarms in the members' own status count."""
     told = replace(STATUS, errors=("memberID:1 alarm:NOSPACE",))
     facts = replace(FINE, alarms=None, members=(MemberFacts("http://a:2379", Handshake(Trouble.NONE), told),))
     assert levels(facts, "alarm") == {Level.FAIL}

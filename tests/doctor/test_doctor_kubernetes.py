@@ -250,7 +250,7 @@ def test_an_autoscaler_without_its_metric(doctor, cluster: Cluster, reason: str,
 
 
 def test_secrets_alone(doctor, cluster: Cluster) -> None:
-    """Every area that occurs in findings, such as Secrets, can be requested alone."""
+    """Secrets are checked together with Kubernetes, but `--only secrets` shows only findings about Secrets."""
     cluster.remove("mesh-etcd-connection")
     visit = doctor("--only", "secrets")
     assert visit.said("fail", "secrets", "there")
@@ -302,7 +302,7 @@ def uses(name: str, *keys: str) -> dict[str, Any]:
     ],
 )
 def test_how_a_missing_secret_is_made(doctor, cluster: Cluster, name: str, keys: tuple[str, ...], words: list[str]):
-    """The finding about a missing Secret contains the command that creates it from files."""
+    """The finding contains the command that creates the missing Secret."""
     cluster.remove(name)
     cluster.add(uses(name, *keys))
     text = looked(doctor).said("fail", "secrets", "there")
@@ -341,7 +341,7 @@ def test_a_key_of_another_certificate(doctor, cluster: Cluster) -> None:
 
 
 def test_a_connection_that_cannot_be_read(doctor, cluster: Cluster) -> None:
-    """A connection that cannot be parsed is reported with the error that a router would show, without the password."""
+    """A connection that cannot be parsed is reported with its fault, without the password."""
     cluster.add(secret("mesh-etcd-connection", etcd_connection=b'{"endpoints": "", "password": "hunter2"}'))
     visit = looked(doctor)
     assert "`endpoints` is missing" in visit.said("fail", "secrets", "etcd")
@@ -356,7 +356,7 @@ def test_a_store_that_cannot_be_read(doctor, cluster: Cluster) -> None:
 
 
 def test_rights_that_are_missing(doctor, cluster: Cluster) -> None:
-    """Missing rights are reported with their purposes, and everything else is still checked."""
+    """Missing rights are reported with what they are for, and pods are still checked."""
     cluster.set(forbidden=["secrets"])
     visit = looked(doctor)
     assert "get secrets (check Secrets, and install)" in visit.said("warn", "kubernetes", "rights")
@@ -379,7 +379,8 @@ def test_a_cluster_that_does_not_answer(doctor, cluster: Cluster) -> None:
 
 
 def test_a_routers_pod_looks_at_etcd(doctor, cluster: Cluster) -> None:
-    """If a laptop cannot reach etcd, a router's pod checks it, and the doctor shows the pod's findings."""
+    """If no etcd is given, a router's pod checks it, and the doctor shows the pod's findings. If the pod's Mesh has no
+    doctor, the area is skipped."""
     inside = {"level": "fail", "area": "etcd", "check": "alarm", "what": "alarm NOSPACE from etcd-0", "todo": "raise"}
     cluster.set(inside=json.dumps({"findings": [inside]}))
     visit = doctor("--endpoint", "http://127.0.0.1:9")

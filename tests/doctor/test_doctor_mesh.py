@@ -73,7 +73,7 @@ def test_something_else_at_the_endpoint(doctor, mesh: FakeMesh) -> None:
     [(401, "UNAUTHENTICATED", "Secret mesh-admin-key"), (403, "FORBIDDEN", "the role `read` on all models")],
 )
 def test_a_mesh_that_asks_for_a_key(doctor, fine: FakeMesh, status: int, reason: str, todo: str) -> None:
-    """If the mesh refuses the doctor, the finding says which key to give."""
+    """If the mesh refuses the doctor, the finding says which key or role the doctor needs."""
     fine.answer("/mesh/v1/stats", make=lambda: failure(status, reason, "no credentials: send a key"))
     said = looked(doctor, fine).said("fail", "mesh", "key")
     assert "no credentials" in said
@@ -252,8 +252,8 @@ def test_a_router_that_hangs(doctor, fine: FakeMesh) -> None:
     ids=["expired", "another name"],
 )
 def test_certificates_of_the_endpoint(doctor, tmp_path: Path, name: str, ends: datetime.timedelta, said: str) -> None:
-    """The endpoint's certificates are checked before any request. In this test etcd presents them, as any TLS server
-    could."""
+    """An expired certificate, or a certificate for another name, is reported with a remedy. In this test etcd presents
+    it, as any TLS server could."""
     authority, server = certificate(name, ends=ends)
     (tmp_path / "ca").write_bytes(authority)
     (tmp_path / "server").write_bytes(server)
@@ -302,5 +302,5 @@ def test_how_long_a_certificate_is_good(ends: datetime.timedelta, level: Level) 
     ],
 )
 def test_the_storage_key_of_a_registration(key: str, named: str) -> None:
-    """A registration's storage key is found whatever else its `key` field contains."""
+    """A text that is not JSON, or that has no storage key as a text, names no key."""
     assert meshfacts.storage_key(key) == named
