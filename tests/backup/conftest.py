@@ -34,7 +34,7 @@ class Admin:
         asyncio.run(work())
 
     def put_aside(self, values: Mapping[bytes, bytes]) -> None:
-        """Writes keys while a command runs in this thread, whose event loop is busy."""
+        """Writes keys in another thread, because the event loop of this one runs a command."""
         thread = threading.Thread(target=self.put, args=(values,))
         thread.start()
         thread.join()

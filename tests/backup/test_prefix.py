@@ -67,8 +67,7 @@ def test_a_prefix_is_removed_and_nothing_beside_it(two: tuple[Admin, Keys, Keys]
 @pytest.mark.parametrize("command", [["remove"], ["transfer", "--to", "team-c/mesh"]], ids=["remove", "transfer"])
 @pytest.mark.parametrize("what", ["router", "pod"])
 def test_a_mesh_that_runs_is_left_alone(two: tuple[Admin, Keys, Keys], command: list[str], what: str) -> None:
-    """The prefix of a running mesh is removed or handed over only with --force. The command waits for processes that
-    have just ended."""
+    """The prefix of a running mesh is removed or handed over only with --force."""
     admin, keys, _ = two
     key = keys.router("r1") if what == "router" else keys.pod("pod-9")
     admin.put({key: b"{}"})

@@ -19,7 +19,7 @@ FIRST = ModelRecord(type="onnx", path="s3://b/one", key='{"storage_key": "minio"
 
 
 def content(keys: Keys) -> dict[bytes, bytes]:
-    """A small registry, and keys that do not belong in a backup."""
+    """Returns a small registry, and keys that do not belong in a backup."""
     return {
         keys.model("one"): FIRST,
         keys.model("two/ü"): LIMITED,
@@ -193,7 +193,8 @@ def test_limits_are_changed_in_place(admin: Admin, saved: Path, other: Keys) -> 
 
 
 def test_a_model_waits_for_copies_of_its_former_life(admin: Admin, saved: Path, other: Keys) -> None:
-    """A model is not restored while a pod still has a copy of an earlier registration with the same id."""
+    """A model is not restored while a pod still has a copy of an earlier registration with the same id. With --wait,
+    the model is restored once the copy is gone."""
     admin.put(
         {
             other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(),
@@ -389,8 +390,8 @@ def test_a_snapshot_that_is_damaged_or_of_another_mesh(admin: Admin, keys: Keys,
 
 
 def test_the_content_of_a_registration_is_restored_with_it(admin: Admin, keys: Keys, tmp_path: Path) -> None:
-    """A registration is restored with its digest and generation, so other content is still refused. If the mesh has a
-    later generation, this does not count as a difference, and the later generation is kept."""
+    """A registration is restored with its digest and generation. A later generation in the mesh does not count as a
+    difference, and is kept."""
     loaded = ModelRecord(type="onnx", path="/m", digest="ab" * 32, digest_ms=5, generation=2)
     admin.put({keys.model("m"): loaded.encode()})
     target = tmp_path / "registry.backup"

@@ -11,7 +11,7 @@ from tests.support.etcd import EtcdServer
 
 
 async def filled(etcd: Etcd, keys: Keys) -> file.Header:
-    """Three models in etcd, and the header of their backup."""
+    """Writes three models to etcd, and returns the header of their backup."""
     for name in "abc":
         await etcd.put(keys.model(name), b"before")
     return await saving.header(etcd, keys, by="test")

@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_the_old_ones(
 def test_a_snapshot_that_is_not_whole_is_not_kept(
     admin: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    """An incomplete snapshot does not match the digest at its end, and is not kept."""
+    """A snapshot that was truncated or changed on its way does not match the digest at its end."""
     whole = Etcd.database
 
     async def damaged(self: Etcd, *, idle: float):

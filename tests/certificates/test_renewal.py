@@ -36,7 +36,7 @@ def first():
 
 
 def test_nothing_becomes_all(first):
-    """In an empty folder, all files are made. The certificates contain all names, work for clients and servers, and are
+    """Without any files, all of them are made. The certificate has all names, works for clients and servers, and is
     valid from a moment before now."""
     assert first.changed
     assert set(first.content) == set(ENTRIES)

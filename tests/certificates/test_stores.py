@@ -64,7 +64,7 @@ async def test_a_folder_is_filled_and_works_for_the_mesh(tmp_path):
 
 
 async def test_plain_files_in_a_folder_become_links(tmp_path):
-    """Plain files in a folder, for instance copied there by hand, become links."""
+    """Plain files in a folder, for instance copied there by hand, become links at the next renewal."""
     await keeping.keep(Folder(tmp_path / "made"), WANTED, later(-310))
     copied = tmp_path / "copied"
     copied.mkdir()
@@ -124,8 +124,7 @@ async def test_etcd_takes_them(tmp_path):
 
 
 async def test_a_secret_is_filled_and_renewed(api, secret):
-    """A Secret is filled and renewed. Its other keys remain, and files that are not yet due for renewal are not
-    written."""
+    """A Secret is filled and renewed, and its labels stay. While no renewal is due, nothing is written."""
     assert (await keeping.keep(secret, WANTED)).changed
     assert set(api.content(NAME)) == set(ENTRIES)
     assert api.secrets[NAME]["metadata"]["labels"] == {"app.kubernetes.io/name": "mesh"}
@@ -226,7 +225,8 @@ async def command(*words: str, **environment: str) -> tuple[int, str]:
 
 
 async def test_the_command_as_the_chart_runs_it(api):
-    """The command finds the Kubernetes API as any pod of a cluster does. A second run has nothing to do."""
+    """The command finds the API by the variables that Kubernetes sets in every pod, and prints no private key. A second
+    run has nothing to do."""
     host, port = api.url.removeprefix("https://").split(":")
     words = [
         *(f"--secret={NAME}", "--days=365", "--renew-before=60"),

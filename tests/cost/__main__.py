@@ -26,10 +26,14 @@ async def measure() -> figures.Figures:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status, which is 1 if a figure differs."""
+    """Compares or stores the figures. Returns the exit status, which is 1 if a figure differs."""
     parser = argparse.ArgumentParser(prog="python -m tests.cost", description=__doc__)
     parser.add_argument("--accept", action="store_true", help="Store what is measured as the figures of this Python.")
-    parser.add_argument("--keep", action="store_true", help="Keep all figures of other Pythons: of the same sources.")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="Keep the figures of other Pythons, which were measured with the same sources.",
+    )
     parser.add_argument("--figures", type=Path, default=figures.PATH, help=argparse.SUPPRESS)
     parser.add_argument("--show", action="store_true", help="List instructions and bytes of each operation.")
     chosen = parser.parse_args(arguments)

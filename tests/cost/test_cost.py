@@ -50,7 +50,7 @@ def test_memory_is_the_most_that_is_held_at_once():
 
 
 def test_another_process_counts_the_same():
-    """Another process counts the same, whatever its hash seed, its imports and the code that ran before."""
+    """Two processes with different hash seeds count the same."""
     name = "router, choice among 4 copies"
     script = (
         "import asyncio, pathlib\n"

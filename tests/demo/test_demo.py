@@ -110,7 +110,7 @@ async def test_an_answer_that_cannot_be_read_is_wrong(tiny):
 
 
 async def test_traffic_can_be_stopped_and_is_skewed(tiny):
-    """A few models get most of the traffic. The traffic can be stopped while a test acts on the mesh."""
+    """A few models get most of the traffic, which goes on until it is stopped."""
     called = []
 
     class Echo:
@@ -142,7 +142,7 @@ async def test_traffic_can_be_stopped_and_is_skewed(tiny):
     ids=["a line", "all of it", "the end"],
 )
 async def test_a_fleet_that_cannot_be_registered(mesh, tiny, answer, said):
-    """If a fleet cannot be registered, no model is called, and the reason is reported."""
+    """The error contains the reason that the mesh gives, or says that the import was interrupted."""
     mesh.import_error = answer
     with pytest.raises(DemoError, match=said):
         await demo(mesh, tiny)
@@ -159,7 +159,6 @@ async def test_models_that_were_made_again_are_reloaded(mesh, tiny):
 
 
 async def test_nobody_there(tiny):
-    """An endpoint that does not answer is reported."""
     with pytest.raises(DemoError, match="does not answer"):
         await run_demo("http://127.0.0.1:1", tiny, requests=1)
 
@@ -181,6 +180,5 @@ def test_processes_and_what_is_below_them():
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.0, 1)])
 def test_quantiles(share, value):
-    """The quantiles of the numbers 1 to 100 are right."""
     assert quantile(range(1, 101), share) == value
     assert quantile([], share) == 0

