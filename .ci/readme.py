@@ -64,30 +64,34 @@ class Up:
 
 
 def main() -> None:
-    """Runs the README's commands, and exits with an error if one of them does not do what the README says."""
+    """Runs the README's commands, and exits with an error if one of them fails or the mesh does not start and stop."""
     first, second = blocks("Two commands")
     if second.strip() != "make test":
         sys.exit("the README's second command is not `make test`, which .ci/run runs")
     up = Up(first.strip())
     try:
-        if not up.up.wait(INSTALL_AND_START) or up.ended.is_set():
-            sys.exit(f"`{first.strip()}` does not serve")
+        if not up.up.wait(INSTALL_AND_START):
+            sys.exit(f"`{first.strip()}` has not printed {UP!r} within {INSTALL_AND_START:.0f} s")
+        if up.ended.is_set():
+            sys.exit(f"`{first.strip()}` has ended by itself")
         for block in blocks("Try it"):
             print("".join(f"$ {line}\n" for line in block.splitlines()), end="", flush=True)
             done = subprocess.run(["bash", "-euo", "pipefail", "-c", block], timeout=EACH)
             print(flush=True)
             if done.returncode != 0:
-                sys.exit(f"a block of the README failed with status {done.returncode}")
+                sys.exit(f"this block of the README failed with status {done.returncode}")
         up.interrupt()
-        if not up.ended.wait(EACH) or not up.down:
-            sys.exit("Ctrl-C did not take the mesh down")
+        if not up.ended.wait(EACH):
+            sys.exit(f"`{first.strip()}` still runs {EACH:.0f} s after Ctrl-C")
+        if not up.down:
+            sys.exit(f"`{first.strip()}` has ended after Ctrl-C without printing {DOWN!r}")
     finally:
         if up.process.poll() is None:
             up.interrupt()
             up.process.wait(EACH)
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
-            sys.exit(f"something still listens on port {PORT}")
+            sys.exit(f"after Ctrl-C, a process still listens on port {PORT}")
     print("the README's commands work exactly as written", flush=True)
 
 

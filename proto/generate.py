@@ -41,7 +41,6 @@ def generate(into: Path) -> None:
             "from google.protobuf import descriptor_pool as _descriptor_pool\n", "from mesh.pb import POOL as _POOL\n"
         )
         text = re.sub(r"^import (\w+_pb2) as (\w+)$", r"from mesh.pb import \1 as \2", text, flags=re.MULTILINE)
-        # The generator's own version check comes with a hint about ourselves that the lock file already keeps.
         path.write_text(text)
         if path.name.endswith("_grpc.py") and "Stub:" not in text:
             path.unlink()  # no service in that file
@@ -60,9 +59,9 @@ def differences(fresh: Path) -> list[str]:
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Writes mesh/pb, or compares it with what the .proto files generate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare only; exit 1 when mesh/pb is out of date")
+    parser.add_argument("--check", action="store_true", help="Only compare, and exit with 1 if mesh/pb is out of date.")
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder)

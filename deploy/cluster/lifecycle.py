@@ -88,7 +88,8 @@ def is_up() -> bool:
 
 
 def up(tell: Callable[[str], None] = lambda _: None) -> None:
-    """Starts or restarts the cluster, and reports what it is waiting for. Everything must already be built."""
+    """Starts or restarts the cluster, and reports what it is waiting for. `build` must have run. Raises StartError if a
+    part does not start, and OccupiedError if another tree's cluster runs."""
     tell("stopping the previous cluster")
     down()
     for folder in (layout.RUN, layout.CONTAINERD, layout.NET, layout.KUBELET):
@@ -100,12 +101,12 @@ def up(tell: Callable[[str], None] = lambda _: None) -> None:
         started[name] = parts.start(name, argv)
 
     def until(condition: Callable[[], object], what: str, timeout: float) -> None:
-        tell(f"until {what}")
+        tell(f"waiting until {what}")
         parts.until(condition, what, timeout=timeout, started=started)
 
     try:
         plugins = needs.plugins()
-        assert plugins is not None, "needs were not looked at"
+        assert plugins is not None, "the network plugins are missing: call build() first"
         network.make()
         identity.make()
         (layout.CONTAINERD / "config.toml").write_text(configs.containerd_file(plugins))
@@ -139,7 +140,7 @@ def down() -> None:
     owner = _owner()
     if owner is not None and owner != layout.CACHE and owner.exists():
         raise OccupiedError(
-            f"A cluster of another folder runs on this machine with the same addresses.\n"
+            f"A cluster that was started from {owner.parent.parent} runs on this machine.\n"
             f"Stop it first: make -C {owner.parent.parent} cluster-down"
         )
     processes = parts.running((owner or layout.CACHE) / "bin")

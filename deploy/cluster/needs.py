@@ -38,7 +38,7 @@ class MissingError(Exception):
 
 
 def plugins() -> Path | None:
-    """Returns the folder of the network plugins."""
+    """Returns the folder of the network plugins, or None if no folder has all of them."""
     for folder in _PLUGIN_FOLDERS:
         if all((folder / name).exists() for name in _PLUGINS):
             return folder
@@ -62,7 +62,7 @@ def obstacles() -> list[str]:
         found.append("root is needed, for containers and bridges: sudo make cluster, or run it in a virtual machine")
     version = _go_version()
     if version is None:
-        found.append("Go is not on PATH: install it from go.dev, or take your distribution's if it is new enough")
+        found.append(f"Go is not on PATH: install {_dotted(GO)} or later, from go.dev or from your distribution")
     elif version < GO:
         found.append(f"Go {_dotted(version)} is too old: {_dotted(GO)} or later is needed, from go.dev")
     packages = missing_packages()
@@ -88,7 +88,9 @@ def obtain() -> None:
         if done.returncode != 0:
             raise MissingError(f"{' '.join(argv)} failed:\n{(done.stderr or done.stdout)[-2000:]}")
     if missing_packages():
-        raise MissingError(f"still missing after the installation: {' '.join(missing_packages())}")
+        raise MissingError(
+            f"apt-get succeeded, but programs of these packages are not on PATH: {' '.join(missing_packages())}"
+        )
 
 
 def parse_go_version(text: str) -> tuple[int, int] | None:

@@ -42,7 +42,7 @@ def until(
             if child.poll() is not None:
                 raise StartError(f"{name} ended with {child.returncode}:\n{tail(name)}")
         if time.monotonic() > end:
-            raise StartError(f"still not true after {timeout:g} s: {what}; logs are in {layout.LOGS}")
+            raise StartError(f"timed out: waited {timeout:g} s until {what}; logs are in {layout.LOGS}")
         time.sleep(0.1)
 
 
@@ -72,7 +72,8 @@ def running(bin_folder: Path = layout.BIN) -> dict[int, list[str]]:
 
 
 def end(pids: Sequence[int], number: signal.Signals = signal.SIGTERM) -> None:
-    """Ends processes, with SIGKILL if they do not end soon."""
+    """Ends processes, with SIGKILL if they do not end within 10 seconds. Raises RuntimeError if they still run after
+    that."""
     for attempt in (number, signal.SIGKILL):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):

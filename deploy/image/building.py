@@ -31,11 +31,11 @@ class NoEngineError(Exception):
 
 
 def engine(asked: str = "") -> str:
-    """Returns the engine to build with: the requested one, as a command line with options, or the first one that
-    works."""
+    """Returns the engine to build with: the requested one, as a command line with options, or the first one that works.
+    Raises NoEngineError if there is none."""
     if asked:
         if shutil.which(shlex.split(asked)[0]) is None:
-            raise NoEngineError(f"There is no {shlex.split(asked)[0]!r} on PATH: name another with ENGINE=.")
+            raise NoEngineError(f"{shlex.split(asked)[0]} is not on PATH: name another engine with ENGINE=.")
         return asked
     tried = []
     for name in ENGINES:

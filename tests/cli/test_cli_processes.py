@@ -187,17 +187,6 @@ def test_a_mesh_that_cannot_be_up_says_why(monkeypatch):
     assert "port 8033 is taken" in result.stderr
 
 
-def test_interrupted_is_130(monkeypatch):
-    """An interrupted `mesh up` exits with 130, which shells expect of a program that Ctrl-C has ended."""
-
-    def interrupt():
-        raise KeyboardInterrupt
-
-    with pytest.raises(typer.Exit) as caught:
-        processes.options.guarded(interrupt)
-    assert caught.value.exit_code == 130
-
-
 def test_the_module_runs_as_a_program():
     """`python -m mesh` works without a script on PATH. An unknown command exits with 2."""
     for words in (["version"], ["--version"], ["--version", "ls"]):

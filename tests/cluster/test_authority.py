@@ -69,7 +69,7 @@ async def test_everybody_follows_another_authority(mesh: Installed) -> None:
     await Visits(mesh).until_said(())
 
 
-async def test_new_pods_of_all_kinds_start_with_it(mesh: Installed) -> None:
+async def test_new_pods_start_with_the_new_authority(mesh: Installed) -> None:
     """Once all processes have adopted the new authority, a router and a runtime pod are replaced. The new pods become
     ready, and no call fails."""
     await asyncio.gather(

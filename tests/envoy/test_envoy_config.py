@@ -47,8 +47,8 @@ def test_each_kind_of_call_goes_to_its_own_sockets():
 
 
 def test_routes_are_matched_from_grpc_to_everything():
-    """A gRPC call is never routed as REST, whatever its path. Requests below /v2/models/ are routed as inference. Only
-    the routes that lead to management add the client's address."""
+    """A gRPC call is never routed as REST, whatever its path. POST requests below /v2/models/ are routed as inference.
+    Only the routes that lead to management add the client's address."""
     (virtual_hosts,) = values(config.bootstrap(SETTINGS), "virtual_hosts")
     *managing, first, second, third = virtual_hosts[0]["routes"]
     assert {route["route"]["cluster"] for route in managing} == {config.GRPC_CLUSTER}

@@ -142,8 +142,8 @@ async def test_another_user_without_a_failure(server: EtcdServer, mount: Mount) 
     ],
 )
 async def test_what_does_not_work_is_not_taken(change: dict[str, str], says: str, mount: Mount) -> None:
-    """If new credentials do not work, the client keeps its connection and logs the reason once. When the Secret returns
-    to the old credentials, nothing is logged."""
+    """If new credentials do not work, the client keeps its connection and logs one warning with the reason. When the
+    Secret returns to the old credentials, there is no further warning."""
     with capture_logs() as lines:
         await _keeps(change, says, mount)
     (told,) = [line for line in lines if line["log_level"] == "warning"]
@@ -261,7 +261,7 @@ def _files(authority: Authority, pair: tuple[bytes, bytes]) -> dict[str, bytes]:
 
 
 async def test_closing_while_one_is_proven(mount: Mount) -> None:
-    """Closing a client while it tries new credentials ends the attempt at once, and later requests fail."""
+    """A client can be closed while it tries new credentials. Later requests fail."""
     etcd = mount.client()
     await etcd.put(b"mine/a", b"1")
     async with Proxy(1) as proxy:

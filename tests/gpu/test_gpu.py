@@ -130,8 +130,8 @@ async def test_models_of_two_sizes_are_counted_as_the_driver_counts_them(mesh, d
 
 
 async def test_a_full_device_evicts_and_its_memory_is_given_back(mesh, device):
-    """A full device evicts. With six models and memory for three, every answer is right, and the driver never counts
-    more than the pod's capacity."""
+    """With six models and memory for three, every answer is right. The pod never counts more than its capacity, and the
+    driver little more."""
     client = Client(mesh.channel())
     names = {f"m{seed}": seed for seed in range(6)}
     for name, seed in names.items():

@@ -83,7 +83,7 @@ def test_an_identity_knows_when_it_expires(mounted):
     ],
 )
 def test_files_that_do_not_work_are_refused_at_the_start(tmp_path, authority, spoil, words):
-    """Files that do not work are refused at the start. The error names the file and the cause."""
+    """The error says which file is wrong, or what is wrong with the certificate."""
     certificate, key = authority.issue()
     files = {"ca_crt": authority.pem, "tls_crt": certificate, "tls_key": key}
     spoil(files, authority, Authority("other"))
@@ -186,8 +186,8 @@ async def test_those_of_one_authority_talk_to_each_other(port, mounted, authorit
 
 
 async def test_others_are_refused(port, mounted, authority, tmp_path, monkeypatch):
-    """A client is refused if it connects without TLS, has no certificate, or has a certificate that has expired, is
-    from another authority, or is for another name. The same client with the right certificate would be served."""
+    """A client is refused if it connects without TLS, or if its certificate has expired, is from another authority, or
+    is for another name. The right certificate is accepted."""
     ours = Identity(mounted.path)
     async with Ends(ours) as ends:
         assert await getattr(ends, port)(None)
@@ -263,8 +263,7 @@ async def test_an_authority_changes_without_a_refused_connection(port, mounted, 
 
 
 async def test_connections_outlive_a_change(mounted, authority):
-    """When certificates change, existing connections to the data port stay open, and gRPC connections stay open as long
-    as their channel."""
+    """When certificates change, existing connections to the data port stay open."""
     server = Identity(mounted.path)
     async with Ends(server) as ends:
         pool = Pool(f"127.0.0.1:{ends.data_port}", identity=server, connect_timeout=5)
@@ -320,8 +319,8 @@ class Elapsed:
 
 
 async def test_another_authority_comes_without_a_refused_connection(port, mounted, authority, tmp_path):
-    """If the authority's Secret is deleted and made again, two processes can still talk while only one of them has the
-    new authority, whichever one that is. In the end, neither trusts the former authority."""
+    """If the authority's Secret is deleted and made again, a process with the new authority and a process without it
+    can still talk. In the end, neither trusts the former authority."""
     new, elapsed = Authority("new"), Elapsed()
     folders = [mounted, Mounted.of(tmp_path / "client", authority)]
     server, client = (Identity(folder.path, elapsed=elapsed) for folder in folders)

@@ -173,7 +173,7 @@ async def test_a_real_child_is_minded(tasks):
 
 @pytest.fixture
 def local(world, monkeypatch, tmp_path):
-    """A whole mesh of fake children."""
+    """Returns the settings of a mesh whose children are fakes."""
     monkeypatch.setattr(supervisor.single, "find", lambda: "/no/etcd")
     monkeypatch.setattr(supervisor.single, "version", lambda binary: "3.5.1")
     monkeypatch.setattr(

@@ -62,8 +62,7 @@ def test_a_traceback_keeps_its_lines_and_its_name():
     [(0, ["debug", "info", "warning", "error", "plain"]), (1, ["warning", "error"]), (2, ["error"])],
 )
 def test_quiet_shows_what_is_worse(quiet, shown):
-    """The quiet mode shows only warnings and errors. Lines without a level count as info, and texts of `mesh up` itself
-    are always shown."""
+    """With -q only warnings and errors are shown, with -qq only errors. Lines without a level count as info."""
     entries = [
         ("pod-1", structured(level=level, event=f"it-{level}")) for level in ("debug", "info", "warning", "error")
     ]
@@ -81,7 +80,7 @@ def test_raw_lines_pass_as_they_came():
 
 @given(st.text(), st.dictionaries(st.text(), st.text() | st.integers() | st.none(), max_size=4))
 def test_no_line_moves_the_terminal(text, data):
-    """Whatever a child writes, each line stays one line without control characters of the terminal."""
+    """Whatever a child writes, only printable characters and tabs are printed."""
     for line in (text, json.dumps({"event": text, **{k: v for k, v in data.items() if k != "traceback"}})):
         parsed = parse(line.replace("\n", " "))
         for row in [line] if parsed is None else readable(parsed):

@@ -22,7 +22,6 @@ from mesh.local.settings import LocalServer, UpError, UpSettings, default_capaci
     ids=str,
 )
 def test_settings_that_cannot_work_name_their_option(changes, word):
-    """Settings that cannot work are refused before anything starts. The error names the option."""
     with pytest.raises(UpError, match=word):
         UpSettings(**changes).check()
 
@@ -92,8 +91,8 @@ def test_an_address_that_is_not_this_machines_is_said():
 
 
 def test_one_mesh_a_data_directory(tmp_path):
-    """A second mesh in the same data directory is refused. The error names the first mesh's process id, and the lock
-    ends with that process."""
+    """A second mesh in the same data directory is refused, and the error names the first mesh's process id. Once the
+    first mesh has ended, the directory can be used again."""
     with DataFolder(tmp_path / "d"):
         with (
             pytest.raises(UpError, match=r"another mesh is using .* \(process \d+\).*--data-dir"),
