@@ -142,7 +142,6 @@ class Core:
         return call
 
     def sent(self, pod: str) -> list[Sent]:
-        """Returns the calls sent to the pod."""
         return self.world.pool(pod).sent
 
     async def answered(self, call: FakeCall) -> FakeCall:

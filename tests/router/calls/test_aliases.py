@@ -112,7 +112,7 @@ async def test_an_alias_that_the_feed_has_not_delivered_is_read(core, kind):
 
 
 async def test_an_alias_that_hides_a_cold_model_is_found_by_the_read_for_its_load(core):
-    """The read of a cold model's record for its load also finds an alias of the same name, and the alias wins."""
+    """An alias takes precedence over a model of the same name."""
     core.resident("fraud@8")
     core.register("fraud")
     core.alias("fraud", "fraud@8", feed=False)
@@ -218,7 +218,6 @@ async def test_an_alias_that_was_deleted_unseen_is_not_found(core, kind, text):
 
 
 async def test_a_stream_follows_an_alias_that_has_moved(core):
-    """A stream that no model has received yet follows an alias that has moved, as a unary call does."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@7")
     core.alias("fraud", "fraud@8", feed=False)
@@ -233,7 +232,7 @@ async def test_a_stream_follows_an_alias_that_has_moved(core):
 
 
 async def test_a_version_is_called_whichever_is_active(core):
-    """Every version that an alias keeps can be called, and the reply names the version that served."""
+    """The reply names the version that served."""
     core.resident("fraud@7")
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
@@ -254,7 +253,6 @@ async def test_versions_may_share_a_model(core):
 
 
 async def test_a_version_that_does_not_exist_is_not_found_and_the_others_are_named(core):
-    """The error for an unknown version lists the existing ones, so the caller can correct the call."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
     call = core.call("fraud", version="99")
@@ -408,7 +406,6 @@ async def test_a_load_that_hangs_leaves_half_of_the_callers_time_to_another_mode
 
 
 async def test_a_split_whose_models_all_fail_answers_with_the_last_error(core):
-    """If all models of a split fail, each has been tried once and the last error is the answer."""
     core.world.pod("a")
     core.agents.answers["a"] = fakecalls.failed("bad file")
     for model in ("fraud@7", "fraud@8"):

@@ -188,7 +188,8 @@ def test_methods_that_are_not_listed_are_refused_unless_others_are_allowed() -> 
 
 
 def test_no_configuration_opens_the_servers_own_management() -> None:
-    """A method of a model server's management API stays refused, even if the configuration lists it."""
+    """A method of a model server's management API stays refused, even if the configuration lists it or allows other
+    methods."""
     unload = "mmesh.ModelRuntime/unloadModel"
     for known in (adopted(config({unload: {}})), adopted(config({}, others=True))):
         assert known.method(b"/" + unload.encode()).refused == f"Method not found or not permitted: {unload}"

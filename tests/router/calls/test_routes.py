@@ -180,8 +180,7 @@ def test_a_compressed_message_is_unpacked_no_further_than_its_id():
 
 
 def test_an_id_is_not_looked_for_beyond_the_first_mebibyte():
-    """An id is not sought beyond the first mebibyte of a message. A call whose id comes later must name the model in
-    its metadata."""
+    """A call whose id comes later must name the model in its metadata."""
     frame = compressed(b"\x3a\x80\x80\x80\x01" + bytes(2 << 20) + infer("m"))
     assert model_of(INFER, [(b"mm-model-id", b"header")], frame=frame, encoding=b"gzip") == "header"
     with pytest.raises(MeshError) as error:

@@ -128,7 +128,7 @@ async def test_missing_models_are_left_out(core, calling):
 
 
 async def test_without_any_model_the_call_is_not_found(core, calling):
-    """If none of the ids is registered, the call fails with the predecessor's text."""
+    """The text is the predecessor's."""
     call = await core.answered(calling(of("x", "y")))
     assert (call.code, call.text) == (Code.NOT_FOUND, "none of the requested models were found")
 

@@ -137,8 +137,7 @@ async def test_what_names_no_model_is_refused(core, frame):
 
 
 async def test_what_cannot_stand_in_a_request_is_refused(core, monkeypatch):
-    """A call is refused if it cannot be written as a request, for instance because no header can contain its
-    encoding."""
+    """The call cannot be written as a request, because no header can contain its encoding."""
     resident(core)
 
     def send(*_, **__):
@@ -149,8 +148,7 @@ async def test_what_cannot_stand_in_a_request_is_refused(core, monkeypatch):
 
 
 async def test_a_call_that_is_refused_at_once_is_freed_at_once(core, monkeypatch):
-    """A call that is refused immediately is also freed immediately, because no reference cycle with its carrier keeps
-    it for the garbage collector."""
+    """No reference cycle with its carrier keeps the call for the garbage collector."""
     import gc
     import weakref
 
@@ -538,8 +536,8 @@ async def test_where_etcd_is_away_the_call_says_so(core):
 
 
 async def test_a_probe_that_breaks_does_not_make_etcd_away_for_ever(core, monkeypatch):
-    """If a probe of etcd fails for any reason, etcd does not count as unavailable forever. The next call that must be
-    verified probes again."""
+    """An unexpected error ends a probe of etcd. Then etcd no longer counts as unavailable, and the next call that must
+    be verified reads the record."""
     resident(core)
     core.etcd.away = True
     verifier = core.forwarder.verifier
@@ -580,8 +578,7 @@ async def test_a_pod_that_knows_better_has_the_record_read_until_etcd_answers(co
 
 
 async def test_a_model_that_kills_servers_is_read_for_each_call(core):
-    """The record of a model that kills servers is read for each call, because a slightly older read says nothing about
-    its quarantine now."""
+    """A slightly older read of the record says nothing about the model's quarantine now."""
     resident(core, "a", "b", "c")
     for name, load in (("a", 0), ("b", 10), ("c", 20)):
         core.world.view.pods[name].load = load
@@ -728,8 +725,7 @@ async def test_calls_are_counted_by_method_and_code_and_by_hit_or_cold(core):
 
 
 async def test_a_long_text_is_cut_to_what_metadata_can_hold(core):
-    """A long error text is shortened to fit into metadata. gRPC clients refuse metadata of more than 8 KiB, and would
-    show no error text."""
+    """gRPC clients refuse metadata of more than 8 KiB, and would show no error text."""
     core.register()
     core.world.pod("a")
     core.agents.answers["a"] = fakecalls.failed("x" * 100_000)
@@ -795,7 +791,7 @@ async def test_a_pod_that_refuses_a_call_after_a_large_reply_has_begun_is_not_be
 
 
 async def test_a_request_is_kept_for_a_shadow_when_a_large_reply_begins(core):
-    """If the alias of a call has a shadow, the request is kept, because the shadow gets it after the reply."""
+    """The shadow gets the request after the reply."""
     resident(core, "a", model="fraud@8")
     resident(core, "b", model="fraud@9")
     core.alias("fraud", "fraud@8", mirror={"target": "fraud@9", "percent": 100})

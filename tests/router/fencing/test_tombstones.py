@@ -490,7 +490,7 @@ async def test_a_life_does_not_end_at_once_because_its_name_is_taken(town):
 
 
 async def test_every_address_of_a_name_must_refuse(town):
-    """A life ends only if every address of its host name refuses connections. `localhost` usually has two."""
+    """The name `localhost` usually has two addresses."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
@@ -630,7 +630,7 @@ async def test_junk_under_lives_and_tombstones_is_passed_over(town, junk):
 
 
 async def test_a_copy_being_made_keeps_the_id_too(town):
-    """A copy that is still loading keeps the id taken, because its load may end after the id was unregistered."""
+    """The load may end after the id was unregistered."""
     await town.pod("a", "m")
     kv = await town.etcd.get(town.keys.copy("m", "a"))
     await town.etcd.put(town.keys.copy("m", "a"), CopyRecord("i", kv.create_revision, LOADING).encode())

@@ -63,7 +63,6 @@ async def test_a_leader_whose_lease_is_gone_stops_and_stands_again(etcd, keys):
 
 
 async def test_leading_that_fails_is_given_up_and_tried_again(etcd, keys):
-    """An error in a leader's work ends its term, and the leader stands for election again."""
     terms = 0
 
     async def lead() -> None:

@@ -33,7 +33,6 @@ async def test_another_leader_finds_what_was_noted(etcd, keys, clock):
 
 
 async def test_it_is_bounded_and_pieces_go_that_are_not_needed(etcd, keys, clock, monkeypatch):
-    """The list keeps only a bounded number of the latest uses, and its unneeded pieces are deleted."""
     monkeypatch.setattr(recency, "MOST", 25)
     monkeypatch.setattr(recency, "PIECE", 10)
     noted = Recency(etcd, keys, clock=clock)
@@ -64,7 +63,6 @@ async def test_where_nobody_has_noted_anything_the_records_tell(etcd, keys, cloc
 
 @pytest.mark.parametrize("value", [b"", b"garbage", recency._pack({"a": "b"}), b"x\x9c\x03\x00"])
 async def test_a_piece_that_is_not_ours_is_left_out(etcd, keys, clock, value):
-    """A piece of the list in an unknown format is skipped, and the others are read."""
     noted = Recency(etcd, keys, clock=clock)
     noted.note({"a": 1000})
     await noted.save()

@@ -213,7 +213,6 @@ async def test_what_stands_on_the_wrong_pod_is_moved(world):
 
 
 async def test_what_a_dead_pod_had_comes_back_if_it_was_used(world):
-    """Models of a dead pod are loaded elsewhere if they were used lately. Others are not."""
     for name, idle in (("used", 1000), ("old", 5 * 3_600_000)):
         world.copy(name, "a", await world.register(name))
         world.agents.states["a", name] = {"idle_ms": idle}
@@ -310,7 +309,7 @@ async def test_free_space_is_filled_with_what_was_used_last(world):
 
 
 async def test_uses_are_noted_as_of_when_their_pod_told_of_them(world, monkeypatch):
-    """Uses are recorded with the time of their pod's report, however long it takes to ask the other pods."""
+    """Uses have the time of their pod's report, although another pod takes a minute to answer."""
     now = 1000.0
     recency = Recency(world.etcd, world.keys, clock=lambda: now)
     monkeypatch.setattr(world.rounds, "_recency", recency)
@@ -354,8 +353,8 @@ async def test_a_quarantined_or_failing_model_is_not_preloaded(world):
 
 
 async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
-    """A pod in which all loads fail gets no more loads after the first few, although it is empty and would always be
-    chosen."""
+    """The broken pod is the emptiest one, which is usually chosen. It gets no more loads after the first few
+    failures."""
     world.agents.broken = {"a"}
     for name in ("b", "c"):  # fuller than the broken one
         world.pod(name, used_bytes=8 * MIB)
@@ -371,7 +370,6 @@ async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
 
 
 async def test_what_was_planned_for_a_pod_that_proves_unhealthy_is_not_sent_there(world):
-    """If a pod proves unhealthy during a round, the remaining loads that the round planned for it are not sent."""
     world.agents.broken = {"a"}
     for name in ("b", "c"):  # there is room in the broken one only
         world.pod(name, used_bytes=64 * MIB)
@@ -384,8 +382,7 @@ async def test_what_was_planned_for_a_pod_that_proves_unhealthy_is_not_sent_ther
 
 
 async def test_who_leads_again_keeps_what_others_have_noted_meanwhile(world):
-    """A leader that is elected again reads the list of uses from etcd, and so keeps what other leaders have added
-    meanwhile."""
+    """A leader that is elected again first reads the list of uses from etcd."""
 
     async def noted() -> Recency:
         found = Recency(world.etcd, world.keys)

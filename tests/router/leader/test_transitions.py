@@ -186,7 +186,7 @@ MOVED = VModelRecord("b", "b")
 
 
 async def test_a_vmodel_moves_once_its_target_is_loaded(mesh):
-    """A vmodel moves once its target has a copy. Then the former model loses its reference."""
+    """The former model loses its reference when the vmodel moves."""
     await mesh.pod("p", "q")
     await mesh.register("a", "b")
     await mesh.copy("a", "p")
@@ -311,7 +311,6 @@ async def test_a_failed_move_is_tried_again_when_the_target_is_repaired(mesh, mo
 
 
 async def test_a_failed_move_ends_when_a_call_has_had_the_target_loaded(mesh, monkeypatch):
-    """A failed move ends as soon as a call has caused its target to be loaded, because nothing is left to load."""
     monkeypatch.setattr(transitions, "REST", 3600.0)
     monkeypatch.setattr(transitions, "_AGAIN", 0.1)
     await mesh.pod("p")
@@ -326,7 +325,6 @@ async def test_a_failed_move_ends_when_a_call_has_had_the_target_loaded(mesh, mo
 
 
 async def test_a_failed_move_stays_failed_when_the_active_model_is_evicted(mesh, monkeypatch):
-    """A vmodel does not move to a target that cannot be loaded, even if its active model has no copies."""
     monkeypatch.setattr(transitions, "REST", 0.2)
     await mesh.pod("p")
     await mesh.register("a", "b")
@@ -395,7 +393,6 @@ async def test_another_leader_goes_on_where_one_has_died(mesh):
 
 
 async def test_a_move_that_is_changed_meanwhile_goes_to_the_new_target(mesh):
-    """A vmodel that gets a third target while the second is loaded moves to the third."""
     await mesh.pod("p")
     await mesh.register("a", "b", "c")
     await mesh.copy("a", "p")
@@ -409,7 +406,6 @@ async def test_a_move_that_is_changed_meanwhile_goes_to_the_new_target(mesh):
 
 
 async def test_a_vmodel_that_is_deleted_meanwhile_stays_deleted(mesh):
-    """A vmodel that is deleted during its move is not recreated by the end of the move."""
     await mesh.pod("p")
     await mesh.register("a", "b")
     await mesh.copy("a", "p")

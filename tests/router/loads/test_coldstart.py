@@ -263,8 +263,7 @@ async def test_an_agent_that_cannot_be_reached_is_passed_over(core):
 
 
 async def test_a_suspect_is_not_asked_to_load(core):
-    """A suspect pod is not asked to load. The caller waits, because the pod may be back in a moment, and gets the
-    reason if no pod comes."""
+    """The caller waits, because the suspect pod may be back in a moment, and gets the reason if no pod comes."""
     core.rules(pause_ms=1, patience_ms=20)
     one_pod(core)
     core.world.copy("other", "a")
@@ -451,8 +450,7 @@ async def test_after_failures_in_three_pods_the_callers_get_the_models_own_error
 
 
 async def test_what_has_just_failed_is_not_tried_again(core):
-    """A model that has just failed is not tried again. The failure recorded by the agent counts, not the record
-    remembered from before."""
+    """The failure that the agent has recorded counts, although the router remembers an older record."""
 
     def fail(request):
         core.register(failures=core.failed_in("a"))
@@ -491,8 +489,7 @@ async def test_a_failure_in_one_pod_is_tried_in_another(core):
 
 
 async def test_a_pod_in_which_everything_fails_gets_no_more_loads(core):
-    """A pod in which all loads fail gets no more loads, although it is empty and would be chosen first. Its failures do
-    not count against the models."""
+    """The broken pod is empty and would be chosen first. Its failures do not count against the models."""
     core.world.pod("broken", capacity=1 << 50)
     core.world.pod("well", capacity=1 << 30)
     core.agents.answers = {"broken": fakecalls.failed("no such device"), "well": GO_ON}
@@ -557,8 +554,7 @@ async def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_other_pod(core)
 
 
 async def test_a_failure_is_void_once_its_pods_secret_has_changed(core):
-    """A failure is void once the secret of its pod has changed, because the operator may have corrected it. The next
-    call loads the model, whatever the record says."""
+    """The operator may have corrected the secret, so the next call loads the model, whatever the record says."""
     one_pod(core)
     core.world.pod("a", secrets="old")
     failure = replace(core.failed_in("a")[0], secrets="old")
@@ -571,8 +567,7 @@ async def test_a_failure_is_void_once_its_pods_secret_has_changed(core):
 
 
 async def test_a_clock_that_is_ahead_does_not_prolong_a_failure(core, passes):
-    """A clock that is ahead does not prolong a failure, because the pause begins when the router first reads about the
-    failure."""
+    """The pause begins when the router first reads about the failure."""
     one_pod(core)
     (failure,) = core.failed_in("a", ago_ms=-3_600_000)
     core.register(failures=(replace(failure, kind=FailureKind.PASSING),))

@@ -245,8 +245,8 @@ async def test_unknown_attributes_survive(desk):
 
 
 async def test_copies_of_a_former_life_are_withdrawn_first(desk):
-    """Copies of a former registration are withdrawn before the id is registered again. Their agents are told, and the
-    registration waits."""
+    """The agents unload the copies of the former registration. The new registration waits until etcd has no keys of
+    these copies."""
     await desk.management.register("m", "onnx")
     desk.pod("a")
     await desk.copy("m", "a")

@@ -540,7 +540,6 @@ async def test_a_record_that_cannot_be_read_is_an_internal_error(desk):
 
 
 async def test_vmodels_are_listed_page_by_page(desk):
-    """A list of vmodels can be limited to a prefix of their ids and can start after a given id."""
     for name in ("a1", "b1", "b2", "b3"):
         await put(desk, name, amid="m", tmid="m")
     page = await desk.management.handlers.vmodels.page(prefix="b", limit=2)

@@ -267,7 +267,7 @@ async def test_small_calls_go_on_while_a_large_one_is_converted(http, worker, wh
 @pytest.mark.parametrize("which", ["body", "reply"])
 async def test_no_turn_of_the_loop_reads_large_json_or_copies_more_than_a_slice(served, worker, monkeypatch, which):
     """The worker neither reads nor writes JSON of more than `inference.SMALL` bytes itself. In each turn of its event
-    loop, it copies at most one slice of a body to or from the converter's memory."""
+    loop, it copies at most one slice of a body or of a reply into the converter's memory."""
     turn = 0
     copied = collections.Counter()
     write, loop = papers.File._write, asyncio.get_running_loop()

@@ -52,7 +52,7 @@ class Door:
         self.writer = None
 
     async def post(self, path, headers, body, *, chunked=False):
-        """Returns the status, headers and body of the answer."""
+        """Sends a POST request, and returns the status, headers and body of the answer."""
         if self.writer is None:
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         lines = [f"POST {path} HTTP/1.1", "Host: a", *(f"{name}: {value}" for name, value in headers)]

@@ -55,6 +55,5 @@ def test_a_pod_may_have_the_name_that_tombstones_have():
     ],
 )
 def test_what_cannot_be_read_is_passed_over(item):
-    """A key that cannot be read is skipped, and those after it are read."""
     (said,) = published.read(KEYS, [item, (KEYS.pod("b"), POD.encode())])
     assert said == PodSaid("b", POD)

@@ -277,7 +277,7 @@ def test_a_load_answered_by_another_life_of_the_pod_is_not_believed():
 
 
 def test_what_a_pod_does_not_publish_again_is_forgotten_after_a_while():
-    """A copy that a pod does not publish again is forgotten after a while, because the agent may have evicted it."""
+    """The agent may have evicted a copy that its pod does not publish again."""
     world = two_pods()
     world.lose("a")
     world.pod("a")

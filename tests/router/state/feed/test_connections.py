@@ -233,7 +233,7 @@ async def test_a_worker_that_connects_again_goes_on_with_each_range_where_it_was
 
 
 async def test_a_large_range_does_not_hold_up_the_others(tmp_path):
-    """A large range does not delay the others: while it is being sent, a change of another range reaches the worker."""
+    """While the large range is being sent, a change of another range reaches the worker."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     server.apply(PRESENCE, Snapshot(5, tuple(kv(b"k%06d" % number, b"v" * 200) for number in range(50_000))))
@@ -276,7 +276,7 @@ async def test_a_range_that_only_the_worker_knows_is_left_out_and_the_others_wor
 
 
 async def test_a_range_that_only_the_pod_knows_is_passed_over(tmp_path):
-    """An older worker ignores a range that only the pod knows."""
+    """The worker is older than the pod."""
     told = Recorder()
 
     async def pod(reader, writer):
@@ -298,7 +298,7 @@ async def test_a_range_that_only_the_pod_knows_is_passed_over(tmp_path):
 
 
 async def test_the_pod_is_told_which_ranges_are_read(tmp_path):
-    """The pod learns which ranges are read, so it need not follow the others."""
+    """The pod need not follow the other ranges."""
     wanted = []
     server = FeedServer(nothing, wanted=wanted.append)
     await server.start(str(tmp_path / "feed"))

@@ -109,7 +109,7 @@ async def test_a_range_is_followed_once_a_worker_reads_it(pod, etcd, keys):
 
 
 async def test_each_range_goes_on_by_itself(pod, etcd, keys, monkeypatch):
-    """The ranges are independent: while a reader of one cannot take a change, readers of others get theirs."""
+    """While a reader of one range cannot take a change, the readers of other ranges get theirs."""
     pod.following.begin()
     await pod.following.read.wait()
     stuck = asyncio.Event()

@@ -40,12 +40,10 @@ class Copy:
         self.story: list[tuple[str, int]] = []
 
     def snapshot(self, revision: int, items: list[Item]) -> None:
-        """Replaces the state, and records the revision of the snapshot."""
         self.state = {key: value for key, value in items if value is not None}
         self.story.append(("snapshot", revision))
 
     def delta(self, revision: int, items: list[Item]) -> None:
-        """Applies a change to the state, and records its revision."""
         for key, value in items:
             if value is None:
                 self.state.pop(key, None)
@@ -55,7 +53,7 @@ class Copy:
 
 
 def decoded(data: bytes) -> list[list[object]]:
-    """Returns the messages of a cursor, decoded."""
+    """Returns the messages in the bytes that a cursor has given."""
     found = []
     while data:
         length = int.from_bytes(data[:4], "big")
@@ -78,7 +76,6 @@ class Worker:
         self.cursor = self.log.cursor(*self.reading.connect())
 
     def lose(self) -> None:
-        """Breaks the connection."""
         self.cursor.close()
 
     def take(self, most: int = 1_000_000) -> bool:
@@ -102,7 +99,7 @@ def log() -> RangeLog:
 
 
 def test_a_worker_is_told_everything_and_then_each_revision_whole(log: RangeLog) -> None:
-    """A worker gets a snapshot and then each revision complete, so keys that belong together arrive together."""
+    """Keys that belong together arrive together, in one revision."""
     worker = Worker(log)
     assert worker.take()
     log.apply(put(9, (b"a", b"4"), (b"b", None)))
@@ -170,8 +167,7 @@ def test_after_a_compaction_every_worker_is_told_everything_again(log: RangeLog)
 
 
 def test_revisions_of_another_store_are_not_taken_for_this_ones(log: RangeLog) -> None:
-    """Revisions of another store are not mistaken for those of the present store. In this test, etcd has started on
-    other data and passed the revision that the worker knows."""
+    """Etcd has started on other data, and has passed the revision that the worker knows."""
     worker = Worker(log)
     worker.take()
     worker.lose()
@@ -184,7 +180,7 @@ def test_revisions_of_another_store_are_not_taken_for_this_ones(log: RangeLog) -
 
 
 def test_what_was_missed_is_not_kept_for_ever(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changes are not kept forever for a disconnected worker. After a long absence it gets a snapshot."""
+    """After a long absence, a worker gets a snapshot instead of the changes."""
     monkeypatch.setattr(rangelog, "KEPT", 200)
     worker = Worker(log)
     worker.take()
@@ -214,8 +210,7 @@ def test_one_that_falls_behind_is_told_everything_instead(log: RangeLog, monkeyp
 
 
 def test_a_change_larger_than_a_message_comes_as_one_revision(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change larger than a message arrives as one revision, for instance when the lease of a pod with very many
-    copies ends."""
+    """The end of a lease deletes the keys of very many copies in one revision."""
     monkeypatch.setattr(rangelog, "PORTION_BYTES", 100)
     worker = Worker(log)
     worker.take()
@@ -264,16 +259,13 @@ class Story:
         self.note()
 
     def note(self) -> None:
-        """Records the present state."""
         self.past[self.log.epoch, self.log.revision] = dict(self.state)
 
     def carry(self, which: int, most: int) -> None:
-        """Carries some messages to a worker."""
         if self.connected[which]:
             self.workers[which].take(most)
 
     def break_or_mend(self, which: int) -> None:
-        """Breaks a worker's connection, or restores it."""
         (self.workers[which].lose if self.connected[which] else self.workers[which].connect)()
         self.connected[which] = not self.connected[which]
 
