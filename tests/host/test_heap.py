@@ -15,7 +15,7 @@ libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
 libc.free.argtypes = (ctypes.c_void_p,)
 SIZE, BOUNDARY = 4_000_000, 64
 libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD: glibc raises it by itself once such a block was freed
-libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: so that the break tells what the heap needed
+libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: the break then shows how much the heap needed
 begin = libc.sbrk(0)
 libc.sbrk.restype = ctypes.c_void_p
 begin = libc.sbrk(0)

@@ -24,7 +24,7 @@ def machine(tmp_path):
 
 
 def test_the_machine_is_the_bound_without_a_limit(machine):
-    """Without a limit, the bound is the machine's total memory, even if little of it is free."""
+    """The bound is the machine's total memory, even if little of it is free."""
     assert machine() == memory.Whole(8 * GiB, "the machine")
     assert machine(pods="max\n") == memory.Whole(8 * GiB, "the machine")
 

@@ -49,7 +49,7 @@ def test_pauses_grow_while_it_keeps_ending(
 
 
 def test_it_is_given_up_after_so_many_starts_in_vain() -> None:
-    """A child is given up after too many failed starts in a row. A successful start resets the count."""
+    """A child is given up after three failed starts in a row. A successful start resets the count."""
     found = decisions(PATIENT, 5, None, None, 5, None, None, None, 5)
     assert found[-1] == GivenUp(3)
     assert len(found) == 7

@@ -56,10 +56,10 @@ async def test_a_childs_loop_is_heard_and_its_own_children_are_not_in_its_place(
     ids=["stopped", "silent"],
 )
 async def test_a_child_that_hangs_is_killed(number: signal.Signals, why: str, stopped: bool) -> None:
-    """The watch reports the reason once, and kills the child."""
+    """The watch reports once why the child hangs, and kills the child."""
     verdicts: list[process.HangVerdict] = []
     child = await a_child()
-    # Its loop beats twice a second, so that less than a second of silence says something is not for real limits.
+    # The child beats twice a second, so limits on silence below a second would hit a healthy child.
     limits = process.HangLimits(stopped=0.2, silent=2.0, suspect=1.0, interval=0.05)
     watch = process.Watch(child, child.heard, limits=limits, on_hung=verdicts.append)
     assert (watch.hung, watch.trouble) == (None, None)
@@ -142,7 +142,7 @@ async def test_who_is_stopped_together_with_its_watcher_goes_on_with_it() -> Non
     try:
         for each in (parent.pid, pid):
             os.kill(each, signal.SIGSTOP)
-        await asyncio.sleep(3.0)  # beyond all of the limits above: being stopped is what is tested
+        await asyncio.sleep(3.0)  # longer than all limits above
         for each in (parent.pid, pid):
             os.kill(each, signal.SIGCONT)
         told = asyncio.create_task(asyncio.to_thread(parent.stdout.readline))

@@ -11,7 +11,8 @@ from tests.support.etcd import EtcdServer
 
 @pytest.fixture
 def an_agent(etcd_server: EtcdServer, keys: Keys, tmp_path: Path) -> AnAgent:
-    """Makes pods in a mesh of this test alone: `async with an_agent(capacity="64MiB") as pod`."""
+    """Returns a function that makes pods in a mesh of this test alone: `async with an_agent(capacity="64MiB") as
+    pod`."""
 
     def make(*options: str, **more: object) -> AgentProcess:
         return AgentProcess(etcd_server.settings, keys, tmp_path, *options, **more)  # type: ignore[arg-type]

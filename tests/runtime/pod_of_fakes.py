@@ -60,7 +60,7 @@ class FakeKeys:
         return True
 
     def changed(self) -> None:
-        """Notes that the pod's record may have changed."""
+        """Does nothing. (The real keys note that the pod's record may have changed.)"""
 
 
 class FakeClaims:
@@ -123,10 +123,10 @@ class FakeFiles:
         self.budget: int | None = None  # disk budget in bytes
         self.sizes: dict[str, int] = {}  # bytes on disk, by id
         self.held: dict[str, asyncio.Event] = {}
-        self.stopping: dict[str, asyncio.Event] = {}  # by id, the event until which a cancelled pull takes to stop
+        self.stopping: dict[str, asyncio.Event] = {}  # by id, what a cancelled pull waits for before it stops
         self.present: set[str] = set()
         self.doomed: set[str] = set()
-        self.digests: dict[str, str] = {}  # digests by path; "one" for other paths
+        self.digests: dict[str, str] = {}  # by path; "" for other paths
         self.cancelled: list[str] = []
 
     async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
@@ -286,7 +286,6 @@ class FakePod:
         return Want(model_id, revision, "t", path, footprint=Footprint(size if known else 0), **fields)
 
     async def load(self, model_id: str, size: int = 1000, **fields: int) -> Outcome:
-        """Loads a model."""
         return await self.loads.load(self.want(model_id, size, **fields))
 
     async def fill(self, *model_ids: str, size: int) -> None:
@@ -326,7 +325,8 @@ class FakePod:
         await until(lambda: (what, model_id) in self.server.asked, why=f"{what} {model_id}")
 
     async def nothing_left(self, model_id: str) -> None:
-        """Waits until no trace of the model is left."""
+        """Waits until the model is off the ledger, and checks that the server, the keys and the files have nothing of
+        it."""
         await until(lambda: model_id not in self.ledger.entries, why=f"{model_id} off the books")
         assert model_id not in self.server.models
         assert model_id not in self.keys.keys

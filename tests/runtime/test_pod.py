@@ -66,7 +66,8 @@ async def states(pod: AgentProcess) -> dict[str, str]:
 
 
 async def loaded_again(pod: AgentProcess, model_id: str, created: int) -> None:
-    """Waits until the pod accepts loads again. Until then it answers UNAVAILABLE, so that routers ask another pod."""
+    """Waits until the pod has loaded the model again. Until then, the pod answers UNAVAILABLE, so that routers ask
+    another pod."""
 
     async def loaded() -> bool:
         reply = await pod.load(model_id, created)
@@ -430,7 +431,7 @@ async def test_a_server_that_is_stopped_is_replaced_and_no_model_blamed(pod: Age
     assert pod.server_pid != old
     assert not (await pod.model("running")).killed
     assert 'mesh_hung_processes{process="model-server"} 2' in (await pod.probe("/metrics"))[1]
-    # The pod has "auto", and has published what its first server found.
+    # The pod runs with `--device auto`, and later servers get the device that the first one found.
     assert _argument(pod.server_pid, "device") == "cpu"
 
 

@@ -69,7 +69,7 @@ async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> No
 
         await until(swept, why="keys of the earlier life are gone")
 
-        # Somebody else with that name.
+        # Another agent with the same name.
         second = an_agent("--model-dir", str(one.models.parent / "twin"))
         await second.launch()
         assert await second.process.wait(30) == 1

@@ -154,8 +154,8 @@ def test_unknown_level_or_format_is_refused(stream, level, fmt):
 
 @pytest.mark.parametrize("fmt", ["text", "json"])
 def test_a_process_that_configures_nothing_writes_lines_too(fmt: str):
-    """Such a process, for instance a terminal command, writes warnings as log lines, not as dicts, and leaves out lower
-    levels."""
+    """A process that does not configure logging, such as a terminal command, writes warnings as log lines, not as
+    dicts, and leaves out lower levels."""
     program = "from mesh.telemetry import logs; log = logs.get('x'); log.info('no'); log.warning('it ended', pid=1)"
     argv = [sys.executable, "-P", "-c", program]
     environment = {**os.environ, "MESH_LOG_FORMAT": fmt}

@@ -13,7 +13,7 @@ from tests.support.waiting import until
 
 
 class FakePlace:
-    """A place whose readings end when the test says so."""
+    """A location of keys whose readings end when the test says so."""
 
     def __init__(self, issuer):
         self.issuer = issuer

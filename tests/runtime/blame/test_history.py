@@ -81,8 +81,8 @@ async def test_a_failure_is_recorded_and_a_success_takes_it_away(records: Record
 
 
 async def test_a_failure_says_of_what_kind_it_is_and_since_when(records: Records) -> None:
-    """The failure also contains the digest of the files and the version of the storage secret. It continues the series
-    that a failure of another pod began."""
+    """A recorded failure also contains the digest of the files and the version of the storage secret. It continues the
+    series that a failure of another pod began."""
     first = Failure("pod-2", NOW - 20_000, "no", FailureKind.PASSING)
     await records.put(failures=(first,))
     records.history = History(records.etcd, records.keys, pod="pod-1", secrets=lambda: "v1", clock_ms=lambda: NOW)

@@ -62,6 +62,6 @@ async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
     ]
     slot = pod.entry("idle").slot
     assert slot is not None
-    pod.board.uses[slot] = Use(SlotState.LOADED, 1, 2, 1, 0, 9, 0, 0)  # the run is in an unnoted thread, or in the loop
+    pod.board.uses[slot] = Use(SlotState.LOADED, 1, 2, 1, 0, 9, 0, 0)  # a run that no thread has noted
     assert [one.model for one in at_work() if not one.thread] == ["freeing", "idle", "looping"]
     board.close()

@@ -61,8 +61,8 @@ async def test_a_later_load_of_the_same_content_writes_nothing(pod: FakePod) -> 
 
 
 async def test_other_content_is_refused_before_the_model_server_sees_it(pod: FakePod) -> None:
-    """The error names both digests, the time when the content was recorded, and the ways out. The load does not count
-    as a failure of the model."""
+    """The error about differing content names both digests, the time when the content was recorded, and the ways out.
+    It does not count as a failure of the model."""
     pod.claims.records["m"] = ModelRecord("t", digest="another", digest_ms=1_700_000_000_000)
     outcome = await pod.load("m", 10)
     assert isinstance(outcome, Failed)
@@ -76,7 +76,7 @@ async def test_other_content_is_refused_before_the_model_server_sees_it(pod: Fak
 
 
 async def test_of_two_first_loads_the_second_is_refused_where_it_holds_something_else(pod: FakePod) -> None:
-    """Another pod records its content after this load's claim, while the load is in the server."""
+    """Another pod records other content after this load's claim, while the load is in the server."""
     go = pod.server.hold("load", "m")
     load = asyncio.create_task(pod.load("m", 10))
     await pod.asked("load", "m")
@@ -163,7 +163,7 @@ async def test_while_a_reload_is_under_way_the_old_copy_is_the_copy(pod: FakePod
 
 @pytest.mark.parametrize("how", ["load", "publish", "contradicted", "pull"])
 async def test_a_reload_that_fails_leaves_the_old_copy_as_it_was(pod: FakePod, how: str) -> None:
-    """The memory of the new copy is freed. The old copy keeps its key, its files and its memory."""
+    """A failed reload frees the memory of the new copy. The old copy keeps its key, its files and its memory."""
     await pod.fill("m", size=10)
     before = pod.keys.keys["m"]
     reloaded(pod)
@@ -227,7 +227,7 @@ async def test_unregistered_in_the_middle_of_a_reload(pod: FakePod, when: str) -
 
 
 async def test_the_old_copy_is_evicted_while_the_new_one_loads(pod: FakePod) -> None:
-    """The reload completes, writes the key again, and keeps the files."""
+    """If the old copy is evicted during a reload, the reload writes the deleted key again, and keeps the files."""
     await pod.fill("m", size=10)
     reloaded(pod)
     go = pod.server.hold("load", "m")
@@ -317,7 +317,7 @@ async def test_a_first_load_is_of_the_generation_that_the_registry_has(pod: Fake
 
 
 async def test_a_server_that_dies_during_a_reload(pod: FakePod) -> None:
-    """The load is refused, and nothing of the model stays in the ledger or in etcd."""
+    """A reload whose server dies is refused, and nothing of the model stays in the ledger or in etcd."""
     await pod.fill("m", size=10)
     reloaded(pod)
     pod.server.hold("load", "m")

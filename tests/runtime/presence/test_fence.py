@@ -70,7 +70,7 @@ async def settled(world: World, fence: Fence, asked: int) -> None:
 
 
 async def test_a_pod_that_was_never_published_answers_nothing(world):
-    """The board says so even before the agent has looked for the first time."""
+    """The board forbids answers even before the agent has looked for the first time."""
     assert world.mode is Mode.CLOSED
     fence = world.fence()
     fence.look()
@@ -160,7 +160,7 @@ async def test_serving_without_etcd_is_bounded_where_asked(world):
 
 
 async def test_a_fence_that_is_closed_stays_closed(world):
-    """A closed fence stays closed, because the keys of a draining pod are about to be deleted."""
+    """The keys of a draining pod are about to be deleted, so a closed fence does not open again."""
     fence = world.fence()
     world.keyed = True
     world.renew()
@@ -173,7 +173,7 @@ async def test_a_fence_that_is_closed_stays_closed(world):
 
 
 async def test_etcd_is_not_asked_more_than_once_a_second(world):
-    """The fence looks ten times a second."""
+    """The fence looks ten times a second for ten seconds, and asks etcd at most eleven times."""
     fence = world.fence()
     world.etcd, world.keyed = False, True
     world.renew()

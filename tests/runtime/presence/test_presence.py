@@ -111,7 +111,7 @@ async def test_everything_hangs_on_the_lease_and_goes_with_it(pod: Pod) -> None:
 
 
 async def test_what_is_dropped_goes_and_the_last_word_counts(pod: Pod) -> None:
-    """Puts and drops come faster than etcd can be written."""
+    """Puts and drops come faster than etcd can be written, and the last one for each key counts."""
     created = await register(pod, "n")
     for number in range(20):
         pod.presence.put("m", pod.copy(created))
@@ -198,7 +198,8 @@ async def test_a_pod_of_which_nobody_can_tell_is_waited_for(etcd: Etcd, keys: Ke
 
 
 async def test_a_pod_whose_place_was_taken_says_so_and_writes_no_more(etcd: Etcd, keys: Keys) -> None:
-    """The first pod notices at its next write. The successor's keys stay as they are."""
+    """A pod whose name a successor has taken notices this at its next write, and leaves the successor's keys as they
+    are."""
     async with Pod(etcd, keys, incarnation="zombie") as zombie, Pod(etcd, keys, incarnation="next") as successor:
         created = await register(zombie, "m")
         successor.presence.put("m", successor.copy(created, LOADED))
@@ -210,7 +211,7 @@ async def test_a_pod_whose_place_was_taken_says_so_and_writes_no_more(etcd: Etcd
 
 
 async def test_a_pod_whose_place_was_taken_finds_out_though_it_has_nothing_to_write(etcd: Etcd, keys: Keys) -> None:
-    """The pod's lease lives, so it notices only because it reads its own record from time to time."""
+    """The pod's lease lives, so the pod notices only because it checks its own key from time to time."""
     idle = Pod(etcd, keys, incarnation="idle", ttl=2)
     await idle.presence.start()
     record = replace(idle.record, incarnation="next")
@@ -414,7 +415,7 @@ async def test_a_claim_writes_the_copy_and_brings_the_record(pod: Pod) -> None:
 
 
 async def test_one_of_two_pods_wins(pod: Pod, other: Pod) -> None:
-    """The loser learns the winner's name, and has written nothing."""
+    """The pod that loses a claim learns the winner's name, and has written nothing."""
     for number in range(20):
         model_id = f"m{number}"
         created = await register(pod, model_id)
@@ -472,7 +473,7 @@ async def test_a_key_of_its_own_that_was_left_is_overwritten(pod: Pod) -> None:
 
 
 async def test_a_deletion_that_was_pending_does_not_hit_the_claim(pod: Pod) -> None:
-    """The copy is dropped and claimed again thirty times. The pending deletion never removes the key of the next
+    """A copy is dropped and claimed again thirty times. The pending deletion never removes the key of the next
     claim."""
     created = await register(pod, "m")
     for _ in range(30):
@@ -496,7 +497,7 @@ async def test_a_claim_tells_of_copies_elsewhere(pod: Pod, other: Pod) -> None:
 
 
 async def test_ids_that_begin_alike_do_not_claim_each_other(pod: Pod, other: Pod) -> None:
-    """Some of the ids are others with a slash, a percent sign or the pod's name at the end."""
+    """Some of the ids are the beginning of others, and two differ only in the encoding of a slash."""
     names = ["a", "a/b", "a/pod-1", "a%2Fb", "ab", "a b", "ü"]
     created = {name: await register(pod, name) for name in names}
     for number, name in enumerate(names):

@@ -41,7 +41,6 @@ class Server:
         self.port = self.server.add_insecure_port("127.0.0.1:0")
 
     def service(self, details: Any) -> Any:
-        """Returns the handler of a method."""
         handler = getattr(self, details.method.rpartition("/")[2], None)
         return None if handler is None else grpc.stream_stream_rpc_method_handler(handler)
 

@@ -18,7 +18,8 @@ from tests.support.waiting import until
 
 
 class Blocked:
-    """The control of a server whose loads exceed their time limit. Once the server is stuck, its unloads do so too."""
+    """The control of a server whose loads exceed their time limit. If the server is stuck, all other requests do so
+    too."""
 
     former = False
 

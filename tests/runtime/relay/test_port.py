@@ -97,7 +97,7 @@ class Relay:
         return self.pool.sent[number]
 
     def check_nothing_is_left(self, *, failed: int) -> None:
-        """Checks that all calls have ended and were counted."""
+        """Checks that no call is in flight, and how many calls were counted as failed."""
         assert (self.port.in_flight, self.copy.calls, self.copy.row.in_flight, self.copy.row._running) == (
             0,
             set(),
@@ -164,7 +164,7 @@ async def test_a_server_with_names_of_its_own_gets_them_and_the_caller_does_not(
 
 
 async def test_a_model_whose_process_died_is_withdrawn_and_its_call_is_not_repeated(relay: Relay) -> None:
-    """The call may have ended the process, so it must not reach another copy."""
+    """A call that may have ended its model's process must not reach another copy."""
     call = relay.call()
     relay.sent().fail(Code.INTERNAL, "Stub process 'm_0' is not healthy.")
     assert (call.code, call.text) == (Code.INTERNAL, "Stub process 'm_0' is not healthy.")
@@ -230,7 +230,7 @@ async def test_a_deadline_ends_a_call(relay: Relay) -> None:
 
 
 async def test_metadata_or_a_message_that_cannot_be_passed_on_is_refused(relay: Relay) -> None:
-    """Both are the caller's mistake: the code is INVALID_ARGUMENT."""
+    """Invalid messages, and metadata that cannot be sent, are the caller's mistake: the code is INVALID_ARGUMENT."""
     call = FakeCall(b"/a.B/named", [*addressed("m", b"life.7")], b"\0\0\0\0\x02\xff\xff")
     relay.port.handle(call)
     assert call.code == Code.INVALID_ARGUMENT
@@ -264,7 +264,6 @@ async def test_a_call_waits_while_envoy_is_restarted(relay: Relay) -> None:
 
 
 async def test_a_call_that_envoy_did_not_get_is_sent_again(relay: Relay) -> None:
-    """A call that was lost unsent because Envoy has just died is sent to the next Envoy."""
     call = relay.call()
     relay.sent().lose(LostKind.UNSENT)
     await until(lambda: len(relay.pool.sent) == 2, why="the call is sent again")

@@ -163,7 +163,7 @@ async def test_work_that_began_during_the_silence_is_no_excuse(watched: Watched,
 
 
 async def test_a_server_that_has_ended_is_not_blocked(watched: Watched) -> None:
-    """What the loss of a connection means is for the link to judge."""
+    """The watch leaves the loss of a connection to the link."""
     watched.call(watched.copy(0))
     await _blocked(watched)
     await watched.server.stop()

@@ -39,8 +39,7 @@ def test_a_message_written_in_two_parts_is_spliced_as_its_merge(one: Made, other
 
 @given(st.lists(REQUESTS, max_size=3), TEXTS)
 def test_a_field_of_the_message_reads_as_set(parts: list[dict], model_id: str) -> None:
-    """A spliced message reads as the original with the field set, even if the field was set before, once or
-    repeatedly."""
+    """The field may have been set before, once or repeatedly."""
     message = encoded(parts)
     expected = PredictRequest.FromString(message)
     expected.model_name = model_id

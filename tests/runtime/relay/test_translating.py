@@ -114,7 +114,7 @@ async def test_an_error_of_the_handler_reaches_the_caller(
 
 
 async def test_a_process_that_dies_counts_as_a_lost_server(egress: TranslatingEgress, server: FakeTorchServe) -> None:
-    """The router may therefore ask another copy. The next call is answered."""
+    """After the death of a model's process, the router may ask another copy. The next call is answered."""
     server.died = True
     with pytest.raises(MeshError, match="process in TorchServe ended") as error:
         await answer(egress, INFER, request())

@@ -15,7 +15,6 @@ def test_what_was_never_seen_runs_in_a_thread():
 
 
 def test_a_short_call_vouches_for_its_class_and_all_smaller_ones():
-    """A short call lets its size class and all smaller ones run in the loop, but not larger ones."""
     pace = Pace()
     pace.note(SIZE, FAST)
     assert inline(pace, 0)
@@ -58,7 +57,7 @@ def test_one_outlier_moves_nothing_and_a_lasting_change_does():
 
 
 def test_outliers_of_a_busy_machine_do_not_move_a_fast_class():
-    """A fast size class stays in the loop although the machine stops every fifth call for a long time."""
+    """A fast size class stays in the loop although every fifth call takes a second."""
     pace = Pace()
     for number in range(1, 1001):
         pace.note(SIZE, FAST if number % 5 else 10**9)
@@ -84,7 +83,8 @@ def test_a_class_that_became_fast_comes_back():
 
 
 def test_a_call_that_had_to_be_stopped_takes_its_class_out_of_the_loop():
-    """The class leaves the loop at once, whatever its mean. Smaller classes stay there."""
+    """After a call that had to be stopped, its size class leaves the loop at once, whatever its mean. Smaller classes
+    stay."""
     pace = Pace()
     for _ in range(100):
         pace.note(SIZE, FAST)

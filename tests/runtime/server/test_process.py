@@ -195,7 +195,7 @@ async def test_callers_that_go_away_free_their_threads(server):
     for exchange in exchanges:
         exchange.cancel()
     await until(lambda: server.board.read(5).in_flight == 0, why="all are ended")
-    try:  # the clock of the server or that of the client is first
+    try:  # the deadline passes first in the server or in the client
         assert (await server.infer("slow", timeout=0.3, **FOREVER)).code == Code.DEADLINE_EXCEEDED
     except TimeoutError:
         pass
@@ -253,7 +253,8 @@ async def test_the_board_knows_after_a_kill_what_was_going_on(tmp_path):
         assert list(server.board.uses()) == []
         assert (await server.infer("idle", revision=1, x=ONE)).code == Code.UNAVAILABLE
 
-        # SIGINT is for the owner of the terminal. SIGTERM ends it: what is in flight is answered, or cut after a while.
+        # SIGINT, which a terminal sends to all its processes, does not end the server. On SIGTERM, the server answers
+        # calls in flight, or ends them after a while.
         await server.load("slow", models.slow(), slot=3)
         server.process.send_signal(signal.SIGINT)
         ending = asyncio.create_task(server.infer("slow", **models.slow_inputs(0.5)))

@@ -106,8 +106,7 @@ def test_clear_and_reset_free_slots(board):
 
 
 def test_the_histogram_counts_by_method_code_and_time(board):
-    """The histogram counts calls by method, code and time. A time on a bound belongs to the bucket below it, and an
-    invalid code counts as UNKNOWN."""
+    """A time on a bound belongs to the bucket below it, and an invalid code counts as UNKNOWN."""
     board.observe(0, 0, BUCKETS_NS[0])
     board.observe(0, 0, BUCKETS_NS[0] + 1)
     board.observe(0, 0, BUCKETS_NS[-1] + 1)
@@ -146,8 +145,7 @@ def test_what_is_no_board_is_refused(tmp_path):
 
 
 def test_a_new_board_does_not_disturb_who_has_the_old_one(tmp_path):
-    """A new board at the same path does not disturb a server that still has the old one: it continues to write to the
-    old file."""
+    """A server that still has the old board continues to write to the old file."""
     old = Board.create(tmp_path / "board", 4, incarnation="one")
     new = Board.create(tmp_path / "board", 4, incarnation="two")
     old.row(0).loading(1, 1)
@@ -156,7 +154,7 @@ def test_a_new_board_does_not_disturb_who_has_the_old_one(tmp_path):
 
 
 def test_an_incarnation_that_does_not_fit_is_refused(tmp_path):
-    """A board holds an incarnation of up to 64 bytes. A longer one is refused."""
+    """A board has room for an incarnation of 64 bytes."""
     assert Board.create(tmp_path / "board", 1, incarnation="x" * 64).incarnation == "x" * 64
     with pytest.raises(ValueError, match="64 bytes"):
         Board.create(tmp_path / "board", 1, incarnation="x" * 65)

@@ -114,7 +114,8 @@ async def test_a_bad_model_or_a_lack_of_memory_is_no_trouble(make, tmp_path):
 
 
 async def test_files_that_were_removed_in_the_meantime(make, tmp_path, monkeypatch):
-    """The store refuses the form, as it does once the model's files have been removed, and the attempt is counted."""
+    """The store refuses the optimised form, as it does once the model's files have been removed, and the attempt is
+    counted."""
 
     async def worth(source: Path, target: Path) -> dict[str, object]:
         target.write_bytes(b"form")

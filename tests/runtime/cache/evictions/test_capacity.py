@@ -1,4 +1,4 @@
-"""A capacity that fits into the memory of the container, of a parent group, or of the machine."""
+"""Capacities that fit into the memory of the container, of a parent group, or of the machine."""
 
 import pytest
 from typer.testing import CliRunner
@@ -43,7 +43,7 @@ def test_a_capacity_with_room_beside_it_has_the_usual_limit():
     ],
 )
 def test_more_than_there_is_is_refused(whole, says, monkeypatch):
-    """The error names the memory that exists, and a way out."""
+    """The error about a capacity that is too large names the memory that exists, and a way out."""
     monkeypatch.setattr(memory, "whole", lambda: whole)
     result = CliRunner().invoke(app, ["--capacity", "2GiB"], env={"COLUMNS": "400"})
     assert result.exit_code == 2
@@ -54,7 +54,8 @@ def test_more_than_there_is_is_refused(whole, says, monkeypatch):
 
 @pytest.mark.parametrize("size", [128 * MiB, 192 * MiB, 256 * MiB])
 def test_a_container_too_small_for_any_pod_is_refused(size):
-    """The error names the available and the required memory. A container with 1 MiB more than required is accepted."""
+    """The error about a container that is too small names the available and the required memory. A container with 1 MiB
+    more than required is accepted."""
     with pytest.raises(ValueError, match=f"has {size // MiB} MiB in all, and a pod needs 282 MiB") as error:
         capacity.check_least(Whole(size, "the container"))
     assert "raise the container's memory limit to 282 MiB" in str(error.value)

@@ -77,7 +77,7 @@ async def test_evictions_end_if_they_do_not_help():
 
 @pytest.mark.parametrize("why", ["not visible", ""])
 async def test_nothing_is_evicted_without_an_observation(why: str):
-    """If the server's memory cannot be observed, loads are not refused either."""
+    """If the server's memory cannot be observed, nothing is evicted, and no load is refused."""
     pod = Watched(frees=0)
     if not why:
         await pod.fill()

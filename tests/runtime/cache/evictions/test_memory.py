@@ -66,7 +66,7 @@ async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
     watch.look()
     watch.look()
     assert evicted == ["a"]
-    watch.look()  # a new figure, by which nothing was freed
+    watch.look()  # the next figure still shows no freed memory
     assert evicted == ["a", "b"]
     taken = 985_000
     watch.look()

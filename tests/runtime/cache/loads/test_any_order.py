@@ -33,13 +33,13 @@ from tests.support.modelserver import FakeModelServer
 
 CAPACITY = 10_000_000
 SLOTS = 20
-_AT_WORK = Board.private(64).at_work  # nobody is
+_AT_WORK = Board.private(64).at_work  # without any thread at work
 _TURNS_OF_THE_LOOP = 15  # turns of the event loop within which nearly everything that can happen has happened
 _AGAIN = 20  # times as many turns before a load counts as waiting
 
 
 class SpiByHand:
-    """A model server that answers when the test says so."""
+    """The SPI of a model server that answers when the test says so."""
 
     def __init__(self, server: "ServerByHand") -> None:
         self._server = server
@@ -116,7 +116,7 @@ class Story:
         self.to_come = list(self.models)
         self.callers: dict[str, asyncio.Task[Outcome]] = {}
         self.outcomes: dict[str, Outcome] = {}
-        self.calls: dict[str, int] = {}  # slots of calls in flight, by model
+        self.calls: dict[str, int] = {}  # calls in flight, by model
         self.withdrawn: set[str] = set()
         self.died: set[str] = set()
         blames = (Blame("pod-2", time.time_ns() // 1_000_000, ""),)
@@ -163,7 +163,6 @@ class Story:
                 self.die()
 
     def die(self) -> None:
-        """Kills the model server."""
         server = self.server
         server.lives += 1
         held = (EntryState.LOADING, EntryState.LOADED, EntryState.UNLOADING)

@@ -85,7 +85,7 @@ async def test_what_the_server_has_lost_is_loaded_again(pod: FakePod) -> None:
 
 
 async def test_callers_share_one_load(pod: FakePod) -> None:
-    """One of the callers gets the load time, and the others get 0."""
+    """One of the callers that share a load gets the load time, and the others get 0."""
     go = pod.server.hold("load", "m")
     callers = [asyncio.create_task(pod.load("m")) for _ in range(5)]
     await pod.asked("load", "m")
@@ -107,7 +107,7 @@ async def test_a_caller_that_goes_away_does_not_end_the_load(pod: FakePod) -> No
 
 
 async def test_who_loses_the_claim_evicts_nothing_and_stops_its_pull(pod: FakePod) -> None:
-    """A load that loses the claim evicts nothing, stops its pull and names the pod that won."""
+    """The load that lost the claim names the pod that won it."""
     await pod.fill("old", size=1_000_000)
     pod.claims.verdicts["m"] = Elsewhere("pod-2")
     pod.files.held["m"] = asyncio.Event()
@@ -212,8 +212,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 async def test_calls_in_flight_are_not_evicted(pod: FakePod) -> None:
-    """Copies with calls in flight are not evicted. A load that waits too long for room is refused, and nothing is
-    evicted for it."""
+    """A load that waits too long for the room of busy copies is refused, and nothing is evicted for it."""
     await pod.fill("a", "b", size=500_000)
     pod.busy("a")
     outcome = await pod.load("m", 600_000)
@@ -241,7 +240,6 @@ async def test_larger_than_the_pod_by_its_known_size(pod: FakePod) -> None:
 
 
 async def test_larger_than_the_pod_by_its_files(pod: FakePod) -> None:
-    """A model whose files are larger than the pod is refused without an eviction."""
     await pod.fill("old", size=1_000_000)
     outcome = await pod.loads.load(replace(pod.want("m", known=False), path="/2000000"))
     assert isinstance(outcome, Refused)
@@ -261,8 +259,8 @@ async def test_larger_than_the_pod_once_measured(pod: FakePod) -> None:
 
 
 async def test_what_fits_nowhere_is_not_loaded_to_find_out_again(pod: FakePod) -> None:
-    """The record that the claim returns contains the size, even if the router's record did not. The server is not
-    asked, and the estimate for the model's type does not change."""
+    """The record that the claim returns contains a size that fits nowhere, even if the router's record did not. The
+    server is not asked, and the estimate for the model's type does not change."""
     await pod.fill("old", size=900_000)
     outcome = await pod.load("m", 2_000_000, known=False)
     assert isinstance(outcome, Refused)
@@ -344,7 +342,8 @@ async def test_a_failed_load_leaves_nothing_but_its_reason(pod: FakePod) -> None
 
 
 async def test_a_failed_load_tells_no_path_of_the_pod(pod: FakePod) -> None:
-    """The error names a file relative to the model, because the pod's paths mean nothing to callers."""
+    """The error of a failed load names a file relative to the model, because the pod's paths mean nothing to
+    callers."""
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "/m/10/m.onnx is cut off")
     outcome = await pod.load("m")
     assert isinstance(outcome, Failed)
@@ -352,7 +351,7 @@ async def test_a_failed_load_tells_no_path_of_the_pod(pod: FakePod) -> None:
 
 
 async def test_a_failed_load_tells_what_was_skipped(pod: FakePod) -> None:
-    """The error lists the files that the pull skipped, because the model may need one of them."""
+    """The error of a failed load lists the files that the pull skipped, because the model may need one of them."""
     pod.files.skipped["/m/10"] = ("'weights' cannot be read: Permission denied",)
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "no weights")
     outcome = await pod.load("m")
@@ -557,7 +556,7 @@ async def test_no_server_no_load(pod: FakePod) -> None:
 
 
 async def test_a_pod_that_takes_no_loads_says_why(pod: FakePod) -> None:
-    """A pod that refuses loads gives the reason. It still confirms the copies that it has."""
+    """A pod that refuses loads still confirms the copies that it has."""
     await pod.fill("here", size=10)
     pod.refusal = Refused(Reason.NO_ROOM, "the model server takes too much memory")
     assert await pod.load("m") == pod.refusal

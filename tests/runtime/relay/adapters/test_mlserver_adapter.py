@@ -132,8 +132,8 @@ async def test_a_folder_within_a_model_passes_for_no_other_model(served: Served)
 
 
 async def test_settings_that_came_with_a_model_are_completed(served: Served) -> None:
-    """The settings keep their content, and get the model's id, an absolute path, and the inputs of its schema. The
-    pulled files are not changed."""
+    """Settings that came with a model keep their content, and get the model's id, an absolute path, and the inputs of
+    its schema. The pulled files are not changed."""
     own = {"name": "mine", "implementation": "mlserver_xgboost.XGBoostModel", "max_batch_size": 8}
     text = json.dumps(own | {"parameters": {"uri": "./booster.json", "version": "3"}})
     served.write({"d/model-settings.json": text, "d/booster.json": XGBOOST, "s.json": '{"inputs": [{"name": "x"}]}'})
@@ -146,7 +146,7 @@ async def test_settings_that_came_with_a_model_are_completed(served: Served) -> 
 
 
 async def test_settings_without_a_path_mean_their_own_folder(served: Served) -> None:
-    """Without a path, settings mean their own folder, where MLServer looks for a file with one of its default names."""
+    """Without a path, MLServer looks in the folder of the settings for a file with one of its default names."""
     own = {"implementation": "mlserver_xgboost.XGBoostModel"}
     served.write({"d/model-settings.json": json.dumps(own), "d/model.json": XGBOOST})
     served.control = served.managed(allow_code=False)
@@ -259,7 +259,7 @@ async def test_python_code_gets_a_folder_of_its_own(served: Served, files: dict[
 
 
 async def test_the_size_that_code_states_is_reported(served: Served) -> None:
-    """The size is among the parameters of the model's metadata. A negative one means nothing."""
+    """The size that a model's code states is among the parameters of its metadata. A negative size means nothing."""
     served.write({"m.py": CODE})
     await served.load("m.py", "python")
     for stated, bytes_ in ((0, 0), (123_456_789_012, 123_456_789_012), (-1, 0)):

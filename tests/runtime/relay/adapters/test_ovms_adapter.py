@@ -130,7 +130,7 @@ async def test_each_layout_is_served(
 async def test_a_bad_model_is_refused_with_the_reason(
     served: Served, files: dict[str, str], kind: str, says: str
 ) -> None:
-    """The server is not asked, and no file is left."""
+    """For a bad model, the server is not asked, and no file is left."""
     served.write(files)
     before = await served.reloads()
     with pytest.raises(MeshError) as error:
@@ -142,7 +142,7 @@ async def test_a_bad_model_is_refused_with_the_reason(
 
 
 async def test_loads_and_unloads_that_arrive_together_are_one_change(served: Served) -> None:
-    """A model that fails does not prevent the others from being loaded, and is not listed afterwards."""
+    """A model that fails does not prevent the other loads of the same change, and is not listed afterwards."""
     served.write(
         {f"{number}/m.{end}": "broken" if number == 3 else str(number) for number in range(6) for end in ("bin",)}
     )

@@ -30,7 +30,7 @@ def zipped(**files: bytes | str) -> bytes:
 
 
 def manifest(**model: Any) -> str:
-    """Returns the manifest of an archive."""
+    """Returns the manifest of an archive whose own handler is `own.py:run`, with more fields for its model."""
     return json.dumps({"runtime": "python", "model": {"modelName": "mine", "handler": "own.py:run", **model}})
 
 
@@ -187,7 +187,7 @@ async def test_an_archive_keeps_its_handler_behind_meshs(
 async def test_a_bad_model_is_refused_with_the_reason(
     served: Served, files: dict[str, Any], kind: str, says: str
 ) -> None:
-    """The server is not asked, and no file is left."""
+    """For a bad model, the server is not asked, and no file is left."""
     served.write(files)
     error = await served.refused("m", kind)
     assert error.reason is Reason.BAD_REQUEST
@@ -224,7 +224,7 @@ async def test_a_failed_load_says_what_the_handler_left(served: Served) -> None:
 
 
 async def test_a_load_that_takes_too_long_is_ended(served: Served) -> None:
-    """Once unloaded, the model can be loaded again."""
+    """After an unload, a model whose load took too long can be loaded again."""
     served.write({"m": TORCHSCRIPT})
     served.server.hangs = True
     with pytest.raises((MeshError, grpc.aio.AioRpcError)):
@@ -280,8 +280,8 @@ async def test_the_server_is_asked_whether_it_has_a_model(served: Served) -> Non
     ],
 )
 def test_only_plain_ids_are_names_at_the_server(served: Served, model_id: str, kept: bool) -> None:
-    """Any other id becomes a digest, because TorchServe writes names into its log. So does an id that looks like a
-    digest."""
+    """TorchServe writes names into its log, so an id that is not plain becomes a digest. So does an id that looks like
+    one."""
     name = served.control.name(model_id)
     assert (name == model_id) is kept
     assert kept or len(name) == 32

@@ -341,8 +341,8 @@ async def test_a_server_is_ready_once_it_is_live_and_empty(served: Served) -> No
 
 
 async def test_an_unload_ends_once_the_model_is_gone(served: Served) -> None:
-    """An unload ends once Triton's index no longer shows the model, because Triton answers before the model has left
-    its memory."""
+    """Triton answers before the model has left its memory, so the unload lasts until Triton's index no longer shows the
+    model."""
     served.write({"p.py": ""})
     await served.load("p.py", "triton-python")
     served.server.slow = 3

@@ -38,8 +38,7 @@ def named(call: FakeCall) -> set[bytes]:
 
 
 async def test_a_call_finds_its_copy_by_header_or_by_name(parts):
-    """A call finds its copy by the id in its header or, without one, by the name in the message. The reply repeats the
-    request's id."""
+    """The id in a header takes precedence over the name in the message. The reply repeats the request's id."""
     await parts.load("a", models.constant(1))
     await parts.load("b", models.constant(2))
     for message, more, name, value in (
@@ -94,7 +93,7 @@ async def test_a_copy_without_a_token_answers_whatever_token_comes(parts):
 
 
 async def test_a_call_that_names_no_model_is_refused(parts):
-    """A call that names no model is refused with INVALID_ARGUMENT. *Not here* would only make the caller try other
+    """A call without a model's name gets INVALID_ARGUMENT, because *not here* would only make the caller try other
     pods."""
     for more in ((), ((headers.MODEL_ID, b""),)):
         call = parts.send(request("", x=ONE), *more)
@@ -208,7 +207,7 @@ async def test_every_datatype_shape_and_encoding_by_both_ways_of_running(parts, 
 
 @pytest.mark.parametrize("datatype", ["FP32", "BYTES", "INT64"])
 async def test_inputs_of_type_optional_may_be_left_out_or_given(parts, datatype):
-    """An input of another type must still be given."""
+    """Inputs whose type is not optional must be given."""
     await parts.load("m", models.with_optional(datatype), slot=0)
     kind = OF_NAME[datatype]
     first, second = (
@@ -230,7 +229,7 @@ async def test_inputs_of_type_optional_may_be_left_out_or_given(parts, datatype)
 
 @pytest.mark.parametrize(("model", "required"), [(models.with_default, ["x"]), (models.with_optional, ["x"])])
 async def test_metadata_lists_required_inputs_alone(parts, model, required):
-    """Metadata lists only required inputs, because clients fill in every listed one."""
+    """Clients fill in every input that metadata lists."""
     await parts.load("m", model())
     call = parts.send(pb.ModelMetadataRequest(name="m").SerializeToString(), method="ModelMetadata")
     found = pb.ModelMetadataResponse.FromString(call.answers[0][2][5:])
@@ -238,7 +237,7 @@ async def test_metadata_lists_required_inputs_alone(parts, model, required):
 
 
 async def test_inputs_with_a_default_may_be_left_out_or_given(parts):
-    """An ONNX file lists such an input both as an input and as an initializer."""
+    """An ONNX file lists an input with a default both as an input and as an initializer."""
     await parts.load("m", models.with_default())
     assert await parts.value("m") == 11
     (found,) = await outputs(parts.infer("m", x=ONE, offset=np.array([2], np.float32)))
@@ -246,7 +245,7 @@ async def test_inputs_with_a_default_may_be_left_out_or_given(parts):
 
 
 async def test_a_model_without_inputs_answers_raw(parts):
-    """A model without inputs gives raw replies, because its requests have neither typed nor raw contents."""
+    """A request without inputs has neither typed nor raw contents. The reply to it is raw."""
     await parts.load("m", models.without_inputs())
     (found,) = await outputs(parts.infer("m"))
     assert found.tolist() == [1, 2]
@@ -371,8 +370,7 @@ async def test_garbage_is_refused(parts, message):
 
 
 async def test_compressed_messages_are_read(parts):
-    """Compressed messages are read. Broken ones are refused, and so are messages that exceed the limit once
-    decompressed."""
+    """Broken compressed messages are refused, and so are messages that exceed the limit once decompressed."""
     await parts.load("m", models.constant(4))
 
     def send(body: bytes) -> FakeCall:
@@ -457,7 +455,6 @@ async def test_large_calls_are_answered_as_small_ones_are(make):
 
 
 async def test_a_large_call_is_refused_where_too_many_bytes_wait(make, monkeypatch):
-    """A large call is refused unread if too many received bytes are already waiting."""
     parts = make(max_message=32 << 20)
     await parts.load("m", models.shout(), slot=0)
     monkeypatch.setattr(requests, "read", None)
@@ -469,8 +466,7 @@ async def test_a_large_call_is_refused_where_too_many_bytes_wait(make, monkeypat
 
 
 async def test_errors_are_short_whatever_they_repeat(parts):
-    """Errors stay short even if they quote long texts. Clients accept 8 KiB of trailers, and these contain the error's
-    text twice."""
+    """Clients accept 8 KiB of trailers, and these contain the error's text twice."""
     await parts.load("m", models.constant(1))
     for name, datatype in (("n" * 1_000_000, "FP32"), ("é" * 400_000, "FP32"), ("x", "d" * 10_000)):
         message = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(4)])
@@ -549,7 +545,7 @@ async def test_values_that_are_no_numbers_pass(parts):
     ],
 )
 async def test_the_fence_is_obeyed_by_every_method(parts, method, mode, left, said, answer):
-    """Every method obeys the fence: a call that may not be answered does not run the model or count as a use."""
+    """A call that the fence forbids does not run the model, and does not count as a use."""
     await parts.load("a", models.constant(1), slot=0)
     now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     parts.board.permit(now + left * 10**9 if mode else 0, mode)

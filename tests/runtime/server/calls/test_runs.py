@@ -73,7 +73,7 @@ async def test_the_first_call_of_a_larger_size_runs_in_a_thread(parts):
 
 
 async def test_a_call_is_ended_at_its_deadline(parts):
-    """A call ends at its deadline: the caller gets the error at once, and the thread is free soon after."""
+    """The caller gets the error at the deadline, and the thread is free soon after."""
     await slow(parts)
     call = await answered(parts.infer("slow", seconds=0.1, **FOREVER))
     assert call.code is Code.DEADLINE_EXCEEDED
@@ -194,7 +194,8 @@ class Deaf:
 
 
 async def test_a_run_that_cannot_be_ended_costs_its_thread_alone(make, monkeypatch):
-    """The caller is answered in time, and another thread takes over. Once the run returns, all is as before."""
+    """The caller of a run that cannot be ended is answered in time, and another thread takes over. Once the run
+    returns, all is as before."""
     monkeypatch.setattr(runs_module, "_STUCK", 0.1)
     parts = make(threads=1)
     await slow(parts)

@@ -34,7 +34,8 @@ async def refused(parts, name: str, content: bytes) -> MeshError:
 @exact
 async def test_sizes_are_measured_to_the_byte(parts):
     """4 MiB of weights count as 4 to 4.2 MiB, and small models of the same form differ by less than 30 %."""
-    await parts.load("first", models.constant(1))  # the first session of a process takes memory of no model's
+    # The first session of a process takes memory that belongs to no model.
+    await parts.load("first", models.constant(1))
     # Made before and kept: what this test frees in the middle of a load would be measured with it.
     small = [models.logistic_regression(number) for number in range(5)]
     large = [models.weights(float(number), mebibytes=4) for number in range(5)]
@@ -166,15 +167,14 @@ async def test_a_model_that_does_not_end_fails_in_time(make):
 
 
 async def test_a_model_that_fails_on_made_up_input_is_loaded(parts):
-    """The warm-up call of such a model fails, but callers may know valid input."""
+    """A warm-up call with generated input may fail although callers know valid input."""
     await parts.load("m", models.picky())
     (found,) = await outputs(parts.infer("m", x=np.ones((4, 1), np.float32)))
     assert found.shape == (2, 2)
 
 
 async def test_a_model_with_enormous_declared_inputs_is_loaded_without_a_warm_up(parts):
-    """A model that declares enormous inputs is loaded without a warm-up call, because no input of that size is made
-    up."""
+    """No input of such a size is made up for a warm-up call."""
     await parts.load("m", models.identity(shape=(1 << 20, 1 << 20)))
 
 
@@ -198,8 +198,7 @@ async def test_a_load_that_is_cancelled_leaves_nothing(parts):
 
 
 async def test_an_unload_waits_for_calls_in_flight(parts):
-    """An unload waits for calls in flight. New calls are answered *not here* at once, and the memory is freed after the
-    last running call."""
+    """During an unload, new calls are answered *not here* at once. The memory is freed after the last running call."""
     copy = await parts.load("m", models.slow(), token=b"a.1", slot=0)
     copy.pace.too_long(8)
     session = weakref.ref(copy.session._session)
@@ -219,8 +218,7 @@ async def test_an_unload_waits_for_calls_in_flight(parts):
 
 
 async def test_an_unload_ends_calls_that_last_too_long(parts):
-    """An unload ends calls that take too long. Running calls get an error that the model is gone, and waiting calls are
-    sent to other pods."""
+    """Running calls that an unload ends get an error that the model is gone. Waiting calls are sent to other pods."""
     copy = await parts.load("m", models.slow(), slot=0)
     copy.pace.too_long(8)
     calls = [parts.infer("m", **FOREVER) for _ in range(3)]
@@ -232,7 +230,7 @@ async def test_an_unload_ends_calls_that_last_too_long(parts):
 
 
 async def test_a_call_that_cannot_be_ended_fails_the_unload(parts, monkeypatch):
-    """The slot stays taken and suspect, because the call still writes to it."""
+    """After the failed unload, the slot stays taken and suspect, because the call still writes to it."""
     monkeypatch.setattr(loader_module, "_STOPPING", 0.05)
     copy = await parts.load("m", models.slow(), slot=0)
     copy.pace.too_long(8)
@@ -282,8 +280,8 @@ async def test_a_purge_ends_everything(parts):
 
 
 async def test_a_load_that_lasts_does_not_hold_up_the_others(make, monkeypatch):
-    """A long load does not block the others: after a moment they continue unmeasured, with a size estimated from their
-    file."""
+    """Loads that wait to be measured while an endless load is measured continue after a moment, with a size estimated
+    from their file."""
     monkeypatch.setattr(making, "MEASURING_WAIT", 0.05)
     parts = make(concurrency=2)
     endless = asyncio.create_task(parts.load("endless", models.endless_loop(), slot=0))
@@ -359,8 +357,8 @@ async def test_warm_ups_that_do_not_end_give_their_places_to_others(make, monkey
 
 
 async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch):
-    """Loads that cannot be ended are reported. Each keeps its thread, and its slot as a suspect. After a few of them,
-    no further load begins until some have ended."""
+    """Each load that cannot be ended keeps its thread, and its slot as a suspect. After a few of them, no further load
+    begins until some have ended."""
     monkeypatch.setattr(loader_module, "_STOPPING", 0.05)
     parts = make(timeout=0.05, concurrency=8)
     ends, real = threading.Event(), making.make

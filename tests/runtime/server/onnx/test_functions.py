@@ -58,7 +58,7 @@ def test_functions_are_counted(tmp_path, content, says):
 
 
 def test_calls_in_subgraphs_count(tmp_path):
-    """A function is called in both branches of an If."""
+    """Calls of a function in both branches of an If are counted."""
     model = onnx.ModelProto.FromString(models.nested_functions(14))  # 8192 operators
     assert judged(tmp_path, model.SerializeToString()) is None
     branches = []
@@ -82,6 +82,7 @@ def test_overloads_are_told_apart(tmp_path, monkeypatch):
     for node in copied.node:
         node.op_type, node.domain = "Neg", "ai.onnx"
     copied.node.add().CopyFrom(copied.node[0])
-    assert judged(tmp_path, model.SerializeToString()) is None  # two operators, by way of the other one
+    # Two operators, through the function without an overload.
+    assert judged(tmp_path, model.SerializeToString()) is None
     model.graph.node[0].overload = "more"
     assert "has 3 operators" in judged(tmp_path, model.SerializeToString())

@@ -30,7 +30,7 @@ def refused(path) -> MeshError:
 
 
 def test_a_file_is_the_model(tmp_path):
-    """If the path is a file, that file is the model, whatever its name."""
+    """If the path is a file, its name does not matter."""
     put(tmp_path, anything=MODEL)
     found = onnxfile.find(str(tmp_path / "anything"))
     assert (found.path, found.bytes, found.external) == (tmp_path / "anything", len(MODEL), ())
@@ -143,8 +143,7 @@ def test_a_link_that_stays_inside_is_allowed(tmp_path):
 
 @pytest.mark.parametrize("span", [{"offset": 1}, {"length": 5}, {"offset": -4}, {"offset": 1 << 62}])
 def test_external_data_beyond_the_end_of_its_file_is_refused(tmp_path, span):
-    """External data that reaches beyond the end of its file is refused before it is mapped, because reading it would
-    kill the server."""
+    """Reading beyond the end of a mapped file would kill the server."""
     folder = tmp_path / "m"
     put(folder, weights=b"1234")
     assert "weights" in refused(with_external(folder, "weights", **span)).text
@@ -226,7 +225,7 @@ def test_a_version_that_is_whole_and_wrong_is_not_passed_over(tmp_path):
     ],
 )
 def test_a_file_that_plainly_is_something_else_is_named(tmp_path, content, says):
-    """The error says what the file is, and what to do."""
+    """The error about a file of another kind says what the file is, and what to do."""
     put(tmp_path, model_onnx=content)
     assert re.search(says, refused(tmp_path / "model.onnx").text)
     assert re.search(says, refused(tmp_path).text)

@@ -199,7 +199,7 @@ def test_what_is_read_in_the_loop_is_what_costs_little(size, kinds):
 
 
 class Counting:
-    """A reader that counts the fields it looks at."""
+    """A count of the encoded fields that are read."""
 
     def __init__(self, monkeypatch):
         self.count = 0
@@ -239,7 +239,7 @@ def test_messages_of_nothing_but_small_fields_are_refused(monkeypatch, field, sa
 
 
 def test_fields_within_inputs_count_too(monkeypatch):
-    """The fields of an input count too: a few inputs with very many dimensions, parameters or names are refused."""
+    """A few inputs with very many dimensions, parameters or names are refused."""
     counting = Counting(monkeypatch)
     for inside in (b"\x18\x01", b"\x22\x00", b"\x0a\x00", b"\x53\x54"):
         field = b"\x2a" + encoding.varint(len(inside) * 100_000) + inside * 100_000
@@ -276,7 +276,7 @@ def test_more_texts_than_a_request_may_have_are_refused_by_their_number(typed):
 
 
 def test_texts_are_counted_over_all_inputs(monkeypatch):
-    """Texts of all inputs are added up: two inputs that are each one text below the bound exceed it together."""
+    """Two inputs that are each one text below the bound exceed it together."""
     monkeypatch.setattr("mesh.runtime.server.v2.intake.MAX_TEXTS", 8)
     names = ("x", "y")
     message = pb.ModelInferRequest(inputs=[{"name": name, "datatype": "BYTES", "shape": [7]} for name in names])
@@ -325,7 +325,8 @@ def test_groups_that_do_not_close_are_malformed():
 
 
 def test_names_of_any_length_leave_errors_short():
-    """Errors stay short, however many names and datatypes a caller sends and however long they are."""
+    """Errors stay short, however long the names and datatypes of a request are, and however many inputs the model
+    has."""
     taking = Intake({"x": Tensor("x", tensor("FP32").kind, None)})
     for one in ({"name": "n" * 1_000_000}, {"name": "x", "datatype": "d" * 10_000}):
         message = pb.ModelInferRequest(inputs=[{"shape": [1], **one}])
