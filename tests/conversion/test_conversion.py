@@ -46,12 +46,10 @@ def converted(model: Any, **more: Any) -> Conversion:
 
 
 def names(made: Conversion) -> tuple[str, ...]:
-    """Returns the names of the outputs."""
     return tuple(name for name, _ in made.outputs)
 
 
 def scaled(last: Any) -> Any:
-    """Returns a pipeline with a scaler."""
     return pipeline.make_pipeline(preprocessing.StandardScaler(), last)
 
 

@@ -1,4 +1,5 @@
-"""The lists of files in CONTRIBUTING.md: every file in them exists, and their order is that of the code."""
+"""The lists of files in CONTRIBUTING.md: every file in them exists and is listed once, and no file of an eviction
+imports an earlier one."""
 
 import ast
 import re

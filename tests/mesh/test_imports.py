@@ -25,7 +25,7 @@ def test_what_only_logs_does_not_import_rich(module: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        # Becomes etcd, and stays small and quick until then.
+        # This process becomes etcd, and stays small until then.
         "mesh.etcdserver.member",
         "mesh.process",
     ],

@@ -1,4 +1,4 @@
-"""The names of classes: at most two classes share one, and names that were once ambiguous belong to one class."""
+"""The names of classes: at most two classes share a name."""
 
 import re
 from collections import defaultdict
@@ -7,8 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CLASS = re.compile(r"^ *class _*(\w+)[(:]", re.MULTILINE)  # parsing every file would take seconds
 MOST = 2
-"""The most classes that may share a name, in packages that never meet; with more than two, readers have to look it
-up."""
+"""The most classes that may share a name. Readers rarely confuse two in unrelated packages."""
 
 
 def test_no_name_stands_for_more_than_two_classes() -> None:

@@ -25,14 +25,12 @@ ENTRIES = st.lists(st.tuples(NAMES, st.binary(max_size=50)), max_size=8)
 
 
 def zipped(path: Path, entries: list[tuple[str, bytes]]) -> None:
-    """Writes a zip archive with any names."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in entries:
             archive.writestr(zipfile.ZipInfo(name), content)
 
 
 def tarred(path: Path, entries: list[tuple[str, bytes]]) -> None:
-    """Writes a compressed tar archive with any names."""
     with tarfile.open(path, "w:gz") as archive:
         for name, content in entries:
             info = tarfile.TarInfo(name)

@@ -12,7 +12,6 @@ from mesh.modelfiles.mar import BadManifest
 
 
 def written(folder: Path, text: str | bytes) -> Path:
-    """Writes a manifest."""
     (folder / mar.FOLDER).mkdir(exist_ok=True)
     (folder / mar.FOLDER / mar.MANIFEST).write_bytes(text.encode() if isinstance(text, str) else text)
     return folder

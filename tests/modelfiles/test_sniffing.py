@@ -1,5 +1,5 @@
-"""Kinds of files, recognised by their bytes. The tests use real files if the programs that write them are installed,
-and otherwise the bytes with which such files begin."""
+"""Kinds of files, recognised by their bytes. Some files are written by their library, the others are the bytes with
+which such files begin."""
 
 import gzip
 import io

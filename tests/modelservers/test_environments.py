@@ -85,7 +85,6 @@ def test_a_folder_that_cannot_be_used_is_named(lock: Path, tmp_path: Path, monke
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS.values() if kind.installs])
 def test_each_server_has_a_lock_and_a_launcher(kind: kinds.ServerKind) -> None:
-    """Each server that `mesh servers install` can install has a lock in the package, which pins the server's version,
-    and a launcher."""
+    """Each server that `mesh servers install` can install has a launcher, and a lock that pins the server's version."""
     assert environments.version(kind.name)
     assert environments.launcher_of(kind.name).is_file()

@@ -91,7 +91,7 @@ def test_no_bytes_do_anything_but_read_or_refuse(message: bytes) -> None:
     try:
         pb.ModelInferRequest.FromString(message)
     except DecodeError:
-        # Only what Protobuf checks in fields that are skipped here.
+        # Protobuf also checks fields that are skipped here.
         pass
 
 

@@ -122,7 +122,7 @@ def test_code_that_cannot_be_loaded_is_refused_with_the_reason(folder: Path, cod
 
 
 def test_classes_that_are_not_meant_do_not_count(folder: Path) -> None:
-    """Private classes, imported ones, and a second name of the same class are no models."""
+    """Private classes, imported classes and second names of a class do not count as models."""
     code = "from .base import Base\nclass _Common(Base): ...\nclass Model(_Common): ...\nAlias = Model\n"
     base = "class Base:\n    def predict(self, inputs): return [7]\n"
     model = loaded(folder, code, **{"base.py": base})

@@ -51,7 +51,6 @@ def test_a_lie_that_cannot_be_true_is_no_word():
 
 
 def test_a_server_that_is_not_believed_only_predicts():
-    """Once a server's stated sizes are refuted, they count only as predictions."""
     found = settled(said=MIB, growth=Growth(9 * MIB), believed=False)
     assert (found.bytes, found.basis) == (9 * MIB, SizeBasis.GROWN)
     assert settled(said=20 * MIB, growth=Growth(9 * MIB), believed=False).guessed

@@ -18,7 +18,7 @@ class Copy:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=9), st.integers(0, 100))
 def test_no_other_copy_has_less_to_do(loads, turn):
-    """The measure is the sum of this router's calls in flight and the load that the pod reports."""
+    """What a copy has to do is the sum of this router's calls in flight and the load that its pod reports."""
     index = least_loaded([Copy(*load) for load in loads], turn)
     assert sum(loads[index]) == min(sum(load) for load in loads)
 

@@ -254,7 +254,7 @@ def test_the_whole_contract_of_a_choice(pods, size, constraint, zones, idle_ms):
         and size.on(device=pod.has_device).device_bytes <= pod.device_capacity_bytes
     ]
     assert (choice.verdict is ChoiceVerdict.NOWHERE) == (bool(pods) and not may_hold)
-    if idle_ms == 0:  # a caller waits: loadable wherever a pod may hold it and accepts
+    if idle_ms == 0:  # a caller waits: any pod that may hold the model and accepts loads will do
         assert (choice.verdict is ChoiceVerdict.CHOSEN) == any(pod.accepts for pod in may_hold)
     assert {ranked.pod for ranked in choice.ranking} <= {pod.name for pod in may_hold if pod.accepts}
     assert choice.why

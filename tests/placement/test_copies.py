@@ -17,7 +17,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 PODS = [Candidate(name, GIB, used_bytes=GIB * 6 // 10, zone=name, oldest_idle_ms=60_000) for name in "abcd"]
 FULL = [replace(pod, used_bytes=GIB) for pod in PODS]
-MEAN = ScalingSettings(plenty=2.0)  # no second copies out of plenty
+MEAN = ScalingSettings(plenty=2.0)  # no model gets a second copy just because there is room
 
 
 def model(*copies: ReportedCopy, name: str = "m", **changes) -> ScaledModel:
@@ -84,8 +84,8 @@ def test_a_second_copy_where_there_is_plenty_of_room():
 
 
 def test_minimum_maximum_and_pinned():
-    """A minimum is kept even from no copy and by evictions. A maximum overrides every reason for more. A pin means at
-    least one copy."""
+    """A minimum is kept even if the model has no copy and others must be evicted for it. A maximum overrides every
+    reason for more. A pin means at least one copy."""
     assert len(loads(plan([model(limits=CopyLimits(minimum=2), idle_ms=10**9)], FULL))) == 2
     assert len(loads(plan([model(limits=CopyLimits(pinned=True), idle_ms=10**9)], FULL))) == 1
     assert plan([model(ReportedCopy("a", rate=9000), limits=CopyLimits(maximum=1))], PODS).actions == ()
@@ -107,8 +107,8 @@ def test_limits_of_a_model_stand_over_those_of_its_type():
 
 
 def test_a_copy_too_many_goes_slowly():
-    """A surplus copy is evicted only if room is scarce, no copy is new or has a queue, and the peak load of the last
-    minutes permits it."""
+    """A surplus copy is unloaded only if room is scarce, no copy is new, has a queue or many calls in flight, and the
+    peak load of the last minutes permits it."""
     calm = [ReportedCopy(pod, rate=100, peak_rate=800, age_ms=10**6) for pod in "abc"]
     assert unloads(plan([model(*calm)], FULL)) == [("m", "a")]
     assert plan([model(*calm)], PODS, settings=MEAN).actions == ()
@@ -118,8 +118,8 @@ def test_a_copy_too_many_goes_slowly():
 
 
 def test_the_last_but_one_goes_when_unused_for_long():
-    """The last copy but one is evicted once the model has been unused for a tenth of the time since the stalest copy's
-    use. The last copy stays."""
+    """The last copy but one is unloaded once its model has been unused for a tenth of the idle time of the stalest copy
+    in the pods. The last copy stays."""
     pods = [replace(pod, oldest_idle_ms=10**6) for pod in FULL]
     pair = (ReportedCopy("a", age_ms=10**7), ReportedCopy("b", age_ms=10**7))
     assert plan([model(*pair, idle_ms=99_000)], pods).actions == ()
@@ -133,7 +133,7 @@ def test_the_last_but_one_goes_when_unused_for_long():
     scale=st.sampled_from([PODS, FULL]),
 )
 def test_what_made_a_copy_never_unmakes_it(rates, in_flight, scale):
-    """After a plan that adds a copy, the next plan evicts none if the same load continues, spread over all copies."""
+    """After a plan that adds a copy, the next plan unloads none if the same load continues, spread over all copies."""
     before = [model(*(ReportedCopy(pod, rate=rate, age_ms=10**7) for pod, rate in zip("abcd", rates, strict=False)))]
     before = [replace(m, copies=(replace(m.copies[0], in_flight=in_flight), *m.copies[1:])) for m in before]
     made = plan(before, scale)
@@ -149,7 +149,7 @@ def test_what_made_a_copy_never_unmakes_it(rates, in_flight, scale):
 
 
 def test_a_copy_on_a_pod_that_its_type_may_no_longer_use_is_moved():
-    """A copy on a pod that its type may no longer use is first loaded elsewhere. It is evicted only when that load is
+    """A copy on a pod that its type may no longer use is first loaded elsewhere. It is unloaded only when that load is
     done."""
     pods = [replace(pod, labels=frozenset({"gpu"} if pod.name in "cd" else set())) for pod in PODS]
     constraints = Constraints({"net": Constraint(frozenset({"gpu"}))})
@@ -242,7 +242,7 @@ pods_ = st.lists(
 
 @given(models=models_, pods=pods_)
 def test_the_laws_of_a_plan(models, pods):
-    """A plan is bounded and deterministic, keeps maxima and allowed pods, never evicts the last loaded copy, and
+    """A plan is bounded and deterministic, keeps maxima and allowed pods, never unloads the last loaded copy, and
     requests no load twice."""
     constraints = Constraints({"net": Constraint(frozenset({"gpu"}))})
     made = plan(models, pods, constraints=constraints)
@@ -260,7 +260,7 @@ def test_the_laws_of_a_plan(models, pods):
     after = carried_out(models, made, loaded=False)
     for one, then in zip(models, after, strict=True):
         if one.limits.maximum is not None:
-            # Copies on pods that are no longer allowed come on top, until another has taken over.
+            # Copies on pods that are no longer allowed do not count: they stay until others have replaced them.
             where = {pod.name for pod in pods if constraints.allows(one.model_type, pod.labels)}
             before = [c for c in one.copies if c.pod in where]
             assert len([c for c in then.copies if c.pod in where]) <= max(one.limits.maximum, len(before))

@@ -1,4 +1,4 @@
-"""Properties of all decisions together that hold over any history of a small mesh.
+"""Properties of all decisions together, over any history of a small mesh.
 
 Each step is a call, its end, a load with or without a waiting caller, a pin, or the passing of time. Loads take no time
 here, and some models turn out larger than estimated.

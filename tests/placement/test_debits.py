@@ -11,7 +11,7 @@ from placement.pod import Candidate
 
 
 def test_a_sent_load_counts_as_bytes_a_copy_and_a_load_in_progress():
-    """The pod looks as it will once it has published the load. Other pods are unaffected."""
+    """A pod to which a load was sent looks as it will once it has published the load. Other pods look as before."""
     debits = Debits()
     pods = [Candidate("a", 100, used_bytes=10, copies=1), Candidate("b", 100)]
     debits.sent("a", 30, now_ms=0, key="m1")

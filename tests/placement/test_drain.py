@@ -1,4 +1,5 @@
-"""The drain of a pod: its copies are loaded elsewhere and then evicted, the most recently used first, without a gap."""
+"""The drain of a pod: its copies are loaded elsewhere and then unloaded, the most recently used first, without a
+gap."""
 
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ def held(count: int, **changes) -> list[DrainingCopy]:
 
 
 def test_loaded_elsewhere_before_it_is_let_go():
-    """The only copy of a recently used model is first loaded in another pod, and evicted only when that is done."""
+    """The only copy of a recently used model is first loaded in another pod, and unloaded only when that is done."""
     (copy,) = held(1)
     (load,) = plan("gone", [copy], PODS).actions
     assert (load.kind, load.pod != "gone") == (ActionKind.LOAD, True)
@@ -49,7 +50,7 @@ def test_the_most_recently_used_first_and_not_all_at_once():
 
 
 def test_what_nobody_uses_goes_last_and_without_replacement():
-    """Unused copies are evicted last, without a replacement, when everything else has moved."""
+    """Unused copies are unloaded last, without a replacement, when everything else has moved."""
     stale = held(2, idle_ms=RECENT_MS + 1)
     moving = [*held(1, model_id="used"), *stale]
     assert [action.kind for action in plan("gone", moving, PODS).actions] == [ActionKind.LOAD]
@@ -71,7 +72,7 @@ def test_what_has_no_room_elsewhere_stays():
 )
 def test_a_drain_ends_without_a_gap(ages, width, seconds):
     """A drain, carried out round by round, moves at most `width` copies at a time. Each recently used copy is loaded
-    elsewhere before it is evicted."""
+    elsewhere before it is unloaded."""
     left = {f"m{index}": DrainingCopy(f"m{index}", Footprint(1), age) for index, age in enumerate(ages)}
     for _ in range(200):
         made = plan("gone", list(left.values()), PODS, width=width)

@@ -130,7 +130,7 @@ def test_the_way_out_is_named():
 
 
 def test_retried_elsewhere_up_to_a_bound():
-    """A model that fails everywhere is tried in three of five pods. After that its newest error is the answer."""
+    """A model that fails everywhere is tried in three of five pods. After that, its newest error is the answer."""
     failures = Failures()
     pods = [Candidate(name, 100) for name in PODS]
     tried = []
@@ -145,7 +145,7 @@ def test_retried_elsewhere_up_to_a_bound():
 
 
 def test_fewer_pods_than_the_bound():
-    """In a mesh of two pods a failing model is tried in both. After that there is no pod left to choose."""
+    """In a mesh of two pods, a failing model is tried in both. After that, there is no pod left to choose."""
     failures = Failures()
     for pod in "ab":
         failures.failed("m", pod, 0, "no")

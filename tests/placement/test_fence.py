@@ -1,4 +1,4 @@
-"""The fence, which decides who may answer a call: each row of the table in docs/admin.md, and sequences of events."""
+"""The fence, which decides who may answer a call: the rows of the table in docs/admin.md, and sequences of events."""
 
 import pytest
 from hypothesis import given
@@ -55,7 +55,8 @@ def test_a_stopped_agent_silences_its_server_before_its_keys_go(said):
 )
 @pytest.mark.parametrize("proof", [0.0, None], ids=["old", "none"])
 def test_an_old_proof_and_a_live_agent_ask_for_the_routers_word(said, expected, proof):
-    """With an old proof and a live agent the router must vouch for the record. By default this has no time limit."""
+    """With an old proof and a live agent, a call is answered only if its router has read the record, or says that etcd
+    is unavailable. By default, this has no time limit."""
     for now in (30.0, 86_400.0):
         assert verdict(fence.permit(standing(now, proof=proof)), now + 1, said) is expected
 

@@ -103,7 +103,7 @@ class Pod:
         self.held: dict[str, int] = {}  # bytes on the books by copy and load
         self.wants: dict[str, int] = {}  # total bytes by waiting load
         self.grown: dict[str, int] = {}  # bytes that each load will be measured to take
-        self.copies: set[str] = set()  # at rest
+        self.copies: set[str] = set()  # keys of `held` that are loaded copies
         self.waiting: dict[str, WaitingLoad[str]] = {}
         self.told: list[str] = []
         self.places = 0

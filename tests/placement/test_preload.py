@@ -61,7 +61,7 @@ def test_a_full_device_is_a_full_pod():
 
 
 def test_free_is_what_the_fuller_memory_has():
-    """The free share of a mesh is that of its fuller memory. If all devices are full, only CPU pods have free space."""
+    """Each pod counts with the free share of its fuller memory, so a pod with a full device has no free space."""
     gpu = Candidate("g", 100, used_bytes=10, device_capacity_bytes=300, device_used_bytes=300)
     assert PlannedPods([gpu]).free_share == 0
     assert PlannedPods([gpu, Candidate("c", 400, used_bytes=100)]).free_share == pytest.approx(300 / 800)

@@ -62,7 +62,7 @@ HELD = st.builds(ReloadingCopy, st.sampled_from("abcdef"), st.integers(0, 5), st
 def test_the_last_copy_that_can_be_called_is_never_let_go(
     copies: list[ReloadingCopy], generation: int, full: set[str]
 ) -> None:
-    """A reload never evicts the last callable copy. Each step does something, waits with a reason, or ends with no old
+    """A reload never unloads the last callable copy. Each step does something, waits with a reason, or ends with no old
     copies left."""
     todo = step(copies, generation, dict.fromkeys(full, "is full"))
     assert todo.why

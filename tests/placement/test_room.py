@@ -26,7 +26,8 @@ helds = st.lists(
 
 @given(need=st.integers(0, 120), free=st.integers(-30, 60), held=helds, idle_ms=st.integers(0, 1000))
 def test_all_or_nothing_and_nothing_needless(need, free, held, idle_ms):
-    """The choice keeps its contract on random caches: capacity, busy copies, recency, minimal victims, determinism."""
+    """Victims free enough memory, are not busy, were not used more recently than the new model, and none of them is
+    superfluous. If there are no such victims, nothing is evicted."""
     capacity = 100
     room = make_room(Need.of_host(need, free, capacity), held, idle_ms=idle_ms)
     by_key = {copy.key: copy for copy in held}
@@ -56,7 +57,8 @@ def test_all_or_nothing_and_nothing_needless(need, free, held, idle_ms):
 
 @given(helds, st.integers(1, 60))
 def test_a_spared_copy_is_never_staler_than_a_victim_of_its_size(held, need):
-    """The comparison is between copies whose models both have other copies, or both have none."""
+    """A copy that stays has not been idle for longer than a victim of its size, if both models have other copies or
+    neither has."""
     room = make_room(Need.of_host(need, 0, 100), held)
     if room.verdict is not RoomVerdict.EVICT:
         return
@@ -166,7 +168,7 @@ def test_a_copy_whose_caller_has_not_come_yet_goes_last():
     ],
 )
 def test_whether_waiting_helps_is_told(held, passes):
-    """Waiting helps if enough memory will be free once calls and loads have ended."""
+    """A load that finds no room should wait if enough memory will be free once calls and loads have ended."""
     room = make_room(Need.of_host(50, 0, 100), held)
     assert (room.verdict, room.passes) == (RoomVerdict.NO_ROOM, passes)
 

@@ -46,7 +46,7 @@ def test_a_scan_calls_every_model():
 
 
 def test_azure_is_mostly_idle_models():
-    """In the Azure trace a hundredth of the models takes most of the calls."""
+    """In the Azure trace, a hundredth of the models takes most of the calls."""
     counts = [count for _, count in Counter(m for _, m in traces.azure(2000, 50_000)).most_common()]
     assert sum(counts[:20]) > 0.5 * sum(counts)
 
@@ -134,7 +134,7 @@ def test_several_pods_hit_nearly_as_often_as_one_of_their_size():
 def test_of_more_than_fits_the_most_recent_stay(pods, slack, pause):
     """If more models are called than fit, one pod keeps exactly the most recent ones. Several pods evict independently,
     and the pod of a load is drawn among those whose oldest copies are about equally old. Averaged over 20 fleets, they
-    keep the most recent ones except for two per pod, which is ModelMesh's bound."""
+    keep at least the most recent eight models per pod, of ten that fit; ModelMesh has the same bound."""
     kept = []
     for fleet_number in range(20):
         cluster = Cluster(pods=pods, capacity_bytes=10 * MIB, model=fleet.equal(MIB))

@@ -40,8 +40,8 @@ def test_one_odd_model_decides_nothing():
 
 
 def test_small_files_teach_no_slope():
-    """Forty models that have files of 558 bytes and take 80 KB each teach no slope. A model of 20 MB of their type is
-    expected to take about the size of its file."""
+    """Forty models with files of 558 bytes that take 80 KB each say nothing about large files: a model of 20 MB of
+    their type is expected to take about the size of its file."""
     sizes = Sizes()
     for _ in range(40):
         sizes.learn("tree", predicted=Footprint(1), measured=Footprint(80_000), file_bytes=558)
@@ -51,8 +51,8 @@ def test_small_files_teach_no_slope():
 
 
 def test_slope_and_intercept_are_told_apart():
-    """Slope and intercept are learned separately, from small files or from large ones that differ. In this test, the
-    runtime takes 30 MiB per session and three times the file."""
+    """The fixed part of a size, and the part that grows with the file, are learned separately, from small files or from
+    large ones that differ. Here, the server takes 30 MiB and three times the file."""
     for small in (True, False):
         sizes = Sizes()
         for number in range(1, 8):
@@ -113,8 +113,8 @@ def test_whatever_was_learned_a_guess_evicts_no_more_than_that(loads, file_bytes
     odd=st.integers(0, 1 << 40),
 )
 def test_a_line_is_found_whatever_one_odd_model_takes(base, ratio, files, small, odd):
-    """The sizes of models that lie on a line are estimated correctly, to within a small file's weight, although one
-    model does not lie on it."""
+    """Estimates for models whose sizes lie on a line are correct, apart from the weight of small files, although one
+    model does not lie on the line."""
     sizes = Sizes()
     for file in [*small, *small, *files, *files]:
         sizes.learn("t", predicted=Footprint(1), measured=Footprint(1 + round(base + ratio * file)), file_bytes=file)

@@ -28,8 +28,8 @@ async def test_the_digest_of_a_file_is_its_sha256(puller, root, size):
 
 
 async def test_the_digest_of_a_folder_is_of_names_sizes_and_contents(puller, root):
-    """The digest of a folder covers names, sizes and contents, but not the folder's path or the order of the listing.
-    Any changed name or byte changes the digest."""
+    """The digest of a folder covers names, sizes and contents, but not the folder's path or the order of the listing. A
+    renamed file and swapped contents change the digest."""
     files = {"b/1": b"one", "a": b"two", "b/0": b""}
 
     async def digest(place: str, files: dict[str, bytes]) -> str:

@@ -40,7 +40,7 @@ def test_a_name_is_one_harmless_element(text):
 
 @given(ids, ids)
 def test_different_ids_have_different_names(one, other):
-    """Different ids have different names, even truncated ones."""
+    """Different ids have different names, even if the names of long ids are truncated."""
     assert (folder_name(one) == folder_name(other)) == (one == other)
 
 

@@ -29,7 +29,7 @@ async def stores():
 
 @pytest.fixture
 async def make(tmp_path):
-    """Makes a puller whose storage secret has stores at one origin."""
+    """A function that makes a puller, whose storage secret has a key for each kind of store at one origin."""
     made = []
 
     def puller(origin: str, **policy: bool) -> Puller:
@@ -59,7 +59,7 @@ async def make(tmp_path):
 
 
 def source(kind: str, origin: str) -> Source:
-    """Returns the source of the same file at a provider."""
+    """Returns the source of the file `m` in a store of the given kind."""
     path = {
         "s3": "s3://bbb/m",
         "s3-anonymous": "s3://bbb/m",
@@ -75,7 +75,8 @@ OBJECTS = ("s3", "s3-anonymous", "gs", "azure")
 
 
 def sends_on(status: int, to: str, *, only_bodies: bool = False):
-    """Makes a server that redirects requests to another place."""
+    """Returns a handler that redirects requests to another place, with `only_bodies` only requests for the file
+    itself."""
 
     def answer(request: web.BaseRequest) -> web.StreamResponse | None:
         if "/api/" in request.path or (only_bodies and request.method != "GET"):
@@ -112,7 +113,7 @@ async def test_a_store_that_redirects_inside(make, stores, kind, only_bodies):
         store.answer_instead = sends_on(status, f"http://{host}/s3/bbb/m", only_bodies=only_bodies)
         with pytest.raises(PullError) as caught:
             await puller.pull(source(kind, store.origin), into="m")
-        # What obstore does not follow is an error of the store's.
+        # obstore reports a redirect that it does not follow as an error of the store.
         assert caught.value.kind in (PullErrorKind.FORBIDDEN, PullErrorKind.BAD_REQUEST, PullErrorKind.UNREACHABLE)
     assert not inside.delivered
 

@@ -207,7 +207,7 @@ async def test_a_pull_waits_for_no_connection_while_it_holds_one(store, tmp_path
     ],
 )
 async def test_names_are_harmless(puller, store, path, name, tmp_path):
-    """Whatever the end of a URL is, exactly one file in the pull's folder is written."""
+    """Whatever a URL ends with, exactly one file in the pull's folder is written."""
     pulled = await puller.pull(Source(store.url(path)), into="../id")
     assert pulled.path.parent.parent == puller.directory
     assert name is None or pulled.path.name in (name, "_model")
@@ -284,7 +284,8 @@ async def test_a_compressed_body_is_refused(puller, store):
 
 @pytest.mark.parametrize("after", ["headers", "0", "5000000"])
 async def test_a_stalled_server_ends_in_a_timeout(puller, store, after):
-    """A server that stalls before the headers, before the body or in the middle of the body runs into a timeout."""
+    """A pull ends with a timeout if the server stalls before the headers, before the body or in the middle of the
+    body."""
     await refused(puller, store.url(f"/stalls/{after}/a.onnx"), PullErrorKind.TIMEOUT)
 
 
@@ -456,7 +457,7 @@ async def test_credentials_are_sent_to_their_origin_only(puller, store):
     ],
 )
 async def test_errors_hold_no_secrets(puller, store, path, kind):
-    """Neither the text nor the traceback of an error shows a password or a query."""
+    """Neither an error nor the errors that caused it show a password or a query."""
     with pytest.raises(PullError) as caught:
         await puller.pull(Source(store.url(path, user="user:secret")), into="id")
     assert caught.value.kind is kind, caught.value
@@ -515,8 +516,8 @@ async def test_proxies_of_the_environment_are_not_used(puller, store, monkeypatc
 
 
 async def test_a_private_ca(make_puller, tmp_path):
-    """A certificate of a private authority is trusted if the operator supplies that authority. https never falls back
-    to http."""
+    """A certificate of a private authority is trusted if the operator supplies that authority. A redirect from https to
+    http is refused."""
     ca, server = certificate("127.0.0.1")
     (tmp_path / "server.pem").write_bytes(server)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -537,8 +538,8 @@ async def test_a_private_ca(make_puller, tmp_path):
 
 
 async def test_other_stores_can_be_added(tmp_path):
-    """Other stores can be added as a provider with its own scheme. Their files are cleaned up like those of the
-    built-in stores."""
+    """A puller uses the providers that its caller gives it. Their files are cleaned up like those of the built-in
+    stores."""
 
     class Fake:
         closed = False

@@ -265,7 +265,7 @@ class Account:
         store, place = spot
         etag, when, digest, oid, size = self.claims[spot] = claims or self.claims[spot]
         before = self.history.get((store, place), [])
-        # Equal bytes are written again, too, and the same claims made of other ones.
+        # Sometimes equal bytes are written again, and sometimes other bytes get the same claims.
         content = before[-1].content if again and before else unique(size)
         file = File(
             content,
@@ -302,10 +302,10 @@ class Account:
         if content == now.content:
             return
         if (place, content) not in to_them:
-            # Content from elsewhere in the same store is right only if the registration names that very content.
+            # Content from elsewhere in the same store is right only if the registration or the store names its digest.
             assert pulled.digest in (named[registered], now.sha256)
             return
-        # Former content of this place is right only if the store said exactly the same of both, long after the change.
+        # Former content of this place is right only if the store made the same claims about both, and not just now.
         said = [file for file in self.history[store, place] if file.content == content]
         assert any(now.says_nothing_else(file, place) for file in said), f"{place} is {now}, the pull had {said}"
         assert now.changed is None or (recent() - now.changed).total_seconds() > 60, "the file was replaced just now"
@@ -323,9 +323,9 @@ def _claims(random: Random) -> Claims:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 10))])
 async def test_nobody_gets_bytes_of_another(pod, stores, seed):
-    """A pull returns bytes that the store delivered to this caller from this place, or that have the registered digest,
-    for random stores, claims, sizes, callers and replacements. They are the latest bytes, unless the store makes
-    exactly the same claims about former ones."""
+    """Stores, claims, sizes, callers and replacements are random. A pull returns bytes that the store delivered to this
+    caller from this place, or that have the registered digest or the digest that the store announces. They are the
+    latest bytes, unless the store makes exactly the same claims about former ones."""
     random = Random(seed)
     account = Account(pod, stores)
     for number, store in enumerate(stores):

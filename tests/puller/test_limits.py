@@ -62,7 +62,7 @@ async def test_connections_are_bounded_and_given_back():
 
 
 async def test_parts_come_a_few_at_a_time_and_the_first_error_ends_all():
-    """As many parts are fetched at once as the limit for ranges allows, and the first error ends all."""
+    """As many parts are fetched at once as the limit for ranges allows, and the first error ends the transfer."""
     now, most, done = 0, 0, []
 
     async def fetch(start, end):

@@ -229,14 +229,14 @@ async def test_devices_are_refused(tmp_path):
 
 
 async def test_no_roots_no_files(tmp_path):
-    """Without a root nothing is read, and the error names the option."""
+    """Without a root, nothing is read, and the error names the option."""
     puller = Puller(directory=tmp_path / "models")
     assert "--file-root" in await refused(puller, "/etc/hostname", PullErrorKind.FORBIDDEN)
     await puller.close()
 
 
 async def test_too_large(puller, root, left):
-    """A file over the limit, sparse here, is refused before the first byte is copied."""
+    """A sparse file over the limit is refused, and nothing is left of it."""
     with (root / "huge").open("wb") as file:
         file.truncate(33 * 2**20)
     await refused(puller, root / "huge", PullErrorKind.TOO_LARGE)
@@ -361,8 +361,7 @@ async def test_a_cancelled_pull_leaves_nothing(puller, root, left, monkeypatch):
 
 
 async def test_a_mount_that_hangs_does_not_hold_a_cancelled_pull(puller, root, left, monkeypatch):
-    """A cancelled pull returns and removes its folder even if the mount hangs. When its thread continues, it has
-    nowhere to write."""
+    """A cancelled pull returns and removes its folder even if the mount hangs."""
     monkeypatch.setattr(local, "_CANCEL_WAIT", 0.01)
     (root / "a").write_bytes(b"x")
     hanging, go_on = threading.Event(), threading.Event()
@@ -393,7 +392,7 @@ async def test_a_mount_that_hangs_does_not_hold_a_cancelled_pull(puller, root, l
     into=st.text(max_size=20) | st.sampled_from(["../../x", "/x", "..", "."]),
 )
 async def test_no_path_writes_outside_and_none_reads_outside(tmp_path, root, elements, uri, into):
-    """For any path and any id only the puller's directory changes, and only bytes from under the root are returned."""
+    """For any path and any id, only the puller's directory changes, and only bytes from under the root are returned."""
     outside = tmp_path / "a"
     outside.write_bytes(b"secret")
     (root / "sub").mkdir(exist_ok=True)

@@ -63,7 +63,6 @@ BOTH = {"HTTPS_PROXY": "http://secure:1", "HTTP_PROXY": "plain:2"}
     ],
 )
 def test_which_proxy_is_for_which_url(environment, url, proxy):
-    """The environment's variables determine the proxy for a URL, as in other programs."""
     split = urlsplit(url)
     found = Proxies.of(environment).of_url(split.scheme, split.hostname or "", split.port)
     assert (str(found).rstrip("/") if found else None) == proxy
@@ -139,7 +138,7 @@ def source(kind: str, origin: str) -> Source:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("kind", ["s3", "hf", "www"])
 async def test_every_store_is_reached_through_the_proxy(tmp_path, world, kind, scheme):
-    """Every store is reached through the proxy with the proxy's user and password, and over TLS to the store itself."""
+    """Only the proxy can resolve the store's name. With https, TLS reaches to the store itself."""
     store, ports, proxy, authority, asked = world
     origin = f"{scheme}://store.test:{ports[scheme]}"
     puller = a_puller(tmp_path, origin, {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy}, authority)
@@ -151,7 +150,7 @@ async def test_every_store_is_reached_through_the_proxy(tmp_path, world, kind, s
 
 @pytest.mark.parametrize("kind", ["s3", "hf", "www"])
 async def test_no_proxy_is_heeded(tmp_path, world, kind):
-    """A host in `NO_PROXY` is reached directly, and its name is resolved here."""
+    """A host in `NO_PROXY` is reached directly, and the puller resolves its name."""
     _, ports, proxy, authority, asked = world
     origin = f"http://store.test:{ports['http']}"
     puller = a_puller(tmp_path, origin, {"ALL_PROXY": proxy, "NO_PROXY": ".test"}, authority)

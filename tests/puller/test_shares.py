@@ -270,8 +270,8 @@ async def test_only_waiting_counts_against_a_store():
 
 @pytest.mark.parametrize("volumes", [False, True], ids=["roots", "volumes"])
 async def test_a_mount_that_hangs_leaves_the_others_alone(tmp_path, monkeypatch, volumes):
-    """A mount that hangs and blocks all of its threads affects no other mount. Its waiting pull gives up, and the mount
-    works again once the volume does."""
+    """A mount that hangs and blocks all of its threads affects no other mount. Pulls from it give up, and it works
+    again once it no longer hangs."""
     top = tmp_path / "top"
     for name in ("stalled", "works"):
         (top / name).mkdir(parents=True)

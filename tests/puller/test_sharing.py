@@ -1,4 +1,4 @@
-"""Files that several models share, files derived from models, and the leftovers of a crash, through a complete
+"""Files that several models share, files derived from models, and the leftovers of a crash, tested with a complete
 puller."""
 
 import asyncio
@@ -94,8 +94,8 @@ async def puller(tmp_path):
 
 
 async def test_two_models_and_two_revisions_with_equal_files_are_one_download(puller, store):
-    """Two models and two revisions with equal files, according to the store's digest, cause one download and one file
-    on disk, under each model's own name."""
+    """Files that are equal according to the store's digest are downloaded once, and are one file on disk, under each
+    model's own name."""
     store.files = {"a.onnx": CONTENT, "v2/b.onnx": CONTENT}
     first = await puller.pull(Source(store.url("a.onnx")), into="a")
     second = await puller.pull(Source(store.url("v2/b.onnx")), into="b")

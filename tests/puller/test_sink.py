@@ -1,5 +1,5 @@
-"""The file into which bytes are written: from several connections, in any order, with gaps, too many, too few, too
-late."""
+"""The file into which bytes are written: from several connections, in any order, with gaps, with too many or too few
+bytes, or after its end."""
 
 import hashlib
 import itertools

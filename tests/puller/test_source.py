@@ -26,7 +26,6 @@ from puller.source import Source, locate, redact, resolve, rewritten_key
     ],
 )
 def test_locations(path, scheme, name):
-    """Every form of a path gives the right scheme and last element."""
     location = locate(path)
     assert (location.scheme, location.name, location.uri) == (scheme, name, path)
 

@@ -114,7 +114,7 @@ async def test_a_rotation_keeps_two_secrets_for_a_while(store):
     with pytest.raises(MeshError, match="--overlap 0") as raised:
         await store.rotate("ci", now=1200, overlap=500)
     assert raised.value.reason is Reason.PRECONDITION
-    third = await store.rotate("ci", now=1600, overlap=500)  # the first secret has ended by itself
+    third = await store.rotate("ci", now=1600, overlap=500)  # the first secret has expired
     assert [one.expires for one in (await store.keys())["ci"].secrets] == [2100, 0]
     fourth = await store.rotate("ci", now=1700, overlap=0)
     assert fourth.former_until == 0

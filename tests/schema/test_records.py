@@ -154,7 +154,7 @@ def test_two_deaths_are_a_quarantine():
 
 
 def test_pods_and_copies_survive_a_round_trip():
-    """Every attribute of pods and copies survives a round trip."""
+    """Each attribute has a different value, so that none can be mistaken for another."""
     pod = PodRecord("i", "h:1", "h:2", "leaving", (1, 2), ("gpu",), "z", 1, 2, 3, 4, 5, 6, 7, 8, 9, "h:3", 10, "disk")
     assert PodRecord.decode(replace(pod, oldest_unused=True).encode()).oldest_unused
     copy = CopyRecord("i", 77, "loaded", 1, 2, 3, version="8")
@@ -216,7 +216,8 @@ def test_every_model_record_survives_a_round_trip(record):
 
 @given(COPIES)
 def test_every_copy_survives_a_round_trip_and_so_does_its_token(copy):
-    """Every copy's record survives a round trip, and pods and routers derive the same token from it."""
+    """A copy's record survives a round trip, and its token contains the copy's incarnation, create revision and
+    generation."""
     again = CopyRecord.decode(copy.encode())
     assert again == copy
     assert copytoken.read(again.token) == (copy.incarnation.encode(), copy.create_revision, copy.generation)
@@ -268,7 +269,8 @@ def test_no_models_copies_stand_in_anothers_range(one, other):
 
 
 def test_the_presence_range_holds_pods_and_copies_only():
-    """The presence range contains pods and copies but no registrations, so a router's watch never receives these."""
+    """The presence range contains pods and copies but no registrations, so a router that watches it receives no
+    registrations."""
     start, end = KEYS.presence_range
     assert start <= KEYS.copy("m", "p") < end
     assert start <= KEYS.pod("\U0010ffff") < end

@@ -77,7 +77,7 @@ def test_unknown_attributes_survive_at_both_levels():
     ],
 )
 def test_an_invalid_record_is_a_value_error(value):
-    """An invalid record raises ValueError, so readers skip it. Any other error would end them."""
+    """Readers skip a record that raises ValueError. Any other error would end them."""
     with pytest.raises(ValueError, match="not "):
         vmodels.decode(value)
 

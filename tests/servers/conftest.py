@@ -29,7 +29,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks all tests of this folder."""
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here):
@@ -55,7 +54,7 @@ def trained(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """Returns the seed of the random run."""
+    """Returns the seed of the random run: the option's, or a random one."""
     given = request.config.getoption("--mixed-seed", None)
     return int.from_bytes(os.urandom(3)) if given is None else given
 

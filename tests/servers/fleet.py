@@ -82,7 +82,7 @@ class Trained:
 
     path: Path
     type: str
-    answer: np.ndarray  # of its library, for each of ROWS
+    answer: np.ndarray  # the library's own, for each of ROWS
 
 
 class ServersFleet(Fleet):
@@ -152,7 +152,6 @@ class ServersFleet(Fleet):
         return self._takers[self.type(model)]
 
     def type(self, model: str) -> str:
-        """Returns the type of a model."""
         return self._of_types[model]
 
     def write(self, model: str, draw: random.Random) -> tuple[int, Path] | None:

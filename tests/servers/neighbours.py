@@ -13,7 +13,7 @@ SHARED = "/var/lib/mesh/server"
 
 
 def neighbour(environment: Path, shared: Path, folder: Path, grpc_port: int) -> Program:
-    """Returns MLServer as the preset starts it."""
+    """Returns an MLServer with the command and the variables of the preset, but with other ports and folders."""
     ports = {"8001": str(grpc_port), "8002": str(free_port())}
     variables = {one["name"]: ports.get(one["value"], one["value"]) for one in PRESET["env"]}
     variables |= {"HOME": str(folder), "PATH": f"{environment / 'bin'}:/usr/bin:/bin"}

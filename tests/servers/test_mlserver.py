@@ -51,7 +51,7 @@ class Served:
         self.v2 = inference_pb2_grpc.GRPCInferenceServiceStub(mesh.channel())
 
     async def register(self, name: str, model_id: str, *, kind: str = "", load: bool = True) -> Any:
-        """Registers a trained model."""
+        """Registers a trained model, and waits for its load unless `load` is false."""
         model = self.trained[name]
         path = Path(model["path"])
         return await self.mesh._register(model_id, kind or model["type"], path, load=load, sync=load, router=0)
@@ -105,7 +105,6 @@ async def test_every_type_answers_as_its_library_does(served: Served, name: str)
 
 
 async def test_all_trained_models_are_tested(trained: dict[str, Any]) -> None:
-    """The tests use every trained model."""
     assert sorted(NAMES) == sorted(trained)
 
 

@@ -150,8 +150,8 @@ async def beside(trained, environment, etcd_server, tmp_path_factory) -> AsyncIt
 
 
 async def test_a_pod_waits_for_a_neighbour_that_starts_late(beside: Beside) -> None:
-    """A pod that starts before its neighbour becomes ready together with the neighbour. Its capacity follows from the
-    memory that the neighbour may take, and it observes the neighbour's memory."""
+    """A pod that has started before its neighbour waits, and becomes ready once the neighbour runs. Its capacity
+    follows from the memory that the neighbour may take, and it observes the neighbour's memory."""
     pod = await beside.pod()
     assert pod["state"] == "ready"
     assert 800 << 20 < pod["capacity"] < 2 << 30
@@ -221,7 +221,7 @@ async def test_a_neighbour_that_hangs_is_left_alone_until_it_answers(beside: Bes
 
 
 async def test_a_neighbour_drops_the_models_of_an_agent_that_was_killed(beside: Beside) -> None:
-    """When an agent was killed, the next agent beside the same server empties the server first."""
+    """After an agent was killed, the next agent beside the same server empties the server first."""
     await until(beside.ready, timeout=60, why="the pod is ready")
     await beside.ask("joblib", "n/joblib")
     pod = beside.mesh.pods[0]

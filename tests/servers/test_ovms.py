@@ -47,7 +47,7 @@ async def load(mesh: LocalMesh, number: int) -> modelmesh_pb2.ModelStatusInfo:
 
 
 async def times(mesh: LocalMesh, factor: int) -> float:
-    """Returns a model's answer to 1."""
+    """Returns the answer of the model that multiplies by `factor` to the input 1."""
     request = v2.ModelInferRequest(model_name=f"by {factor}")
     request.inputs.add(name="x", datatype="FP32", shape=[1])
     request.raw_input_contents.append(np.array([1], "<f4").tobytes())

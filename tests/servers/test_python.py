@@ -65,7 +65,7 @@ class Served:
         return await self.mesh._register(model_id, kind, folder, load=True, sync=True, router=0)
 
     async def infer(self, model_id: str, *, raw: bool = False, **inputs: Any) -> dict[str, Any]:
-        """Returns a model's outputs over gRPC."""
+        """Calls a model over gRPC, and returns its outputs by name."""
         request = v2.ModelInferRequest(model_name=model_id)
         for name, array in inputs.items():
             text = array.dtype.kind == "U"

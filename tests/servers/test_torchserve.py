@@ -41,7 +41,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 
 def pod(made: dict[str, Any]) -> list[str]:
-    """Returns the options of a pod with TorchServe."""
     root = str(Path(made["script"]["path"]).parent)
     return ["--adapter", "torchserve", "--capacity", "8GiB", "--file-root", root]
 
@@ -126,7 +125,7 @@ async def served(made, etcd_server, tmp_path_factory) -> AsyncIterator[Served]:
 @pytest.mark.parametrize("name", NAMES)
 async def test_every_layout_answers_as_torch_does(served: Served, name: str) -> None:
     """A model of each layout gives torch's own answers, over gRPC with raw and typed contents, and over REST."""
-    model_id = f"all/{name} é"  # no name that TorchServe's log would keep in one line
+    model_id = f"all/{name} é"  # TorchServe's log would not keep such a name in one line
     await served.loaded(name, model_id)
     expected = pytest.approx(served.made[name]["answer"], rel=1e-5)
     assert await served.over_grpc(model_id) == expected
@@ -136,7 +135,6 @@ async def test_every_layout_answers_as_torch_does(served: Served, name: str) -> 
 
 
 async def test_all_made_models_are_tested(made: dict[str, Any]) -> None:
-    """The tests use every model that was made."""
     assert sorted(NAMES) == sorted(made)
 
 

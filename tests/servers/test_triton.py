@@ -99,7 +99,7 @@ def holders(status: Any) -> set[str]:
 
 
 def expected(plus: float = 0.0) -> dict[str, list[float]]:
-    """Returns the answers of a model to ROWS."""
+    """Returns the answers of a model to ROWS, if the model adds `plus` to each number."""
     return {"sum": (ROWS.sum(axis=1) + plus).tolist(), "twice": (ROWS * 2.0 + plus).ravel().tolist()}
 
 

@@ -114,7 +114,6 @@ def archive(path: Path, model: "dict[str, str]", files: "dict[str, bytes]") -> P
 
 
 def main() -> None:
-    """Writes the models."""
     folder = Path(sys.argv[1])
     torch.manual_seed(7)
     net = Net().eval()

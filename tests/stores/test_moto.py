@@ -1,4 +1,4 @@
-"""S3 as moto's server implements it, and what only S3 has: folder markers, odd keys, identities."""
+"""S3 as moto's server implements it, and what only S3 has: folder markers and odd keys."""
 
 import asyncio
 

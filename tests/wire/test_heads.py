@@ -138,7 +138,7 @@ def test_a_request_that_came_twice_is_recognised_with_another_message_and_anothe
 
 @pytest.mark.parametrize("chunks", [None, []], ids=["content-length", "one chunk"])
 def test_a_request_that_fills_one_read_is_recognised(chunks, monkeypatch):
-    """A request of some hundred KB that arrives in one read is recognised like a small one, whatever its size."""
+    """A request of some hundred KB that arrives in one read is recognised like a small one."""
     monkeypatch.setattr(sys.modules[__name__], "LIMIT", 1 << 20)
     memo = heads.Memo()
     messages = [bytes([number]) * (200_000 + number) for number in range(4)]

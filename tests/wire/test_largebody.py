@@ -199,7 +199,7 @@ async def answered(reads):
     got = await outcome.get()
     if isinstance(got, client.ReplyStream):
         await (task or take(got))
-    elif isinstance(got, client.Reply) and got.frame is not None:  # as a stream it would be the same
+    elif isinstance(got, client.Reply) and got.frame is not None:  # a stream would give the same
         taken += [got.frame, dataclasses.replace(got, frame=None)]
     else:
         taken.append((got.kind, without_the_parsers_words(got.why)) if isinstance(got, client.Lost) else got)

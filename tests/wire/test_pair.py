@@ -204,7 +204,7 @@ async def test_a_reader_that_stalls_and_catches_up_all_the_time_is_fast(pair, mo
     """If a connection's buffer is full at every look, the bytes that the peer has read between two looks count too. A
     peer that reads fast is not disconnected while memory is short."""
     _, serving, pool = pair
-    monkeypatch.setattr(server, "_LOOK", 1000.0)  # the test looks itself
+    monkeypatch.setattr(server, "_LOOK", 1000.0)  # the test calls the check itself
     monkeypatch.setattr(serving, "budget", budget := Budget())
     budget.short = True
     outcome = Outcome()

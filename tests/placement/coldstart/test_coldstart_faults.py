@@ -106,8 +106,8 @@ def test_a_copy_that_may_not_be_called_is_none(copy):
 
 
 def test_unknown_is_told_to_those_who_came_before_the_read_began_and_the_others_are_read_for_again():
-    """The record is read again for the later caller, because the model may have been registered after the first read
-    began."""
+    """If a model is unknown, its record is read again for callers that came after the read had begun: the model may
+    have been registered since."""
     carrier = Carrier("a")
     carrier.join("early")
     carrier.join("late")
@@ -137,7 +137,7 @@ def test_a_registry_that_is_away_is_told():
 
 
 def test_a_stale_record_is_forgotten_and_read_again():
-    """A stale record, whose id was registered again after it was read, is forgotten and read again."""
+    """A record is stale if its id was registered again after the record was read."""
     carrier = asking("a")
     given = carrier.says(events.Stale)
     assert [type(one) for one in given] == [instructions.ForgetRecord, instructions.Read]
@@ -444,7 +444,8 @@ def test_what_fits_nowhere_is_refused_without_asking():
 
 
 def test_a_pod_that_finds_out_that_a_model_fits_nowhere_has_its_record_read_again():
-    """After the record is read again, the size that the pod has found is known, and no other pod is asked."""
+    """When a pod finds that a model fits nowhere, the model's record is read again. The size that the pod has found is
+    then known, and no other pod is asked."""
     carrier = asking("a", "b")
     given = carrier.says(events.Refused, reason=ProblemReason.NOWHERE, text="it takes 400 MiB")
     assert [type(one) for one in given] == [instructions.ForgetRecord, instructions.Read]
@@ -507,7 +508,7 @@ def test_no_pod_is_asked_for_room_that_nobody_waits_for_any_more():
 
 
 def test_a_refusal_at_once_is_followed_up_even_for_nobody():
-    """After a pod's immediate refusal the next pod is asked even if no caller waits, because the next caller will want
+    """After a pod's immediate refusal, the next pod is asked even if no caller waits, because the next caller will want
     the model too."""
     carrier = asking("a", "b")
     carrier.leave()
