@@ -56,8 +56,8 @@ def restored(admin: Admin, saved: Path, keys: Keys, *arguments: str):
 
 
 def test_an_empty_mesh_gets_all_that_was_registered(admin: Admin, saved: Path, other: Keys) -> None:
-    """Restoring into an empty mesh under another prefix brings back all registrations. The leader's own keys are
-    restored too, except for those that the mesh recreates by itself."""
+    """Restoring into an empty mesh under another prefix creates all registrations, and the keys that follow from them.
+    Keys of running processes are not restored."""
     result = restored(admin, saved, other)
     assert result.exit_code == 0, result.stderr
     assert "created: 2 models, 1 vmodel, 1 setting" in result.stdout

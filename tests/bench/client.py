@@ -271,7 +271,7 @@ class _GrpcSender:
             answered(0)
 
     def close(self) -> None:
-        """Ends the calls in flight."""
+        """Cancels the calls in flight."""
         for task in self._tasks:
             task.cancel()
 

@@ -54,7 +54,7 @@ def peak_bytes(pid: int) -> int:
 
 
 def family(pid: int) -> list[int]:
-    """Returns a process and all processes below it."""
+    """Returns the ids of a process and of all processes below it."""
     return [pid, *(each for child in children(pid) for each in family(child))]
 
 

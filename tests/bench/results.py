@@ -110,7 +110,7 @@ class Results:
             self.console.print(f"  {note}")
 
     def lacks(self, system: str, why: str) -> None:
-        """Records that a system could not be measured, and prints that conspicuously."""
+        """Records that a system could not be measured, and prints that in red."""
         self.absent[system] = why
         self.console.print(f"[bold red]{system} IS NOT MEASURED: {why}")
 
@@ -142,7 +142,7 @@ def read(document: Mapping[str, Any]) -> list[Comparison]:
 
 
 def figure(value: float) -> str:
-    """Returns a figure as a text for people, with at least three digits."""
+    """Returns a figure as a text for people, with about three digits."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
@@ -188,7 +188,7 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Returns facts about this machine."""
+    """Returns the machine's cores, processor, load, memory, system and version of Python."""
     processor = ""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

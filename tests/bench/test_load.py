@@ -153,7 +153,7 @@ async def test_grpc_errors_are_noticed(tmp_path):
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.key)
 def test_peers_have_locks_without_addresses(peer):
-    """The lock names hashes but no URL, so the machine's pip decides which package index it uses."""
+    """A peer's lock names hashes but no URL, so the machine's pip decides which package index it uses."""
     text = environments.lock_of(peer.key).read_text()
     assert f"\n{peer.package}" in text
     assert "--hash=sha256:" in text
@@ -162,7 +162,7 @@ def test_peers_have_locks_without_addresses(peer):
 
 
 def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path, monkeypatch):
-    """The error quotes pip's output, which names the package that is missing."""
+    """If an environment cannot be made, the error quotes pip's output, and no folder remains."""
     lock = tmp_path / "peer-x.txt"
     lock.write_text(f"mesh-of-no-such-name==1.0 --hash=sha256:{'0' * 64}\n")
     monkeypatch.setattr(environments, "lock_of", lambda peer: lock)
@@ -174,7 +174,7 @@ def test_an_environment_that_cannot_be_made_leaves_nothing_behind(tmp_path, monk
 
 
 def test_rounds_are_left_out_when_time_is_up(monkeypatch):
-    """The first round is run even then, so each row has a figure."""
+    """The first round is run even when the time is up, so each row has a figure."""
     progress = Progress(console=Console(quiet=True))
     assert comparison.Bar(progress, 1.0).more(1)
     monkeypatch.setattr(comparison, "LIMIT", -1.0)

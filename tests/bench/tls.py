@@ -36,7 +36,7 @@ class Measured:
 
 
 async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
-    """Measures several rounds, and prints medians, of ratios too."""
+    """Measures several rounds, and prints medians of the values and of their ratios."""
     authority = Authority()
     inner = ["--internal-tls", str(Mounted.of(folder / "tls", authority).path)]
     certificate, key = authority.issue("localhost")

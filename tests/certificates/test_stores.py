@@ -45,8 +45,8 @@ def secret(api):
 
 
 async def test_a_folder_is_filled_and_works_for_the_mesh(tmp_path):
-    """A folder is filled with files that only this user may read and that a mesh can use. A second run changes nothing,
-    and a renewal replaces all files in one step."""
+    """A folder is filled with files that only this user may read and that a mesh can use. A second run changes nothing.
+    A mesh notices a renewal, which leaves no former files."""
     folder = tmp_path / "deep" / "tls"
     assert (await keeping.keep(Folder(folder), WANTED, later(-310))).changed
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -131,7 +131,8 @@ def test_what_cannot_be_is_said(file: Path, arguments: list[str], said: str) -> 
     ],
 )
 def test_a_bad_file_is_named_with_the_fault(file: Path, content: str, said: str) -> None:
-    """Every command reports a broken file of contexts with its fault and leaves the file unchanged."""
+    """Commands report a broken file of contexts with its path and its fault, and leave it unchanged. The help still
+    works."""
     file.parent.mkdir(parents=True)
     file.write_text(content)
     for arguments in (["pods"], ["context", "ls"], ["context", "set", "b", "--endpoint", NOBODY]):
@@ -155,7 +156,7 @@ def test_a_file_that_is_a_link_stays_one(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_user_without_a_home_has_no_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands work for a user without a home directory, as in containers. That user has no contexts."""
+    """A user may have no home directory, as in containers. Commands then work without contexts."""
 
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -167,7 +168,6 @@ def test_a_user_without_a_home_has_no_contexts(monkeypatch: pytest.MonkeyPatch) 
 
 @given(st.text(st.characters(blacklist_categories=["Cs"])))
 def test_any_path_is_read_as_it_was_written(text: str) -> None:
-    """Every path in a context is read exactly as it was written, even with quotes and control characters."""
     written = contexts.Contexts("a", {"a": contexts.Context(NOBODY, ca=text)})
     found = tomllib.loads(contexts._text(written))["contexts"]["a"]
     assert found.get("ca", "") == text

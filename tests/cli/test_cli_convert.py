@@ -112,7 +112,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes | None, says: st
     ],
 )
 def test_bad_rows_are_refused(model: Path, name: str, content: str | None, says: str) -> None:
-    """The error says what is wrong with the rows, and no model is written."""
+    """The error says what is wrong with the given rows, and no model is written."""
     rows = model.with_name(name)
     if content is not None:
         rows.write_text(content)
@@ -134,7 +134,6 @@ def test_rows_are_read_with_and_without_a_header(model: Path) -> None:
 
 
 def test_a_missing_extra_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the converters, the error says how to install them."""
     monkeypatch.setitem(sys.modules, "skl2onnx", None)
     result = run(str(model))
     assert result.exit_code == 1

@@ -58,7 +58,6 @@ def test_models_of_a_type_that_no_pod_takes_are_noted(mesh, run, monkeypatch):
 
 
 def test_many_lines_travel_in_several_requests(mesh, run, monkeypatch):
-    """An import of many lines sends several requests, and each line exactly once."""
     monkeypatch.setattr(bulk, "CHUNK_LINES", 100)
     ids = [f"m{number}" for number in range(1050)]
     result = run("import", "-", stdin=lines(*ids))
@@ -235,7 +234,8 @@ def test_a_source_that_is_none_is_wrong_usage(mesh, run, tmp_path, source):
 
 
 def test_an_import_that_breaks_off_says_how_to_go_on(mesh, run):
-    """If the connection breaks, the exit code is 4, and the error says to run the same command again."""
+    """If the connection breaks during an import, the exit code is 4, and the error says to run the same command
+    again."""
 
     async def broken():
         await asyncio.sleep(0)
@@ -248,7 +248,7 @@ def test_an_import_that_breaks_off_says_how_to_go_on(mesh, run):
 
 
 def test_an_import_whose_registry_goes_away_ends(mesh, run):
-    """If the registry becomes unavailable, an import reports how many models are done, and its exit code says to try
+    """If the registry becomes unavailable, an import reports how many lines are done, and its exit code says to try
     again."""
     away = {"error": {"line": None, "id": None, "reason": "REGISTRY_AWAY", "text": "etcd does not answer"}}
     end = {"finished": False, "done": 1, "created": 1, "existing": 0, "failed": 0}

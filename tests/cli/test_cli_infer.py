@@ -16,7 +16,8 @@ METADATA = {"name": "a", "inputs": [{"name": "X", "datatype": "FP32", "shape": [
 
 
 class Service(grpc.GenericRpcHandler):
-    """A V2 service over gRPC that answers with the sum of each row and refuses calls of the model `bad`."""
+    """A V2 service over gRPC that answers with the sum of each row, and with errors for the models `bad` and
+    `broken`."""
 
     def __init__(self):
         self.requests = []
@@ -220,7 +221,6 @@ def test_typed_contents_are_understood():
     ids=["empty", "datatype", "shape", "range", "text"],
 )
 def test_a_bad_tensor_is_refused_with_a_text(tensor):
-    """The error has the exit code of wrong usage."""
     with pytest.raises(CommandError) as caught:
         tensors.from_json(tensor)
     assert caught.value.code == 2

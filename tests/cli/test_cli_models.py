@@ -117,7 +117,7 @@ def test_a_bad_key_is_wrong_usage(mesh, run, key):
 
 
 def test_register_with_wait_fails_where_the_load_failed(mesh, run):
-    """The command exits with the code for a failed load, and prints only one JSON document."""
+    """`mesh register --wait` exits with the code for a failed load, and prints only one JSON document."""
     register(mesh, "a")
     status = mesh._status("a", {}) | {"status": "LOADING_FAILED", "errors": ["no such file: /a"]}
     mesh.answer("/mesh/v1/models/a", status)
@@ -140,7 +140,7 @@ def test_register_with_wait_fails_where_the_load_failed(mesh, run):
     ],
 )
 def test_each_reason_has_its_exit_code(mesh, run, http, reason, code):
-    """The reason decides the exit code. The text is on standard error; with --json, standard output has it in a
+    """An error's reason decides the exit code. Its text is on standard error; with --json, standard output has it in a
     document."""
     mesh.answer("/mesh/v1/models/a", make=lambda: failure(http, reason, "because [of] this", retry_after=2.5))
     result = run("status", "a")

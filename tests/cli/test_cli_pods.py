@@ -94,7 +94,7 @@ def test_what_was_never_called_has_no_use(mesh, run):
 
 
 def test_no_pods_is_said(mesh, run):
-    """The command succeeds, and says on standard error that there are no pods."""
+    """Without pods, `mesh pods` succeeds, and says so on standard error."""
     mesh.answer("/mesh/v1/pods", {"pods": []})
     result = run("pods")
     assert result.exit_code == 0

@@ -106,7 +106,6 @@ async def test_a_key_of_ones_own(mesh: Installed) -> None:
 
 
 async def test_the_doctor_works_with_the_key(mesh: Installed) -> None:
-    """With the admin's key, `mesh doctor` reports no problem."""
     visits = Visits(mesh)
     await visits.visit()
     assert visits.bad == []

@@ -23,7 +23,8 @@ _ASK = "import urllib.request; print(urllib.request.urlopen('http://hello:8080',
 
 
 def test_the_owner_of_a_namespace_owns_nothing_else(namespace: Kube) -> None:
-    """An admin of one namespace has all rights that an installation needs there, and none elsewhere."""
+    """An admin of one namespace may create Deployments and Roles in it, but no cluster-wide objects, and sees no pods
+    of kube-system."""
     assert namespace.can("create", "deployments.apps")
     assert namespace.can("create", "roles.rbac.authorization.k8s.io")
     with pytest.raises(KubeError, match=r"cannot list resource .nodes"):

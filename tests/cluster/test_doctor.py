@@ -290,7 +290,7 @@ async def test_a_fault_is_found(mesh: Installed, cluster: Kube, name: str) -> No
 
 
 async def test_rights_that_are_missing(mesh: Installed, cluster: Kube, tmp_path: Path) -> None:
-    """A user with read-only rights sees which rights are missing, and still gets the other findings."""
+    """A user with read-only rights sees which rights are missing, and still gets findings about pods."""
     there, name = cluster.within(mesh.kube.namespace), mesh.kube.namespace
     there.kubectl("create", "serviceaccount", "guest")
     there.kubectl("create", "rolebinding", "guest", "--clusterrole=view", f"--serviceaccount={name}:guest")

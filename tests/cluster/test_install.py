@@ -88,7 +88,7 @@ async def test_a_pod_is_deleted(mesh: Installed, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_pod_is_deleted_by_force(mesh: Installed, kind: str) -> None:
-    """When a pod is deleted by force, at most the call of each caller that is in flight there may fail."""
+    """When a pod is deleted by force, each caller may lose at most the call that it has in flight there."""
     async with Traffic(mesh, callers=CALLERS) as traffic:
         mesh.kube.kubectl("delete", "pod", mesh.names(*KINDS[kind])[0], "--force", "--grace-period=0")
         await mesh.ready()
@@ -147,7 +147,7 @@ async def test_routers_become_more_and_fewer(mesh: Installed) -> None:
 
 
 async def test_connections_even_out(mesh: Installed) -> None:
-    """Callers that are connected to few routers are connected to new ones within the maximum age of a connection."""
+    """Callers that are connected to few routers reach new routers once their connections are as old as they may be."""
     async with Traffic(mesh, callers=12, pause=0.1) as traffic:
         mesh.kube.kubectl("scale", "deployment/mesh-router", "--replicas=3")
         await mesh.ready(120.0)
@@ -163,8 +163,7 @@ async def test_connections_even_out(mesh: Installed) -> None:
 
 @pytest.mark.parametrize("force", [False, True], ids=["asked", "by force"])
 async def test_etcd_goes_and_comes_back(mesh: Installed, force: bool) -> None:
-    """Loaded models are served while etcd is down. When it returns, it still has all registrations, and models can be
-    loaded."""
+    """Loaded models are served while etcd's pod is replaced. Afterwards a model can be registered and loaded."""
     async with Traffic(mesh) as traffic:
         await traffic.some()  # loads all models
         options = ["--force", "--grace-period=0"] if force else []
@@ -196,7 +195,7 @@ async def test_it_is_monitored(mesh: Installed, cluster: Kube) -> None:
 
 
 async def test_a_second_mesh_is_refused(mesh: Installed) -> None:
-    """Helm refuses a second mesh with the reason and the way out, and the first one is unaffected."""
+    """Helm refuses a second mesh in the namespace, and the first one stays ready."""
     with pytest.raises(AssertionError, match=r'The namespace .* already has a mesh: the release "mesh"'):
         mesh.helm("install", "another")
     await mesh.ready(30.0)

@@ -12,7 +12,8 @@ from tests.support.installed import Installed, Traffic
 
 
 def kustomization(image: str, namespace: str, folder: Path) -> dict[str, Any]:
-    """Writes a kustomization as the docs describe, with models from a private address and small resource requests."""
+    """Returns a kustomization like that in the docs, but with models from a private address and small resource
+    requests."""
     up = "../" * len(folder.parts[1:])  # kustomize takes relative paths only
     name, _, tag = image.rpartition(":")
     patch = [

@@ -250,8 +250,8 @@ async def test_a_rollout_of_the_pool_is_not_noticed(mesh: Installed) -> None:
 
 @pytest.mark.timeout(600)
 async def test_a_server_that_is_killed_is_restarted_and_loses_no_call(mesh: Installed) -> None:
-    """Kubernetes restarts the container of a server that ends, and the agent uses the next server. Meanwhile the other
-    pod serves the models."""
+    """Kubernetes restarts the container of a server that ends. Meanwhile the other pod serves the models, and no call
+    fails."""
     pod = mesh.names("runtime", "ml")[0]
 
     def server() -> dict[str, Any]:

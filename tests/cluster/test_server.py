@@ -109,7 +109,6 @@ async def test_models_of_the_server_are_only_in_its_pool(mesh: Installed) -> Non
 
 
 async def test_a_rollout_of_the_pool_is_not_noticed(mesh: Installed) -> None:
-    """Callers do not notice that all pods of the pool are replaced: each drains before its server is stopped."""
     before = set(mesh.names("runtime", "example"))
     async with Predictions(mesh) as traffic:
         mesh.kube.kubectl("rollout", "restart", "deployment/mesh-runtime-example")
@@ -131,8 +130,8 @@ async def test_a_deleted_pod_is_drained(mesh: Installed) -> None:
 
 
 async def test_a_server_that_is_killed_is_restarted_and_its_models_come_back(mesh: Installed) -> None:
-    """The agent notices that its server has ended, although the agent's container keeps running. The server is
-    restarted and its models are loaded again."""
+    """The container of a server that ends is restarted although the agent's container keeps running. Then the server's
+    models answer again."""
     pod = mesh.names("runtime", "example")[0]
     restarts = lambda: next(  # noqa: E731
         one["status"]["initContainerStatuses"][0]["restartCount"]

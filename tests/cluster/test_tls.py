@@ -52,8 +52,8 @@ def shown(mesh: Installed) -> set[str]:
 
 
 async def test_a_certificate_is_replaced_under_traffic(mesh: Installed, pairs: list[tuple[bytes, bytes]]) -> None:
-    """When the certificate is replaced under traffic, new connections get the new certificate, existing connections
-    continue, and no call fails."""
+    """When the certificate is replaced under traffic, new connections get the new certificate, no call fails, and no
+    container restarts."""
     (before,) = shown(mesh)
     started = {one["metadata"]["name"]: one["status"]["containerStatuses"] for one in mesh.pods("router")}
     async with Traffic(mesh) as traffic:

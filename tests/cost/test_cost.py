@@ -35,7 +35,7 @@ def test_a_count_repeats_and_grows_with_the_work():
 
 
 def test_only_our_own_packages_are_counted():
-    """Only the project's own packages are counted, not fakes, libraries or tests."""
+    """The instructions of the tests' own fakes are not counted."""
     assert cost(FakeEtcd).functions == {}
 
 

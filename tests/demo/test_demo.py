@@ -84,8 +84,6 @@ async def test_what_may_be_had_later_is_asked_for_again(mesh, tiny, reason, text
 
 
 async def test_repeating_has_an_end(tiny):
-    """Requests that are refused every time are eventually given up."""
-
     class Never:
         name = "never"
 
@@ -142,7 +140,8 @@ async def test_traffic_can_be_stopped_and_is_skewed(tiny):
     ids=["a line", "all of it", "the end"],
 )
 async def test_a_fleet_that_cannot_be_registered(mesh, tiny, answer, said):
-    """The error contains the reason that the mesh gives, or says that the import was interrupted."""
+    """If a fleet cannot be registered, the error contains the mesh's reason, or says that the import was
+    interrupted."""
     mesh.import_error = answer
     with pytest.raises(DemoError, match=said):
         await demo(mesh, tiny)

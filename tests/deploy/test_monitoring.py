@@ -243,12 +243,11 @@ def kept(expression: str) -> set[str]:
     ],
 )
 def test_kept_labels_are_read_rightly(expression: str, labels: set[str]):
-    """The labels that an expression keeps are computed by Prometheus' rules."""
     assert kept(expression) == labels
 
 
 def test_certificates_alert():
-    """Every metric of an expiry has one alert before the expiry and one at the expiry."""
+    """Every metric of an expiry is part of a warning and of a critical alert."""
     metrics = {name for name in METRICS if name.endswith("_expires_seconds")}
     assert {"mesh_edge_certificate_expires_seconds", "mesh_internal_certificate_expires_seconds"} <= metrics
     for severity in ("warning", "critical"):
@@ -317,7 +316,7 @@ def test_rendered():
 
 @installs.needs_helm
 def test_monitors_find_pods():
-    """Monitors select the pods and name ports that exist."""
+    """Monitors select pods and Services that exist, and name ports that these have."""
     found = installs.rendered(*installs.RENDERED["all-on"])
     templates = [pod for _, pod in installs.pods(found)]
     for monitor in (one for one in found if one["kind"] == "PodMonitor"):

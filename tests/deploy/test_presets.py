@@ -207,7 +207,7 @@ def test_code_runs_only_where_a_pool_allows_it():
 
 def test_refusals_say_what_to_do():
     """An unknown preset is refused, and the error lists the existing ones. A server without a preset needs an image,
-    types and an address."""
+    types and an address. No server may have a port of the agent, and only OVMS has `rest`."""
     text = refusal(preset="jboss")
     assert "preset" in text
     assert "mlserver" in text

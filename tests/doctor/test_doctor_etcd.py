@@ -182,7 +182,6 @@ def test_another_authority(doctor, tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_ends_soon(doctor, tmp_path: Path) -> None:
-    """A certificate that expires soon causes a warning."""
     server, ca = tls_etcd(tmp_path, ends=72 * HOUR)
     with server:
         visit = looked(doctor, server, "--etcd-ca", str(ca))
@@ -272,7 +271,7 @@ def test_the_facts_below_are_fine() -> None:
     ("times", "level"), [((99.0,), Level.OK), ((1.0, 150.0, 200.0), Level.WARN), ((1500.0,), Level.FAIL)]
 )
 def test_slow_reads(times: tuple[float, ...], level: Level) -> None:
-    """The median of the reads counts."""
+    """Reads from etcd are judged by the median of their times."""
     assert levels(replace(FINE, reads_ms=times), "latency") == {level}
 
 
@@ -298,7 +297,6 @@ def test_no_leader() -> None:
 
 
 def test_endpoints_of_two_clusters() -> None:
-    """The doctor notices if endpoints belong to two etcd clusters, a mistake in a Secret that no process notices."""
     other = MemberFacts("http://b:2379", Handshake(Trouble.NONE), replace(STATUS, cluster=2, member=2))
     assert Level.FAIL in levels(replace(FINE, members=(*FINE.members, other)), "members")
 

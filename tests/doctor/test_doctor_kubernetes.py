@@ -302,7 +302,7 @@ def uses(name: str, *keys: str) -> dict[str, Any]:
     ],
 )
 def test_how_a_missing_secret_is_made(doctor, cluster: Cluster, name: str, keys: tuple[str, ...], words: list[str]):
-    """The finding contains the command that creates the missing Secret."""
+    """The finding about a missing Secret contains the command that creates it."""
     cluster.remove(name)
     cluster.add(uses(name, *keys))
     text = looked(doctor).said("fail", "secrets", "there")

@@ -64,7 +64,6 @@ def test_nothing_at_the_endpoint(doctor) -> None:
 
 
 def test_something_else_at_the_endpoint(doctor, mesh: FakeMesh) -> None:
-    """If another program answers at the endpoint, the finding says that it is not a mesh."""
     assert "not the REST interface of a mesh" in looked(doctor, mesh).said("fail", "mesh", "reach")
 
 
@@ -160,7 +159,6 @@ def test_the_file_with_grants(doctor, fine: FakeMesh) -> None:
 
 
 def test_a_data_plane_configuration_that_cannot_be_used(doctor, fine: FakeMesh) -> None:
-    """An unusable data-plane configuration is a finding with its reason."""
     config = {"source": "/etc/mesh/dataplane", "methods": ["a.B/c"], "others": False, "error": ""}
     fine.answer("/mesh/v1/stats", {"workers": 2, "dataplane": config})
     assert "/etc/mesh/dataplane has rules for 1 methods" in looked(doctor, fine).said("ok", "mesh", "dataplane")
@@ -268,7 +266,7 @@ def test_certificates_of_the_endpoint(doctor, tmp_path: Path, name: str, ends: d
 
 
 def test_certificates_in_a_folder(doctor, fine: FakeMesh, tmp_path: Path) -> None:
-    """If a folder with the certificates of the mesh's processes is given, the certificates are checked."""
+    """With --certificates, the doctor checks the certificates in a folder, and reports files without a certificate."""
     (tmp_path / "tls.crt").write_bytes(certificate("mesh.internal", ends=48 * HOUR)[1])
     (tmp_path / "ca.crt").write_bytes(b"nonsense")
     visit = looked(doctor, fine, "--certificates", str(tmp_path))
@@ -302,5 +300,5 @@ def test_how_long_a_certificate_is_good(ends: datetime.timedelta, level: Level) 
     ],
 )
 def test_the_storage_key_of_a_registration(key: str, named: str) -> None:
-    """A text that is not JSON, or that has no storage key as a text, names no key."""
+    """A registration's `key` that is not JSON, or whose `storage_key` is not a text, names no storage key."""
     assert meshfacts.storage_key(key) == named

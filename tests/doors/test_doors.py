@@ -61,7 +61,6 @@ def body(tmp_path):
 
 @pytest.mark.parametrize("name", pythons.CLIENTS)
 async def test_pythons_clients(doors, name):
-    """Python's HTTP clients work, with sessions if they have them."""
     assert await ran(sys.executable, "-m", "tests.doors.pythons", name, doors.rest) == "served\n"
 
 

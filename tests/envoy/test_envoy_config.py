@@ -129,8 +129,7 @@ def certificate(tmp_path):
 
 
 def test_connections_that_began_together_do_not_end_together():
-    """Connections that began together end at different times, each after at least the requested age. Without a
-    requested age they do not end."""
+    """Connections end at an age to which Envoy adds up to 20 % at random. Without a requested age they do not end."""
     tree = config.bootstrap(replace(SETTINGS, max_connection_age=300))
     assert list(values(tree, "max_connection_duration")) == ["300.000s"]
     assert list(values(tree, "max_connection_duration_jitter")) == [{"value": 20}]

@@ -83,7 +83,7 @@ def test_an_identity_knows_when_it_expires(mounted):
     ],
 )
 def test_files_that_do_not_work_are_refused_at_the_start(tmp_path, authority, spoil, words):
-    """The error says which file is wrong, or what is wrong with the certificate."""
+    """The error about unusable files says which file is wrong, or what is wrong with the certificate."""
     certificate, key = authority.issue()
     files = {"ca_crt": authority.pem, "tls_crt": certificate, "tls_key": key}
     spoil(files, authority, Authority("other"))

@@ -152,7 +152,6 @@ async def test_a_start_that_is_given_up_leaves_nothing(world):
 
 
 async def test_a_real_child_is_minded(tasks):
-    """A real child is supervised like the fake ones."""
     lines = []
 
     async def ready():

@@ -130,7 +130,6 @@ def mlserver(environment: Path, folder: Path, models: Path) -> Server:
 
 
 def kserve(environment: Path, folder: Path, models: Path) -> Server:
-    """Starts KServe's Python server."""
     rest, grpc = free_port(), free_port()
     argv = [str(environment / "bin" / "python"), str(HERE / "kserve_app.py"), str(rest), str(grpc)]
     argv += [f"{name}={models / name}.onnx" for name in MODELS]

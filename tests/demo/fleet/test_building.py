@@ -33,7 +33,6 @@ def test_the_models_are_what_the_manifest_says(small):
 
 
 def test_two_processes_make_the_same_bytes(two_fleets):
-    """Training is deterministic: two processes make the same bytes."""
     first, second = ({sample.id: sample.sha256 for sample in one.models} for one in two_fleets)
     assert second.items() <= first.items()
     assert len(second) == 6

@@ -25,7 +25,6 @@ def test_every_model_answers_its_requests(small):
 
 
 def test_requests_repeat_with_their_seed(small):
-    """The same generator state gives the same request."""
     for seed in range(5):
         one, other = (sample_inputs(small.models[0], np.random.default_rng(seed)) for _ in range(2))
         assert np.array_equal(one["input"], other["input"])
