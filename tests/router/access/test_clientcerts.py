@@ -123,7 +123,8 @@ def test_a_certificate_has_the_grants_of_its_names():
 
 
 def test_a_key_counts_more_than_a_certificate():
-    """If a request has both, the key identifies the caller. A wrong key is refused even with a valid certificate."""
+    """If a request has a key and a certificate, the key identifies the caller. A wrong key is refused even with a valid
+    certificate."""
     guard = guard_of_certificates()
     certificate = (XFCC, header(URI(SPIFFE)))
     assert guard.known([certificate, (b"authorization", b"Bearer " + b"k" * 40)]).name == "key:k"

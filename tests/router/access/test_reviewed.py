@@ -155,7 +155,7 @@ async def test_a_missing_right_to_review_is_named_in_the_statistics(guard, sourc
 
 
 async def test_the_pods_own_token_is_read_for_each_review(guard, api):
-    """Kubernetes replaces the token in the pod's file every hour."""
+    """The pod's own token is read from its file for each review, because Kubernetes replaces it every hour."""
     await guard.identified(bearer(api.account_token("a")))
     (api.account / "token").write_text("another.token.of.kubernetes")
     assert (await guard.identified(bearer(api.account_token("b")))).name == "serviceaccount:team-a:b"

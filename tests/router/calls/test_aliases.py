@@ -200,7 +200,7 @@ async def test_an_alias_whose_active_model_is_gone_is_served_by_its_target(core)
 
 @pytest.mark.parametrize("targets", [("fraud@7", "fraud@7"), ("fraud@7", "fraud@8")])
 async def test_an_alias_without_an_existing_model_is_an_internal_error(core, targets):
-    """The code and the text are the predecessor's."""
+    """A call by an alias without an existing model fails with the predecessor's code and text."""
     core.world.pod("a")
     core.alias("fraud", targets[0], target=targets[1])
     call = await core.answered(core.call("fraud"))
@@ -232,7 +232,7 @@ async def test_a_stream_follows_an_alias_that_has_moved(core):
 
 
 async def test_a_version_is_called_whichever_is_active(core):
-    """The reply names the version that served."""
+    """A reply names the version that served the call."""
     core.resident("fraud@7")
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
@@ -296,7 +296,7 @@ async def test_a_version_of_an_unknown_name_is_an_unknown_model(core):
 
 
 async def test_a_version_of_an_alias_that_the_feed_has_not_delivered(core):
-    """The read of a model of this name also finds the alias, so the call succeeds."""
+    """The read for a model of this name also finds an alias that the feed has not delivered."""
     core.resident("fraud@7")
     core.alias("fraud", "fraud@8", versions=VERSIONS, feed=False)
     core.call("fraud", version="7")
@@ -452,7 +452,8 @@ async def test_weights_that_change_apply_to_the_next_call(core):
 
 
 async def test_series_of_models_that_an_alias_no_longer_names_are_dropped(core):
-    """A year of weekly releases must not inflate the metrics."""
+    """If an alias no longer names a model, their series ends. A year of weekly releases does not inflate the
+    metrics."""
     for number in range(1, 10):
         core.resident(f"fraud@{number}")
         core.alias("fraud", f"fraud@{number}")

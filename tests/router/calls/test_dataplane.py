@@ -136,7 +136,7 @@ def test_any_content_is_parsed_or_refused_with_a_value_error(document: str | byt
 
 
 def test_without_a_configuration_every_method_is_allowed() -> None:
-    """The id of a method outside V2 is then in the metadata."""
+    """Without a configuration, the id of a method outside V2 is in the metadata."""
     known = adopted(None)
     assert not known.method(OTHER).refused
     assert asked(known, PREDICT, PredictRequest(model_name="body"), [(b"mm-model-id", b"header")]) == (
@@ -176,7 +176,7 @@ def test_the_configuration_says_what_an_id_in_a_message_means(flag: bool, kind: 
 
 
 def test_methods_that_are_not_listed_are_refused_unless_others_are_allowed() -> None:
-    """V2's methods are no exception."""
+    """V2's methods must be listed too, if `allowOtherRpcs` is not set."""
     rules = {PREDICT[1:].decode(): {}}
     closed, open_ = adopted(config(rules)), adopted(config(rules, others=True))
     for name in (OTHER, INFER):
@@ -216,7 +216,8 @@ def test_a_configuration_that_goes_leaves_no_rule_behind() -> None:
 
 
 async def test_a_refused_method_fails_before_its_request_is_read(core) -> None:
-    """The message cannot be decoded and the metadata names no model, but the code is UNIMPLEMENTED."""
+    """A call of an unlisted method gets UNIMPLEMENTED, although its message cannot be decoded and its metadata names no
+    model."""
     call = FakeCall(OTHER, [], framing.pack(b"\xff"))
     Dispatcher(core.forwarder, adopted(config({}))).dispatch(call)
     assert call.code is Code.UNIMPLEMENTED

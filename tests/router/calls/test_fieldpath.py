@@ -19,7 +19,7 @@ def test_the_string_at_any_path_of_any_message_is_the_one_that_protobuf_reads(on
 
 @given(name=TEXT, version=TEXT, tensors=st.lists(TEXT, max_size=3), blob=st.binary(max_size=500))
 def test_the_first_field_of_a_request_is_read(name, version, tensors, blob):
-    """The fields are read as protobuf writes them. Protobuf omits an empty string."""
+    """Protobuf omits an empty string, which is then read as missing."""
     request = inference_pb2.ModelInferRequest(model_name=name, model_version=version, raw_input_contents=[blob])
     for tensor in tensors:
         request.inputs.add(name=tensor, shape=[1, -1], datatype="FP32")
@@ -42,7 +42,7 @@ def test_name_and_version_of_a_v2_request_are_read_together(name, version, more)
 
 @given(st.binary(max_size=200), st.integers(0, 10))
 def test_any_bytes_give_a_name_and_a_version_or_a_value_error(message, start):
-    """The name is the one that `extract` finds."""
+    """If bytes can be read as a name and a version, `extract` finds the same name in them."""
     try:
         name, version = fieldpath.name_and_version(message, start)
     except ValueError:
@@ -85,7 +85,7 @@ def test_fixed_width_fields_are_passed_over(double, single, text):
 
 @given(st.binary(max_size=200), st.lists(st.integers(1, 20), min_size=1, max_size=3), st.integers(0, 10))
 def test_any_bytes_give_a_string_nothing_or_a_value_error(message, path, start):
-    """A client cannot cause any other error."""
+    """Whatever bytes a client sends, reading them raises no error except ValueError."""
     try:
         found = fieldpath.extract(message, path, start)
     except ValueError:
@@ -102,7 +102,7 @@ def test_cut_anywhere_it_never_reads_beyond(name, rest):
 
 
 def test_the_first_of_several_counts():
-    """As in the predecessor, the first occurrence of the field counts."""
+    """If a message contains the wanted field several times, the first one counts, as in the predecessor."""
     message = b"\x0a\x01a\x0a\x01b"
     assert fieldpath.extract(message, (1,)) == "a"
 

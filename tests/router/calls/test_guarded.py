@@ -245,7 +245,8 @@ async def test_the_wait_for_a_caller_ends_at_the_deadline(slow):
 
 @pytest.mark.parametrize("way", ["unary", "stream", "several", "shadow"])
 async def test_a_token_never_reaches_a_model_server(core, way):
-    """The call arrives as a unary call or as a stream, or it goes to several models or to a shadow too."""
+    """No model server gets the token, whether the call is unary or a stream, goes to several models, or is mirrored to
+    a shadow."""
     grants = {"k": ("infer", ["*"], ["user:k"])}
     guard = guard_of("required", {}, grants, others=[known_tokens(ISSUER)], wall=time.time)
     guarded = dataclasses.replace(core, dispatcher=Dispatcher(core.forwarder, Routes(), guard))

@@ -158,7 +158,8 @@ async def test_a_shadow_that_hangs_gets_a_few_calls_and_then_a_pause(core, monke
 
 
 async def test_a_shadow_whose_server_dies_gets_a_pause(core):
-    """The death counts against the shadow's model, not against the active one. The next call is not mirrored."""
+    """The death of a shadow's server counts against the shadow's model, not against the active one. The next call is
+    not mirrored."""
     shadowed(core)
     await answered(core)
     (sent,) = await mirrored(core)
@@ -273,7 +274,7 @@ async def test_questions_about_a_model_are_not_mirrored(core, method):
 
 
 async def test_a_call_whose_end_came_late_is_mirrored_too(core):
-    """A unary call whose end comes late is carried as a stream."""
+    """A unary call that is carried as a stream, because its end comes late, is mirrored too."""
     shadowed(core)
     call = StreamCall(messages=[core.frame("fraud")])
     core.dispatcher.dispatch(call)

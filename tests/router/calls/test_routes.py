@@ -174,13 +174,13 @@ def compressed(message: bytes) -> bytes:
 
 
 def test_a_compressed_message_is_unpacked_no_further_than_its_id():
-    """The frame ends after 1,000 bytes, long before the end of its message."""
+    """The id is read from the first 1,000 bytes of a frame whose message has 64 MiB."""
     frame = compressed(infer("m") + b"\x3a\x80\x80\x80\x20" + bytes(64 << 20))
     assert model_of(INFER, frame=frame[:1000], encoding=b"gzip") == "m"
 
 
 def test_an_id_is_not_looked_for_beyond_the_first_mebibyte():
-    """A call whose id comes later must name the model in its metadata."""
+    """A call whose id comes after the first mebibyte of its message must name the model in its metadata."""
     frame = compressed(b"\x3a\x80\x80\x80\x01" + bytes(2 << 20) + infer("m"))
     assert model_of(INFER, [(b"mm-model-id", b"header")], frame=frame, encoding=b"gzip") == "header"
     with pytest.raises(MeshError) as error:

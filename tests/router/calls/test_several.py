@@ -128,7 +128,6 @@ async def test_missing_models_are_left_out(core, calling):
 
 
 async def test_without_any_model_the_call_is_not_found(core, calling):
-    """The text is the predecessor's."""
     call = await core.answered(calling(of("x", "y")))
     assert (call.code, call.text) == (Code.NOT_FOUND, "none of the requested models were found")
 
@@ -205,7 +204,8 @@ class TestFewAtOnce:
         assert set(results(await core.answered(call))) == {"a", "b", "c", "d"}
 
     async def test_replies_that_are_too_large_together_are_refused(self, core, calling):
-        """Two of the four replies already exceed `--max-message` together, and fail the call."""
+        """Four models are asked, two at a time. The first two replies together already exceed `--max-message`, and fail
+        the call."""
         for name in "abcd":
             core.resident(name, "a")
         call = calling(of("a", "b", "c", "d"))

@@ -137,7 +137,7 @@ async def test_what_names_no_model_is_refused(core, frame):
 
 
 async def test_what_cannot_stand_in_a_request_is_refused(core, monkeypatch):
-    """The call cannot be written as a request, because no header can contain its encoding."""
+    """A call that cannot be written as a request is refused, for instance if no header can contain its encoding."""
     resident(core)
 
     def send(*_, **__):
@@ -148,7 +148,7 @@ async def test_what_cannot_stand_in_a_request_is_refused(core, monkeypatch):
 
 
 async def test_a_call_that_is_refused_at_once_is_freed_at_once(core, monkeypatch):
-    """No reference cycle with its carrier keeps the call for the garbage collector."""
+    """No reference cycle with its carrier keeps a refused call for the garbage collector."""
     import gc
     import weakref
 
@@ -478,8 +478,8 @@ async def test_a_call_that_must_be_verified_is_sent_again_whatever_its_method(co
 
 
 async def test_what_must_be_verified_and_is_gone_is_not_called_again(core):
-    """The call is not sent again after its registration has ended, even if this router's view does not show that
-    yet."""
+    """A call that must be verified is not sent again after its registration has ended, even if this router's view does
+    not show that yet."""
     resident(core)
     call = core.call()
     core.unregister()
@@ -517,7 +517,7 @@ async def test_content_that_was_replaced_does_not_answer_unproven(core, digest, 
 
 
 async def test_where_etcd_is_away_the_call_says_so(core):
-    """While etcd is unavailable, the retry tells the pod so, and later calls do so at once. A probe notices when etcd
+    """While etcd is unavailable, a retry tells its pod so, and later calls do so at once. A probe notices when etcd
     answers again."""
     resident(core)
     core.etcd.away = True
@@ -578,7 +578,8 @@ async def test_a_pod_that_knows_better_has_the_record_read_until_etcd_answers(co
 
 
 async def test_a_model_that_kills_servers_is_read_for_each_call(core):
-    """A slightly older read of the record says nothing about the model's quarantine now."""
+    """The record of a model that kills servers is read for each call, because an earlier read does not show a
+    quarantine that began since."""
     resident(core, "a", "b", "c")
     for name, load in (("a", 0), ("b", 10), ("c", 20)):
         core.world.view.pods[name].load = load
@@ -791,7 +792,7 @@ async def test_a_pod_that_refuses_a_call_after_a_large_reply_has_begun_is_not_be
 
 
 async def test_a_request_is_kept_for_a_shadow_when_a_large_reply_begins(core):
-    """The shadow gets the request after the reply."""
+    """The request of a call with a shadow is kept, because the shadow gets it after the reply."""
     resident(core, "a", model="fraud@8")
     resident(core, "b", model="fraud@9")
     core.alias("fraud", "fraud@8", mirror={"target": "fraud@9", "percent": 100})

@@ -229,8 +229,8 @@ async def test_the_same_registration_does_not_wait(town):
 
 
 async def test_a_registration_that_etcd_did_not_confirm_was_made_all_the_same(town, monkeypatch):
-    """The registration replaces a tombstone, and etcd does not confirm the write. Registering can be repeated, so it
-    succeeds."""
+    """A registration succeeds although etcd does not confirm the write that replaces the tombstone, because registering
+    can be repeated."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.management.unregister("m")
@@ -356,7 +356,7 @@ async def test_a_life_ends_when_its_data_port_refuses_connections(town):
 
 
 async def test_a_life_ends_when_another_pod_has_its_address(town):
-    """Two processes cannot share an address."""
+    """Two processes cannot share an address, so a life ends when another pod has its address."""
     await town.pod("a", "m")
     await town.cut_off("a")
     await town.pod("b")
@@ -490,7 +490,7 @@ async def test_a_life_does_not_end_at_once_because_its_name_is_taken(town):
 
 
 async def test_every_address_of_a_name_must_refuse(town):
-    """The name `localhost` usually has two addresses."""
+    """A life ends only if every address of its host name refuses connections. `localhost` usually has two."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
@@ -630,7 +630,7 @@ async def test_junk_under_lives_and_tombstones_is_passed_over(town, junk):
 
 
 async def test_a_copy_being_made_keeps_the_id_too(town):
-    """The load may end after the id was unregistered."""
+    """A copy that is still loading keeps the id taken, because its load may end after the id was unregistered."""
     await town.pod("a", "m")
     kv = await town.etcd.get(town.keys.copy("m", "a"))
     await town.etcd.put(town.keys.copy("m", "a"), CopyRecord("i", kv.create_revision, LOADING).encode())

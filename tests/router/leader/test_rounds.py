@@ -166,7 +166,7 @@ async def test_limits_are_kept_both_ways(world):
 
 
 async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
-    """The copy disappears from the view at once, while its agent is still unloading it."""
+    """A copy that its agent is still unloading does not count as one that is being loaded."""
     created = await world.register("m", limits=CopyLimits(None, 1, None))
     world.copy("m", "a", created)
     world.copy("m", "b", created)
@@ -353,8 +353,7 @@ async def test_a_quarantined_or_failing_model_is_not_preloaded(world):
 
 
 async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
-    """The broken pod is the emptiest one, which is usually chosen. It gets no more loads after the first few
-    failures."""
+    """A pod in which all loads fail gets no more loads after the first few, although it is the emptiest one."""
     world.agents.broken = {"a"}
     for name in ("b", "c"):  # fuller than the broken one
         world.pod(name, used_bytes=8 * MIB)

@@ -186,7 +186,7 @@ MOVED = VModelRecord("b", "b")
 
 
 async def test_a_vmodel_moves_once_its_target_is_loaded(mesh):
-    """The former model loses its reference when the vmodel moves."""
+    """The former active model loses its reference when the vmodel moves."""
     await mesh.pod("p", "q")
     await mesh.register("a", "b")
     await mesh.copy("a", "p")

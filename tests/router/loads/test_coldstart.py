@@ -35,7 +35,8 @@ def held(core, pod="a", reply=GO_ON):
 
 
 async def test_a_call_of_a_model_without_a_copy_has_it_loaded_and_goes_through(core):
-    """The agent gets the registration and its size from the record. The view has the copy before etcd reports it."""
+    """The agent gets the registration and the model's size from the record. The view has the copy before etcd reports
+    it."""
     core.register(host_bytes=123, load_ms=3)
     core.world.pod("a")
     core.agents.answers["a"] = GO_ON
@@ -144,7 +145,7 @@ async def test_no_pods_at_all_is_told(core):
 
 
 async def test_a_known_record_is_not_read_again(core):
-    """The agent's claim validates the record."""
+    """A known record is not read again, because the agent's claim validates it."""
     one_pod(core)
     await core.coldstart.load("m")
     core.world.view.drop(core.world.get("m", "a"))
@@ -154,7 +155,7 @@ async def test_a_known_record_is_not_read_again(core):
 
 
 async def test_a_stale_record_is_read_again(core):
-    """The id was registered again, so the agent reports that the record is stale. The load continues with the new
+    """If an id was registered again, an agent reports that the former record is stale. The load continues with the new
     record."""
     one_pod(core)
     await core.coldstart.load("m")
@@ -489,7 +490,8 @@ async def test_a_failure_in_one_pod_is_tried_in_another(core):
 
 
 async def test_a_pod_in_which_everything_fails_gets_no_more_loads(core):
-    """The broken pod is empty and would be chosen first. Its failures do not count against the models."""
+    """A pod in which all loads fail gets no more loads, although it is empty. Its failures do not count against the
+    models."""
     core.world.pod("broken", capacity=1 << 50)
     core.world.pod("well", capacity=1 << 30)
     core.agents.answers = {"broken": fakecalls.failed("no such device"), "well": GO_ON}
@@ -567,7 +569,8 @@ async def test_a_failure_is_void_once_its_pods_secret_has_changed(core):
 
 
 async def test_a_clock_that_is_ahead_does_not_prolong_a_failure(core, passes):
-    """The pause begins when the router first reads about the failure."""
+    """The pause after a failure begins when the router first reads about the failure, whatever the agent's clock
+    says."""
     one_pod(core)
     (failure,) = core.failed_in("a", ago_ms=-3_600_000)
     core.register(failures=(replace(failure, kind=FailureKind.PASSING),))
@@ -903,7 +906,7 @@ async def test_an_answer_that_cannot_be_ends_the_flight(core, monkeypatch):
 
 
 def test_settings_travel_to_the_workers(tmp_path):
-    """The settings contain secrets, so only this user can read their file."""
+    """The workers read the router's settings from a file. It contains secrets, so only this user can read it."""
     settings = RouterSettings("r", workers=3)
     etcd = replace(settings.etcd, password="secret", ca=b"\xff\0pem", files=EtcdFiles(ca="/ca"))
     settings = replace(settings, internal_tls="/tls", etcd=etcd)

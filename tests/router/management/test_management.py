@@ -235,7 +235,7 @@ async def test_fifty_registrations_of_one_id_at_once_create_it_once(desk):
 
 
 async def test_unknown_attributes_survive(desk):
-    """A record may have attributes that the predecessor or a later version of Mesh wrote."""
+    """Attributes that the predecessor or a later version of Mesh has written into a record survive."""
     await desk.etcd.put(desk.keys.model("m"), b'{"type":"onnx","new":{"x":[1]},"mesh":{"later":2},"lu":5}')
     await desk.management.register("m", "onnx", last_used_ms=NOW)
     await desk.management.release("m")
@@ -407,8 +407,8 @@ async def test_a_path_relative_to_no_folder_is_refused(desk, path):
     ],
 )
 async def test_a_secret_in_a_registration_is_refused_and_its_place_told(desk, path, key):
-    """A secret is refused for one model, for many, and over gRPC. The error says where secrets belong, without
-    repeating this one."""
+    """A secret is refused for one model, for many, and over gRPC. The error says where secrets belong, and does not
+    repeat the secret."""
     with pytest.raises(MeshError) as error:
         await desk.management.register("m", "onnx", path, key)
     assert error.value.reason is Reason.BAD_REQUEST
@@ -623,7 +623,7 @@ async def test_a_model_that_changes_while_many_are_unregistered_is_looked_at_alo
 
 
 async def test_a_pod_that_is_cut_off_while_many_are_unregistered_leaves_tombstones(desk, monkeypatch):
-    """The key of a life appears between the read and the deletion of the batch. That pod may still answer for these
+    """A life that appears between the read and the deletion of a batch belongs to a pod that may still answer for these
     models."""
     await desk.management.register_many([Item(name, "onnx") for name in ("a", "b")])
     transact = desk.etcd.txn

@@ -218,7 +218,8 @@ async def test_a_target_takes_over_the_place_of_the_active_model(desk):
 
 
 async def test_a_vmodel_whose_active_model_has_no_copies_moves_at_once(desk):
-    """The write that sets the target also moves the vmodel. The former model can then be unregistered."""
+    """If the active model has no copies, the write that sets a target also moves the vmodel. The former model can then
+    be unregistered."""
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a")
     info = await set_vmodel(desk, targetModelId="b")

@@ -114,8 +114,8 @@ def test_a_config_map_is_replaced_by_its_link(tmp_path: Path) -> None:
     ],
 )
 def test_a_content_that_cannot_be_used_keeps_the_former_one(tmp_path: Path, path: Path, content, says: str) -> None:
-    """The mistake is logged once, counted, and reported by the worker. The former content stays in force, also for
-    workers that start later."""
+    """A mistake in the file is logged once, counted, and reported by the worker. The former content stays in force,
+    also for workers that start later."""
     way = Way(tmp_path, path)
     registry = metrics.Registry()
     way.file.follow(registry)

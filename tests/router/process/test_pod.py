@@ -132,7 +132,7 @@ async def who_hangs_is_replaced(router, channel):
 
 @pytest.mark.parametrize("edge", ["envoy", "grpc"])
 async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge):
-    """One process does all of this, because starting a router takes seconds."""
+    """One router is tested from start to end, because starting a router takes seconds."""
     router = a_router("--workers", "2", edge=edge)
     async with FakePod("a", etcd, keys) as pod:
         await router.ready()
@@ -179,7 +179,8 @@ async def test_a_router_serves_heals_drains_and_goes(a_router, etcd, keys, edge)
 
 
 async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypatch):
-    """The first three attempts fail, as they do when the machine has reached its limit of processes."""
+    """The first three attempts to spawn a worker fail, as they do when the machine has reached its limit of
+    processes."""
     spawned = []
 
     async def spawn(argv, **options):
@@ -204,8 +205,8 @@ async def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path, monkeypa
 
 
 async def test_a_router_is_not_live_where_nothing_has_served_for_long(tmp_path, monkeypatch):
-    """A new container may help where restarts of workers do not, but not while etcd cannot be read. A router that stops
-    is live."""
+    """A router that has not served for long is not live, because a new container may help where restarts of workers do
+    not. It is live if only etcd is missing, and while it stops."""
     router = pod_module.RouterPod(RouterSettings("r", run_dir=str(tmp_path)))
     try:
         assert router._why_not_live() is None, "nothing has served for a short time only"

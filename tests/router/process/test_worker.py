@@ -338,7 +338,8 @@ async def test_what_a_stream_keeps_to_be_sent_again_counts(etcd, etcd_server, ke
 
 
 async def test_a_stream_without_a_free_connection_is_refused_once(etcd, etcd_server, keys):
-    """The stream is refused at once, without further attempts, which would fail too. The pod is not blamed."""
+    """A stream without a free connection is refused at once, because further attempts would fail too. The pod is not
+    blamed."""
     async with (
         FakePod("a", etcd, keys) as a,
         workers(etcd_server.settings, keys, max_connections_per_pod=1) as mesh,

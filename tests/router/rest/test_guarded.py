@@ -374,7 +374,7 @@ async def test_bad_requests_about_keys_and_grants(http, method, path, body, why)
 
 
 async def test_the_statistics_say_how_callers_are_identified(http):
-    """`mesh doctor` reads this part of the statistics, which contains no keys."""
+    """`mesh doctor` reads from the statistics how callers are identified. The statistics contain no keys."""
     _, answer = await ask(http, "GET", "/mesh/v1/stats", key=KEYS["read"])
     assert answer["auth"]["mode"] == "required"
     assert [one["kind"] for one in answer["auth"]["callers"]] == ["admin", "tokens", "keys"]

@@ -116,7 +116,7 @@ async def test_a_body_above_the_limit_is_413(http, worker, body):
 
 @pytest.mark.parametrize("name", ["Inference-Header-Content-Length", "X-Request-Timeout", "grpc-timeout"])
 async def test_a_header_with_two_different_values_is_refused(http, carrier, name):
-    """To use one of the values would silently ignore the other."""
+    """A header with two different values is refused, because using one of them would silently ignore the other."""
     joined = carrier == "envoy" and name == "grpc-timeout"  # Envoy joins the values to an invalid timeout
     body = json.dumps(BODY).encode()
     values = {"Inference-Header-Content-Length": len(body), "X-Request-Timeout": 9, "grpc-timeout": "9S"}
@@ -333,8 +333,6 @@ async def test_a_header_length_that_is_none_is_refused(http, text):
 
 
 async def test_a_passed_deadline_is_504(http, worker):
-    """The dispatcher ends the call at its deadline."""
-
     def until_then(call):
         error = MeshError(Reason.DEADLINE, "the deadline has passed")
         asyncio.get_running_loop().call_at(call.deadline, answers.fail, call, error)

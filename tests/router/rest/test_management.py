@@ -55,7 +55,8 @@ async def test_registering_is_201_then_200_then_409(http, path, worker):
 
 
 async def test_a_conflict_names_what_differs_and_the_ways_out(http, path, worker):
-    """The error lists the attributes that differ, without secrets, and the ways to change them."""
+    """The error for a conflicting registration lists the attributes that differ, without secrets, and the ways to
+    change them."""
     async with http.put(path("models/m"), json={**MODEL, "key": '{"secret_access_key": "s"}'}) as answer:
         assert answer.status == 201
     async with http.put(path("models/m"), json={**MODEL, "path": "/b", "key": "k", "sha256": "a" * 64}) as answer:
@@ -77,7 +78,7 @@ async def test_a_conflict_names_what_differs_and_the_ways_out(http, path, worker
     ],
 )
 async def test_unknown_attributes_of_a_model_are_refused_by_name(http, path, worker, rest, names, hint):
-    """The error also lists the valid attributes, and says where versions and labels belong."""
+    """The error for an unknown attribute lists the valid ones, and says where versions and labels belong."""
     async with http.put(path(rest), json={**MODEL, **names}) as answer:
         document = await answer.json()
     assert (answer.status, document["reason"]) == (400, "BAD_REQUEST")
@@ -339,8 +340,8 @@ async def test_import_refuses_unknown_attributes_by_name(http, worker):
 
 
 async def test_many_are_unregistered(http, worker):
-    """The answer counts the removed and the missing models. It reports a model that is still in use, and lines that
-    name no model."""
+    """The answer to a bulk removal counts the removed and the missing models. It reports a model that is still in use,
+    and lines that name no model."""
     for name in ("a", "b", "referred"):
         await worker.management.add(name, "t", "", "")
     lines = ['{"id": "a"}', '{"id": "x"}', '{"id": "referred"}', '{"id": 1}', '{"name": "b"}', '{"id": "b"}']

@@ -121,7 +121,8 @@ def test_however_a_body_comes_the_message_is_the_same(cuts, after):
 
 @pytest.mark.parametrize("first", [0, 1, 70_000])
 def test_a_large_tensor_is_read_into_its_message(first):
-    """The memory into which the tensor was read becomes the message. The second body is not copied."""
+    """If the JSON part is known, the memory into which the tensor was read becomes the message, and nothing is
+    copied."""
 
     async def scenario():
         carrier = Carrier()

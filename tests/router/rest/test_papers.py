@@ -169,7 +169,8 @@ def test_a_file_cannot_become_shorter_than_its_mappings():
 
 
 def test_without_memory_a_write_fails_with_an_error(monkeypatch):
-    """The write raises OSError. Without a reservation, a write to mapped memory would kill the process."""
+    """If no memory can be reserved for a message, the write raises OSError. A write to mapped memory without the
+    reservation would kill the process."""
 
     def full(descriptor, start, size):
         raise OSError(28, "No space left on device")

@@ -277,7 +277,7 @@ def test_a_load_answered_by_another_life_of_the_pod_is_not_believed():
 
 
 def test_what_a_pod_does_not_publish_again_is_forgotten_after_a_while():
-    """The agent may have evicted a copy that its pod does not publish again."""
+    """A copy that a pod does not publish again is forgotten after a while, because the agent may have evicted it."""
     world = two_pods()
     world.lose("a")
     world.pod("a")
@@ -367,7 +367,7 @@ def test_why_a_pod_gets_no_loads():
 
 
 def test_a_suspect_whose_last_copy_is_withdrawn_is_forgotten():
-    """The copy of a suspect pod is published again before its pod, and then withdrawn."""
+    """A suspect pod is forgotten when its last copy is published again and then withdrawn."""
     world = World()
     world.pod("a")
     world.copy("m", "a")

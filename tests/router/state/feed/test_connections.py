@@ -276,7 +276,7 @@ async def test_a_range_that_only_the_worker_knows_is_left_out_and_the_others_wor
 
 
 async def test_a_range_that_only_the_pod_knows_is_passed_over(tmp_path):
-    """The worker is older than the pod."""
+    """An older worker ignores a range that only the pod knows."""
     told = Recorder()
 
     async def pod(reader, writer):
@@ -298,7 +298,7 @@ async def test_a_range_that_only_the_pod_knows_is_passed_over(tmp_path):
 
 
 async def test_the_pod_is_told_which_ranges_are_read(tmp_path):
-    """The pod need not follow the other ranges."""
+    """The pod learns which ranges are read, so it need not follow the others."""
     wanted = []
     server = FeedServer(nothing, wanted=wanted.append)
     await server.start(str(tmp_path / "feed"))

@@ -99,7 +99,7 @@ def log() -> RangeLog:
 
 
 def test_a_worker_is_told_everything_and_then_each_revision_whole(log: RangeLog) -> None:
-    """Keys that belong together arrive together, in one revision."""
+    """After a snapshot, a worker gets each revision complete, so keys that belong together arrive together."""
     worker = Worker(log)
     assert worker.take()
     log.apply(put(9, (b"a", b"4"), (b"b", None)))
@@ -167,7 +167,8 @@ def test_after_a_compaction_every_worker_is_told_everything_again(log: RangeLog)
 
 
 def test_revisions_of_another_store_are_not_taken_for_this_ones(log: RangeLog) -> None:
-    """Etcd has started on other data, and has passed the revision that the worker knows."""
+    """If etcd has started on other data, a worker gets all of it, even if etcd has passed the revision that the worker
+    knows."""
     worker = Worker(log)
     worker.take()
     worker.lose()
@@ -210,7 +211,8 @@ def test_one_that_falls_behind_is_told_everything_instead(log: RangeLog, monkeyp
 
 
 def test_a_change_larger_than_a_message_comes_as_one_revision(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of a lease deletes the keys of very many copies in one revision."""
+    """The end of a lease may delete the keys of very many copies. A worker gets such a change as one revision, although
+    it does not fit into one message."""
     monkeypatch.setattr(rangelog, "PORTION_BYTES", 100)
     worker = Worker(log)
     worker.take()
