@@ -21,7 +21,7 @@ PORT = 8033
 
 
 def blocks(heading: str) -> list[str]:
-    """Returns the `sh` blocks under a heading."""
+    """Returns the `sh` blocks under a heading. Exits if the README has no such heading."""
     section = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", README.read_text(), re.MULTILINE | re.DOTALL)
     if section is None:
         sys.exit(f"the README has no heading {heading!r}")

@@ -48,7 +48,8 @@ def helm() -> str | None:
 
 
 def render(*files: Path, sets: Sequence[str] = (), namespace: str = NAMESPACE) -> dict[str, list[Document]]:
-    """Returns the chart's rendered objects, by the name of the template."""
+    """Returns the chart's rendered objects, by the name of the template. Raises Failed without Helm, or with Helm's
+    error if Helm refuses the values."""
     program = helm()
     if program is None:
         raise Failed("helm is neither in $HELM nor on PATH nor in .cache/bin: install Helm 3.14 or later (helm.sh)")

@@ -17,7 +17,7 @@ from deploy.image import building
 
 MESH = "localhost/mesh"
 _BUILDING = 1800.0
-_RELEASE = "bookworm"  # whose Python is 3.11
+_RELEASE = "bookworm"  # its Python is 3.11
 _NEEDED = "python3,python3-venv,ca-certificates"
 # Not needed in containers, and more than half of debootstrap's output.
 _SUPERFLUOUS = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
@@ -77,7 +77,8 @@ def tag() -> str:
 
 
 def build() -> str:
-    """Builds Mesh's image from the tree unless it exists, and returns its name."""
+    """Builds Mesh's image from the tree unless it exists, and returns its name. Images of earlier trees are removed.
+    Raises RuntimeError with buildah's output if the build fails."""
     name = tag()
     if _exists(name):
         return name

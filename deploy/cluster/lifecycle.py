@@ -33,8 +33,8 @@ _FIRST = (
 
 
 def build(more: int = 0) -> Steps:
-    """Builds everything that a start needs and that is missing. Returns its steps, which leave room for `more`
-    steps."""
+    """Builds everything that a start needs and that is missing. Returns its steps, which leave room for `more` steps.
+    Raises needs.MissingError for a requirement that it cannot meet, and RuntimeError if a build fails."""
     unbuilt, missing = programs.unbuilt(), needs.missing_packages()
     steps = Steps(bool(missing) + len(unbuilt) + 1 + more)
     if unbuilt:
@@ -136,7 +136,8 @@ def up(tell: Callable[[str], None] = lambda _: None) -> None:
 
 
 def down() -> None:
-    """Stops this tree's cluster if it runs, and restores the machine's state. Logs and built files stay."""
+    """Stops this tree's cluster if it runs, and restores the machine's state. Logs and built files stay. Raises
+    OccupiedError if another tree's cluster runs."""
     owner = _owner()
     if owner is not None and owner != layout.CACHE and owner.exists():
         raise OccupiedError(
@@ -160,7 +161,8 @@ def down() -> None:
 
 
 def kubectl(*argv: str, given: str | None = None, timeout: float = 60.0) -> str:
-    """Runs kubectl as the cluster's admin."""
+    """Runs kubectl as the cluster's admin, and returns its output. Raises RuntimeError with kubectl's error if it
+    fails."""
     command = [str(layout.BIN / "kubectl"), f"--kubeconfig={layout.KUBECONFIG}", *argv]
     environment = {**os.environ, "HOME": str(layout.HOME)}
     done = subprocess.run(command, input=given, env=environment, capture_output=True, text=True, timeout=timeout)
@@ -217,7 +219,8 @@ def describe() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Runs `python -m deploy.cluster build|built|up|down|image`."""
+    """Runs `python -m deploy.cluster build|built|up|down|image`. Returns 0, 1 after an error, 2 for wrong usage, or 3
+    if `built` finds that something is not built."""
     try:
         match argv:
             case ["build"]:

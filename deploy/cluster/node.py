@@ -20,7 +20,8 @@ _OURS = (layout.RUN, layout.CONTAINERS)
 
 
 def ctr(*argv: str, timeout: float = 300.0) -> str:
-    """Runs a command of containerd's client, in the namespace that the kubelet uses."""
+    """Runs a command of containerd's client, in the namespace that the kubelet uses, and returns its output. Raises
+    RuntimeError if it fails."""
     done = subprocess.run(
         ["ctr", "--address", str(layout.CONTAINERD_SOCKET), "--namespace", "k8s.io", *argv],
         capture_output=True,

@@ -81,7 +81,7 @@ def accepted(
     """Returns the figures with one version's replaced, and a text for each figure that other versions lose. With `keep`
     they lose none."""
     was = stored.get(version, {})
-    changed = set()  # what has no stored figure here is not known to have changed
+    changed = set()  # operations without a stored figure are not known to have changed
     if not keep:
         changed = {one.operation for one in differences(was, now) if one.operation in was}
     result = {version: {name: _settled(was.get(name), cost) for name, cost in now.items()}}

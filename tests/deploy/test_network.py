@@ -120,7 +120,7 @@ def test_table_is_read():
         assert target in {*OURS, "outside"}
 
 
-# Who clients and monitoring are when the values name nobody.
+# The ends that count as clients, managers and monitoring if the values name none.
 MEANS = {
     **dict.fromkeys(("clients", "managers"), (*OURS, "neighbour", "cluster", "outside")),
     "monitoring": (*OURS, "neighbour", "cluster"),
@@ -161,11 +161,11 @@ def test_who_gets_out(values: str):
         (one, target, port) for source, target, port in rows(found) for one in (OURS if source == "all" else (source,))
     }
     if values == "external-etcd":
-        # Then etcd is outside.
+        # An external etcd counts as outside.
         table = {(source, "outside" if target == "etcd" else target, port) for source, target, port in table}
     for source, target, port in itertools.product(OURS, everybody, PORTS):
         for one, other in itertools.product(everybody[source], everybody[target]):
-            # What is outside may as well be in the cluster: DNS, stores, the API server.
+            # What the table calls outside may be in the cluster too: DNS, stores, the API server.
             wanted = (source, target, port) in table or ((source, "outside", port) in table and port != 2379)
             assert allowed(policies, one, other, port)[0] is wanted, f"{one.name} to {other.name}:{port}"
     for one in everybody["router"]:

@@ -51,7 +51,7 @@ class Nginx:
 
     async def __aenter__(self) -> "Nginx":
         self._program.start()
-        await until(self._pid.exists, why=self._program.tail)  # it listens before it writes that
+        await until(self._pid.exists, why=self._program.tail)  # nginx listens before it writes its pid
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -56,7 +56,7 @@ def body(tmp_path):
     return tmp_path
 
 
-# --- what is found
+# --- programs that may be installed
 
 
 @pytest.mark.parametrize("name", pythons.CLIENTS)
@@ -82,7 +82,7 @@ async def test_curl(doors, body, options):
     """curl works with its default content type (that of a form), with compressed and large bodies, and with several
     reads on one connection."""
     if "--http2-prior-knowledge" in options and doors.edge == "grpc":
-        options = []  # REST is aiohttp's there, which knows no HTTP/2
+        options = []  # this edge serves REST with aiohttp, which has no HTTP/2
     base = f"http://{doors.rest}"
     common = ["curl", "-sS", "--fail-with-body", "--path-as-is", *options]
     infer = f"{base}/v2/models/seven/infer"
@@ -176,7 +176,7 @@ def _by_grpc(address: str) -> None:
         )
 
 
-# --- what is made first: make test-clients
+# --- programs that `make test-clients` makes
 
 
 @made(clients.JAVA)
@@ -191,7 +191,7 @@ async def test_javas_clients(doors, name):
 @pytest.mark.parametrize("name", ["http1", "h2c"])
 async def test_gos_net_http(doors, name):
     if name == "h2c" and doors.edge == "grpc":
-        return  # REST is aiohttp's there, which knows no HTTP/2
+        return  # this edge serves REST with aiohttp, which has no HTTP/2
     assert await ran(*clients.GO.argv, name, doors.rest) == "served\n"
 
 

@@ -337,7 +337,7 @@ async def test_the_next_member_is_used_when_one_is_dead_or_silent(etcd_server: E
         dead = f"http://127.0.0.1:{free_port()}"
         settings = EtcdSettings(endpoints=(dead, proxy.endpoint, etcd_server.endpoint))
         async with Etcd(settings) as etcd:
-            await asyncio.gather(*[etcd.put(key, b"1") for _ in range(10)])  # repeated: no call reached the first
+            await asyncio.gather(*[etcd.put(key, b"1") for _ in range(10)])  # repeated: none reached the first
             assert etcd.statistics().endpoint == proxy.endpoint
             assert etcd.statistics().rotations == 1, "ten failures at one member are one reason to leave it"
             proxy.swallow()

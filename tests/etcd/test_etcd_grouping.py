@@ -79,7 +79,7 @@ def test_a_cancelled_watch_is_an_error_by_its_reason() -> None:
     with pytest.raises(EtcdCompacted) as info:
         check(pb.WatchResponse(canceled=True, compact_revision=7))
     assert info.value.revision == 7
-    for reason in ("etcdserver: permission denied", "etcdserver: invalid auth token"):  # of 3.5.1, of 3.6
+    for reason in ("etcdserver: permission denied", "etcdserver: invalid auth token"):  # etcd 3.5.1, 3.6
         with pytest.raises(EtcdDenied):
             check(pb.WatchResponse(created=True, canceled=True, cancel_reason=reason))
     with pytest.raises(EtcdUnavailable, match="no reason given"):

@@ -305,7 +305,7 @@ async def test_a_handshake_that_does_not_go_on_holds_nobody_up(mounted):
     writer.close()
 
 
-# --- another authority, of which nobody knew ----------------------------------------------------------------------
+# --- another authority, unannounced -------------------------------------------------------------------------------
 
 
 class Elapsed:
