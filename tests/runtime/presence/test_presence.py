@@ -160,8 +160,7 @@ async def test_the_name_of_a_live_pod_is_refused(pod: Pod) -> None:
 
 
 async def test_the_place_of_a_dead_pod_is_taken_at_once(etcd: Etcd, keys: Keys) -> None:
-    """A pod takes over a dead pod's name at once. It deletes the old keys even if their lease still lives, so they
-    cannot block a claim."""
+    """The dead pod's keys are deleted although their lease still lives, so they cannot block a claim."""
     dead = Pod(etcd, keys, incarnation="dead", ttl=60)
     await dead.presence.start()
     created = await register(dead, "m")
@@ -272,8 +271,7 @@ async def test_etcd_frozen_for_longer_than_the_lease(own_etcd: EtcdServer, keys:
 
 
 async def test_a_pod_that_returns_publishes_its_copies_first(own_etcd: EtcdServer, keys: Keys) -> None:
-    """A pod that returns publishes its copies before its presence, so each copy that answers has a key and none is
-    stale."""
+    """When the presence of a returning pod appears in etcd, each copy that answers has a key, and none is stale."""
     async with Etcd(own_etcd.settings) as etcd, Pod(etcd, keys, ttl=2) as pod:
         created = {f"m{number}": await register(pod, f"m{number}") for number in range(150)}
         for model_id, revision in created.items():
@@ -456,7 +454,6 @@ async def test_the_loser_is_sent_to_a_copy_that_is_loaded(pod: Pod, other: Pod, 
 
 
 async def test_a_claim_for_another_registration_is_stale(pod: Pod) -> None:
-    """A claim for a registration that has ended, or that a newer one has replaced, is reported as stale."""
     created = await register(pod, "m")
     await pod.etcd.delete(pod.keys.model("m"))
     assert await pod.claims.claim("m", pod.copy(created)) == Stale()
@@ -506,7 +503,7 @@ async def test_ids_that_begin_alike_do_not_claim_each_other(pod: Pod, other: Pod
 
 
 async def test_a_claim_that_timed_out_is_cleaned_up(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key of a claim that timed out is deleted once etcd answers again, because etcd may have written it."""
+    """Etcd may have written the key of a claim that timed out."""
     created = await register(pod, "m")
     txn = pod.etcd.txn
 
@@ -580,7 +577,6 @@ async def test_of_two_first_loads_one_says_what_the_content_is(pod: Pod, other: 
 
 
 async def test_a_record_that_others_change_meanwhile_keeps_what_they_wrote(pod: Pod) -> None:
-    """If others change the record while a pod publishes, their changes are kept and the pod still publishes."""
     created = await register(pod, "m")
     claimed = await pod.claims.claim("m", pod.copy(created))
     assert isinstance(claimed, Claimed)
@@ -608,7 +604,7 @@ async def test_what_was_loaded_for_another_registration_or_generation_is_stale(p
 
 
 async def test_nothing_is_published_without_presence(pod: Pod) -> None:
-    """A pod without presence publishes no content, so no record names a content that no pod holds."""
+    """A record must not name a content that no pod holds."""
     created = await register(pod, "m")
     claimed = await pod.claims.claim("m", pod.copy(created))
     assert isinstance(claimed, Claimed)

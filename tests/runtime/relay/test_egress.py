@@ -200,7 +200,7 @@ async def test_a_call_without_messages_is_answered(egress: Egress) -> None:
 
 @pytest.mark.parametrize("one", [True, False])
 async def test_a_cancellation_reaches_the_server(egress: Egress, server: Server, one: bool) -> None:
-    """Cancelling a call ends it at the server. The task that waits for the answer gets `Lost`."""
+    """The task that waits for the answer of a cancelled call gets `Lost`."""
     before = server.cancelled
     if one:
         outgoing = egress.send(b"/test/hang", [], framing.pack(b""), timeout=None, encoding=b"")
@@ -250,7 +250,6 @@ async def test_the_end_of_a_call_reaches_a_server_that_reads_nothing(egress: Egr
 
 
 async def test_a_deadline_reaches_the_server(egress: Egress, server: Server) -> None:
-    """A call whose deadline passes ends with DEADLINE_EXCEEDED, and also ends at the server."""
     before = server.cancelled
     outgoing = egress.send(b"/test/hang", [], framing.pack(b""), timeout=0.3, encoding=b"")
     _, reply, _ = await outcome(outgoing)

@@ -290,7 +290,7 @@ async def test_a_call_whose_connection_is_lost_waits_for_what_happened_to_the_se
 
 
 async def test_an_unload_waits_for_calls_and_ends_those_that_last(relay: Relay) -> None:
-    """A drain ends when the last call has ended. After its grace period, it ends the calls that remain."""
+    """After its grace period, a drain ends the calls that remain."""
     first = relay.call()
     drained = asyncio.create_task(relay.copy.drain(60))
     await asyncio.sleep(0)

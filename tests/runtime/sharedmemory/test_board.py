@@ -161,7 +161,7 @@ def test_an_incarnation_that_does_not_fit_is_refused(tmp_path):
 
 
 def test_the_board_outlives_a_writer_that_is_killed(board):
-    """Everything that a process wrote before SIGKILL stays on the board, including its last write."""
+    """The last write before a SIGKILL stays on the board too."""
     script = (
         "import os, signal, sys\n"
         "from mesh.runtime.sharedmemory.board import Board\n"

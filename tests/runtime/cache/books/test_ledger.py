@@ -83,8 +83,7 @@ def test_space_is_promised_from_the_reservation_and_physical_until_really_freed(
 
 
 def test_a_measured_size_replaces_the_predicted_one(pod: Pod) -> None:
-    """A measured size replaces the estimate even if the copies then exceed the capacity, and the ledger reports the
-    excess."""
+    """The copies may then exceed the capacity, and the ledger reports the excess as negative free memory."""
     entry = pod.load("m", 10)
     pod.ledger.weigh(entry, Footprint(130))
     assert pod.ledger.free.host_bytes == -30
@@ -134,7 +133,6 @@ def test_what_a_server_measures_on_a_device_stands_as_it_is(pod: Pod) -> None:
 
 
 def test_least_recently_used_goes_first(pod: Pod) -> None:
-    """The copy that the board shows as least recently used is evicted first, whatever the order of loads."""
     a, b, c = pod.load("a"), pod.load("b"), pod.load("c")
     assert pod.order() == ["a", "b", "c"]
     pod.board.use(a, 5000)

@@ -22,7 +22,7 @@ def evicting(*victims: str) -> RoomDecision:
 
 
 async def test_victims_make_way_and_the_reason_is_kept(pod: FakePod) -> None:
-    """Evictions are counted, and each is kept with its reason. Evicting copies in use adds to the demand."""
+    """Evictions are counted, and the eviction of a copy in use adds to the demand."""
     await pod.fill("a", "b", size=400_000)
     pod.called("a")
     pod.cache.eviction.make_way(evicting("a"), "m")

@@ -32,8 +32,7 @@ async def pod() -> AsyncIterator[FakePod]:
 
 
 async def test_a_load_claims_pulls_measures_publishes_and_answers(pod: FakePod) -> None:
-    """A load claims the model, pulls, loads, measures and publishes it. The measured size counts from then on, and the
-    server knows the copy's token and slot."""
+    """The measured size counts in the ledger, and the server knows the copy's token and slot."""
     outcome = await pod.load("m", 5000, known=False)
     assert isinstance(outcome, Loaded)
     assert outcome.footprint.host_bytes == 5000
@@ -170,8 +169,7 @@ async def test_a_quarantined_model_is_not_loaded(pod: FakePod) -> None:
 
 
 async def test_the_least_recently_used_makes_way(pod: FakePod) -> None:
-    """Only as many copies as needed are evicted, the least recently used ones first. The new load begins once their
-    memory is free."""
+    """Only as many copies as needed are evicted. The new load begins once their memory is free."""
     await pod.fill("a", "b", "c", size=300_000)
     freed = pod.server.hold("unload", "a")
     load = asyncio.create_task(pod.load("d", 300_000))
@@ -331,7 +329,7 @@ async def test_a_guess_alone_refuses_nobody() -> None:
 
 
 async def test_a_failed_load_leaves_nothing_but_its_reason(pod: FakePod) -> None:
-    """A failed load leaves only the loader's error text. As the SPI demands, the server is told to unload the model."""
+    """As the SPI demands, the server is told to unload a model whose load has failed."""
     pod.server.failures["/m/10"] = (grpc.StatusCode.INVALID_ARGUMENT, "this is no model")
     outcome = await pod.load("m")
     assert outcome == Failed(Reason.LOAD_FAILED, "this is no model")
@@ -404,8 +402,7 @@ async def test_files_that_have_failed_here_are_loaded_again_once_they_have_chang
 
 
 async def test_a_younger_registration_replaces_the_copy(pod: FakePod) -> None:
-    """A load for a newer registration first removes the old copy. From then on requests for the old registration are
-    stale."""
+    """The old copy is removed first. Then requests for the old registration are stale."""
     await pod.fill("m", size=10)
     assert isinstance(await pod.load("m", 20, revision=2), Loaded)
     assert pod.server.asked == [("load", "m"), ("unload", "m"), ("load", "m")]
@@ -433,7 +430,6 @@ async def test_an_older_registration_does_not_join_a_younger_load(pod: FakePod) 
 
 
 async def test_a_copy_that_is_going_is_waited_for(pod: FakePod) -> None:
-    """A load of a model that is being unloaded waits until the old copy is completely gone."""
     await pod.fill("m", size=10)
     gone = pod.server.hold("unload", "m")
     withdrawal = asyncio.create_task(pod.loads.withdraw("m", 0, "test"))
@@ -447,8 +443,7 @@ async def test_a_copy_that_is_going_is_waited_for(pod: FakePod) -> None:
 
 
 async def test_a_load_whose_registration_is_gone_is_stale(pod: FakePod) -> None:
-    """A load for a registration that has ended is reported as stale, so the requester reads the record again instead of
-    asking another pod."""
+    """The answer `Stale` makes the requester read the record again, instead of asking another pod."""
     pod.server.hold("load", "m")
     load = asyncio.create_task(pod.load("m"))
     await pod.asked("load", "m")
@@ -648,7 +643,7 @@ async def test_a_caller_makes_a_load_urgent_that_began_without_one(stage: str) -
 
 
 async def test_closing_ends_what_has_not_reached_the_server(pod: FakePod) -> None:
-    """Closing cancels loads that have not reached the server, and lets loads in the server finish."""
+    """Loads in the server finish."""
     go = pod.server.hold("load", "loading")
     pod.files.held["pulling"] = asyncio.Event()
     loading, pulling = asyncio.create_task(pod.load("loading")), asyncio.create_task(pod.load("pulling"))

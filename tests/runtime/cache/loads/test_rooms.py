@@ -96,8 +96,7 @@ async def test_loads_that_were_all_guessed_too_small_do_not_wait_for_each_other(
 
 
 async def test_who_waits_is_served_when_a_call_ends(pod: FakePod) -> None:
-    """A load that waits because all copies are busy proceeds after a call has ended, because it checks for room again
-    and again."""
+    """A waiting load looks for room again and again, because the end of a call is not announced."""
     await pod.fill("a", "b", size=500_000)
     pod.busy("a")
     pod.busy("b")
@@ -109,8 +108,7 @@ async def test_who_waits_is_served_when_a_call_ends(pod: FakePod) -> None:
 
 
 async def test_in_the_order_of_arrival_but_one_that_finds_none_holds_up_nobody(pod: FakePod) -> None:
-    """Loads get room in order of arrival, but a large load that needs the room of two copies does not block smaller
-    loads behind it."""
+    """A large load that needs the room of two copies does not block the smaller loads behind it."""
     await pod.fill("a", "b", size=500_000)
     for name in "ab":
         pod.busy(name)
@@ -203,7 +201,7 @@ async def test_nothing_goes_from_the_disk_for_a_load_that_loses_its_claim(pod: F
 
 
 async def test_larger_than_the_disk_is_refused_for_good(pod: FakePod) -> None:
-    """A model larger than the disk budget is refused permanently, without evicting anything."""
+    """Nothing is evicted for a model that is larger than the disk budget."""
     pod.files.budget = 1_000
     await pod.loads.load(replace(pod.want("a", known=False), path="/a/1000"))
     outcome = await pod.loads.load(replace(pod.want("m", known=False), path="/m/1001"))

@@ -89,7 +89,7 @@ def test_metrics_of_all_gpus_are_summed() -> None:
 
 
 async def test_a_server_that_is_ready_reports_its_gpus() -> None:
-    """Once the server is ready, its status contains the memory of the GPUs, and allows one load at a time."""
+    """A server with GPUs allows one load at a time."""
     async with served() as (server, control):
         server.status_is = STARTING
         status, told = await control.status(timeout=1.0)

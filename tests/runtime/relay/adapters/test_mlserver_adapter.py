@@ -300,7 +300,6 @@ async def test_a_server_is_ready_once_it_is_live_and_empty(served: Served) -> No
 
 
 async def test_a_failed_load_says_why_without_paths(served: Served) -> None:
-    """The server's error reaches the caller without the pod's paths, and nothing of the model is left."""
     served.write({"a.txt": LIGHTGBM})
     served.server.fails = "cannot parse {uri}: bad tree"
     error = await served.refused("a.txt", "lightgbm")

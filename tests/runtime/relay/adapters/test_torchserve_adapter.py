@@ -197,8 +197,7 @@ async def test_a_bad_model_is_refused_with_the_reason(
 
 @pytest.mark.parametrize(("content", "kind"), [(TORCHSCRIPT, "pytorch"), (MAR, "pytorch-mar")])
 async def test_nothing_is_loaded_where_code_is_not_allowed(served: Served, content: bytes, kind: str) -> None:
-    """A pod that does not allow code loads no TorchServe model. TorchScript counts as code too, because it can
-    overwrite files."""
+    """TorchScript counts as code too, because it can overwrite files."""
     served.write({"m": content})
     served.control = served.managed(allow_code=False)
     error = await served.refused("m", kind)
@@ -236,8 +235,7 @@ async def test_a_load_that_takes_too_long_is_ended(served: Served) -> None:
 
 
 async def test_a_server_is_ready_once_it_has_dropped_all_models(served: Served) -> None:
-    """A server is ready once all its models are dropped, even if their list has several pages, and once the folders of
-    a former relay are removed."""
+    """The list of models may have several pages. Folders of a former relay are removed too."""
     served.write({"m": TORCHSCRIPT})
     folder = await served.load("m", "pytorch")
     served.server.loaded |= {f"other-{number}": {} for number in range(250)}
@@ -288,8 +286,7 @@ def test_only_plain_ids_are_names_at_the_server(served: Served, model_id: str, k
 
 
 def test_only_v2s_calls_of_models_are_translated() -> None:
-    """Only V2's calls of models are translated; TorchServe's own calls pass unchanged. A message without a model name
-    in UTF-8 is refused."""
+    """TorchServe's own calls pass unchanged. A V2 message without a readable model name is refused."""
     translation = V2OverPredictions()
     infer = b"/inference.GRPCInferenceService/ModelInfer"
     assert translation.method(infer) == b"/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"

@@ -134,8 +134,7 @@ async def test_each_layout_becomes_a_folder_of_the_repository(
 
 
 async def test_a_folder_of_a_repository_keeps_its_description(served: Served) -> None:
-    """A folder of a Triton repository keeps its versions and its description, except for the name. The pulled files are
-    not changed."""
+    """Only the name in the description changes. All versions are kept, and the pulled files are not changed."""
     served.write({"r/config.pbtxt": FIL, "r/1/xgboost.json": b"", "r/2/xgboost.json": b"", "r/labels.txt": b""})
     links = await served.load("r", "triton")
     assert links == {name: f"r/{name}" for name in ("1/xgboost.json", "2/xgboost.json", "labels.txt")}
@@ -367,7 +366,7 @@ async def test_a_model_that_never_goes_is_given_up(served: Served, monkeypatch: 
 
 
 async def test_a_failed_load_says_why_without_paths(served: Served) -> None:
-    """The server's error reaches the caller with the model's id, and without the pod's paths."""
+    """The error contains the model's id instead of its name in Triton."""
     served.write({"p.py": ""})
     served.server.fails = "load failed for model '{name}': {folder}/1/model.py: no"
     with pytest.raises(MeshError) as error:

@@ -55,7 +55,7 @@ async def test_a_call_finds_its_copy_by_header_or_by_name(parts):
 
 
 async def test_ids_need_not_be_ascii(parts):
-    """Non-ASCII ids are accepted, as UTF-8 in the header or in the message."""
+    """Ids are UTF-8, in headers and in messages."""
     await parts.load("modèle/1 é", models.constant(5))
     name = "modèle/1 é"
     for more in ((), ((headers.MODEL_ID, name.encode()),), ((headers.MODEL_ID_BIN, encode_bin(name.encode())),)):
@@ -116,7 +116,7 @@ async def test_a_regression_answers_as_onnxruntime_does(parts):
 
 
 async def test_typed_requests_get_typed_replies(parts):
-    """A typed request gets a typed reply, with only the requested outputs, in the requested order."""
+    """A reply has only the requested outputs, in the requested order."""
     await parts.load("m", models.logistic_regression(1, features=2))
     message = pb.ModelInferRequest(model_name="m", outputs=[{"name": "probabilities"}, {"name": "label"}])
     message.inputs.add(name="x", datatype="FP32", shape=[1, 2], contents={"fp32_contents": [0.5, -1]})
@@ -252,7 +252,7 @@ async def test_a_model_without_inputs_answers_raw(parts):
 
 
 async def test_outputs_that_v2_cannot_carry_are_left_out(parts):
-    """An output that V2 cannot represent, such as a map, is left out by default and refused if requested."""
+    """An output such as a map is refused if it is requested."""
     await parts.load("m", models.with_map_output())
     x = np.zeros((2, 4), np.float32)
     assert [output.name for output in (await reply(parts.infer("m", x=x))).outputs] == ["label"]

@@ -230,8 +230,7 @@ async def test_replies_are_written_in_the_thread_and_errors_come_back(make):
 
 
 async def test_the_watch_sleeps_while_nothing_runs(parts, monkeypatch):
-    """The watch for long runs sleeps while nothing runs, so an idle server costs nothing, and wakes up for the next
-    run."""
+    """An idle server costs nothing. The watch for long runs wakes up for the next run."""
     copy = await parts.load("slow", models.slow(), slot=1)
     await until(lambda: parts.watch.asleep, why="the watch sleeps")
     call = parts.infer("slow", **models.slow_inputs(4 * watch_module.LIMIT_NS / 1e9))

@@ -78,8 +78,7 @@ async def test_a_model_that_is_loaded_answers(parts):
 
 
 async def test_the_board_says_loading_before_the_file_is_touched(parts):
-    """The board shows a load before its file is touched, so a file that kills the server, or never finishes loading,
-    can be identified."""
+    """A file that kills the server, or never finishes loading, can then be identified."""
     task = asyncio.create_task(parts.load("m", models.endless_loop(), token=b"a.5", slot=2))
     await until(lambda: parts.board.read(2).state, why="the load is on the board")
     assert (parts.board.read(2).state, parts.board.read(2).revision) == (SlotState.LOADING, 5)
@@ -100,7 +99,7 @@ async def test_a_load_that_is_asked_for_twice_is_made_once(parts):
 
 
 async def test_another_copy_of_an_id_replaces_the_first(parts):
-    """A copy of a new registration, recognised by its token, replaces the old copy with the same id."""
+    """The token shows that the copy belongs to a new registration."""
     await parts.load("m", models.constant(1), token=b"a.1", slot=0)
     path = parts.write("n", models.constant(2))
     await parts.loader.load(Order("m", path, b"a.2", 1))
@@ -130,7 +129,7 @@ async def test_another_copy_of_an_id_replaces_the_first(parts):
     ],
 )
 async def test_what_cannot_be_loaded_says_why(parts, content, reason, says):
-    """A failed load gives its reason and leaves the slot free and the id unknown. Other models continue to answer."""
+    """A failed load leaves the slot free and the id unknown. Other models continue to answer."""
     await parts.load("good", models.constant(3), slot=1)
     error = await refused(parts, "bad", content)
     assert error.reason is reason

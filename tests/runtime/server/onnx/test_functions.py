@@ -17,7 +17,6 @@ def judged(tmp_path, content: bytes) -> str | None:
 
 
 async def test_a_model_with_functions_is_served(parts):
-    """A model with nested functions is served if they expand to an acceptable number of operators."""
     await parts.load("m", models.nested_functions(6))
     assert (await outputs(parts.infer("m", x=ONE)))[0].item() == 1  # negated 32 times
 

@@ -56,8 +56,7 @@ def input_field(message: pb.ModelInferRequest.InferInputTensor, *, after: bytes 
 @given(arrays(TYPED), st.sampled_from(("", *UNKNOWN)), st.sampled_from(("", *UNKNOWN)), st.sampled_from(("", *UNKNOWN)))
 @settings(max_examples=examples(200), deadline=None)
 def test_typed_contents_are_the_same_read_small_or_large(sample, top, after, inside):
-    """Typed contents give the same tensors in small and large requests, for every datatype and shape, even with unknown
-    fields and groups in between."""
+    """Datatypes and shapes of all kinds are tried, also with unknown fields and groups in between."""
     kind, array = sample
     top, after, inside = (more or b"" for more in (top, after, inside))
     field = input_field(sent(kind, array, contents=contents_of(kind, array)), after=after, inside=inside)
@@ -75,8 +74,7 @@ def test_typed_contents_are_the_same_read_small_or_large(sample, top, after, ins
 @given(arrays(list(DATATYPES)), st.sampled_from(("", *UNKNOWN)), st.sampled_from(("", *UNKNOWN)))
 @settings(max_examples=examples(200), deadline=None)
 def test_raw_contents_are_the_same_read_small_or_large(sample, top, after):
-    """Raw contents give the same tensors in small and large requests, for every datatype and shape, even with unknown
-    fields and groups in between."""
+    """Datatypes and shapes of all kinds are tried, also with unknown fields and groups in between."""
     kind, array = sample
     top, after = (more or b"" for more in (top, after))
     raw = raw_of(array)
@@ -161,8 +159,7 @@ def test_whatever_is_fed_begins_at_a_boundary(kind, length):
 
 
 def test_inputs_of_one_request_share_the_memory_of_the_loop_and_do_not_overlap():
-    """The inputs of a request share the loop's memory without overlap. `own` copies them into arrays that the next
-    request does not change."""
+    """`own` copies the inputs into arrays that the next request does not change."""
     scratch = alignment.Scratch(1 << 10)
     first = {name: scratch.put(bytes([value]) * 12, (3,), np.dtype(np.float32)) for value, name in enumerate("abc")}
     kept = alignment.own(first)
@@ -286,8 +283,7 @@ def test_texts_are_counted_over_all_inputs(monkeypatch):
 
 
 def test_a_compressed_request_says_in_its_metadata_which_model_it_is_for():
-    """A compressed request has to name its model in its metadata, because the server does not decompress megabytes to
-    find the name."""
+    """The server does not decompress megabytes to find the model's name."""
     assert requests.name(heavy(b"\x0a\x01a" + b"\x1a\xff\xff\x01" + bytes(32767) + b"\x0a\x01m")) == b"m"
     with pytest.raises(MeshError, match="mm-model-id"):
         requests.name(requests.Heavy(b"\1\0\0\0\0", b"gzip", LIMIT))
