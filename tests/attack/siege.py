@@ -4,8 +4,8 @@
         ...the attack...
 
 At the end the siege checks that there were enough hot calls over gRPC and over REST, and that none failed. No process
-may have grown beyond the limit in any sample, and all must return to about their former size. Only models that the test
-names may have been blamed.
+may have grown beyond the limit in any sample, and each must shrink to a second limit. All pods must be ready, and only
+models that the test names may be quarantined.
 """
 
 import asyncio
@@ -46,9 +46,10 @@ class Siege:
         retry: bool = False,
         least: int = 20,
     ) -> None:
-        """Prepares a siege. `blamed` are models that may be quarantined. `retry` lets callers retry UNAVAILABLE, as
-        clients do while the serving process is replaced. `least` is the smallest number of answers that each caller
-        must get."""
+        """Prepares a siege. `blamed` are models that may be quarantined. A call of the hot model may take `timeout`
+        seconds. With `retry`, calls that fail with UNAVAILABLE or get no complete answer in time are not failures,
+        because clients retry them while a process is replaced. `least` is the smallest number of answers that each
+        caller must get."""
         self.mesh = mesh
         self.growth = growth
         self.left = left
@@ -163,8 +164,7 @@ class Siege:
             await asyncio.sleep(_LOOK)
 
     def _grown(self) -> dict[str, int]:
-        """Returns the processes that hold more memory than they may keep, with the excess over their size at the start,
-        in MiB."""
+        """Returns by how many MiB each process has grown that holds more memory than it may keep."""
         grown = {_name(pid): resident(pid) - self._base.get(pid, 128 * MIB) for pid in processes(self.mesh)}
         return {name: growth // MIB for name, growth in grown.items() if growth > self.left}
 
@@ -182,7 +182,7 @@ class Siege:
 
 
 def processes(mesh: LocalMesh) -> list[int]:
-    """Returns every process of the mesh except etcd: routers, workers, Envoy, agents, model servers."""
+    """Returns the ids of all processes of the mesh except etcd: routers, workers, Envoy, agents, model servers."""
     found = []
     for program in (*mesh.routers, *mesh.pods):
         if program.process is not None and program.process.poll() is None:

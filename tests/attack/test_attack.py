@@ -1,8 +1,8 @@
 """Protection from one caller, one store or one broken model that could harm all others.
 
-Each test attacks a mesh of real processes while others call a loaded model: none of their calls fails, no process grows
-without bound, memory comes back, and no innocent model is blamed (`siege`). docs/limits.md lists the limits of each
-interface.
+Each test attacks a mesh of real processes while others call a loaded model. None of their calls fails (where the test
+stops or kills a process, callers may retry), no process grows without bound, memory comes back, and no innocent model
+is quarantined (`siege`). docs/limits.md lists the limits of each interface.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """Stops a process with SIGSTOP until the process is replaced or the block ends."""
+    """Stops a process with SIGSTOP until the block ends. The process may be killed and replaced meanwhile."""
     freeze(pid)
     try:
         yield
@@ -82,8 +82,8 @@ def _leaf(mesh: LocalMesh, word: str) -> list[int]:
 
 
 async def test_bodies_that_stop_before_their_end(mesh: LocalMesh) -> None:
-    """Most of 200 bodies that stop before their end, of which a worker would hold 2.8 GB, are refused before they are
-    read. The rest are dropped."""
+    """Each of 200 requests announces 15 MiB and stops after 14 MiB. The router refuses more than half of them;
+    otherwise it would hold 2.8 GiB."""
     async with Siege(mesh, growth=500 * MIB):
         ends: collections.Counter[str] = collections.Counter()
 
@@ -112,7 +112,7 @@ async def test_bodies_that_stop_before_their_end(mesh: LocalMesh) -> None:
 
 
 async def test_grpc_requests_that_stop_before_their_end(mesh: LocalMesh) -> None:
-    """gRPC requests that announce 14 MiB and stop after 13 MiB do no harm."""
+    """Sixty gRPC requests that send a message of 13 MiB and never end do no harm."""
     async with Siege(mesh, growth=500 * MIB):
         channels = [grpc.aio.insecure_channel(mesh.grpc_address(), [("grpc.use_local_subchannel_pool", 1)])] * 60
 
@@ -131,7 +131,7 @@ async def _ended(call: object) -> None:
 
 
 async def test_replies_that_nobody_reads(mesh: LocalMesh) -> None:
-    """Sixty clients that each request 12 MiB and read nothing do no harm."""
+    """Sixty clients that each send and request 12 MiB, and read nothing, do no harm."""
     await mesh.register("echo", models.identity(), load=True)
     count = 3 * MIB
     head = json.dumps(
@@ -167,8 +167,8 @@ async def test_replies_that_nobody_reads(mesh: LocalMesh) -> None:
 
 
 async def test_large_json(mesh: LocalMesh) -> None:
-    """Eight concurrent requests of 15 MB of JSON each, with replies of the same size, are answered or refused with 429,
-    and the mesh's memory stays bounded."""
+    """Eight concurrent requests of 13 MB of JSON each, with replies of about the same size, are answered or refused
+    with 429, and the mesh's memory stays bounded."""
     await mesh.register("echo64", models.identity("FP64"), load=True)
     number = 1_200_000
     body = json.dumps(
@@ -220,8 +220,8 @@ async def test_large_json(mesh: LocalMesh) -> None:
     ],
 )
 async def test_small_elements(mesh: LocalMesh, request_of: object) -> None:
-    """Messages of millions of small elements, five at once, sent to the pods that also hold the hot model, do no
-    harm."""
+    """Five concurrent messages of millions of empty strings or dimensions, of 200,000 inputs, or with names of a
+    megabyte do no harm, and errors about them are short."""
     message = request_of().SerializeToString()  # type: ignore[operator]
     assert len(message) < 16 * MIB
     async with Siege(mesh, growth=900 * MIB):
@@ -241,7 +241,7 @@ async def test_small_elements(mesh: LocalMesh, request_of: object) -> None:
 
 
 async def test_an_import_of_a_million_bad_lines(mesh: LocalMesh) -> None:
-    """An import of a million bad lines, 2 KB on the wire, does no harm."""
+    """Three concurrent imports of a million bad lines each, 2 KB on the wire, do no harm."""
     body = gzip.compress(b"x\n" * 1_000_000)
     async with Siege(mesh):
         headers = {"Content-Encoding": "gzip", "Content-Type": "application/x-ndjson"}
@@ -252,7 +252,7 @@ async def test_an_import_of_a_million_bad_lines(mesh: LocalMesh) -> None:
 
 
 async def test_invented_methods(mesh: LocalMesh) -> None:
-    """After 3,000 invented methods the real ones keep their names in the metrics."""
+    """3,000 calls of invented methods do not fill the metrics, in which a real method keeps its name."""
     async with Siege(mesh):
         async with grpc.aio.insecure_channel(mesh.grpc_address()) as channel:
 
@@ -272,8 +272,7 @@ async def test_invented_methods(mesh: LocalMesh) -> None:
 
 
 async def test_loads_and_warm_ups_that_never_end(mesh: LocalMesh) -> None:
-    """While loads and warm-ups run forever, good cold models are still loaded. Only the models whose loads never end
-    are blamed."""
+    """While loads and warm-ups run forever, good cold models are still loaded, and none of them is quarantined."""
     endless = [f"endless{number}" for number in range(4)]
     unfolding = [f"unfolding{number}" for number in range(4)]
     for name in endless:
@@ -299,7 +298,7 @@ async def test_loads_and_warm_ups_that_never_end(mesh: LocalMesh) -> None:
 
 
 async def test_one_slow_model_with_a_thousand_callers(mesh: LocalMesh) -> None:
-    """While one slow model has a thousand callers, callers of another model on the same pod still find connections."""
+    """While 1,200 callers wait for a slow model, callers of the hot model still get their answers."""
     await mesh.register("slow", models.slow(), load=True)
     inputs = models.slow_inputs(0.5)
     async with Siege(mesh, growth=400 * MIB):
@@ -320,8 +319,8 @@ async def test_one_slow_model_with_a_thousand_callers(mesh: LocalMesh) -> None:
 
 
 async def test_stores_that_hang_and_drip(mesh: LocalMesh) -> None:
-    """Models on the disk are loaded while stores that hang, or send one byte at a time, have 40 models to deliver. That
-    is more than the limit of concurrent pulls."""
+    """Models on the disk are loaded while a store has 40 other models to deliver, more than may be pulled at the same
+    time. It sends nothing of half of them, and one byte per second of the others."""
     held: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -377,7 +376,7 @@ async def replaced(mesh: LocalMesh, pid: int) -> None:
 
 @pytest.mark.parametrize("kind", ["router.process.worker", "envoy"])
 async def test_a_worker_or_envoy_that_stands_still_is_replaced(mesh: LocalMesh, kind: str) -> None:
-    """A stopped worker or Envoy is replaced. Callers who retry are served, and nothing is loaded again."""
+    """Callers who retry are served."""
     pid = _leaf(mesh, kind)[0]
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
         with stopped(pid):
@@ -387,7 +386,7 @@ async def test_a_worker_or_envoy_that_stands_still_is_replaced(mesh: LocalMesh, 
 
 
 async def test_a_model_server_that_stands_still_is_replaced(mesh: LocalMesh) -> None:
-    """A stopped model server is replaced, its pod serves again, and no model is blamed."""
+    """A stopped model server is replaced, its pod is ready again, and no model is quarantined."""
     pid = mesh.server_pid(mesh.pods[0])
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
         with stopped(pid):
@@ -397,7 +396,7 @@ async def test_a_model_server_that_stands_still_is_replaced(mesh: LocalMesh) -> 
 
 
 async def test_an_agent_that_stands_still_is_done_without(mesh: LocalMesh) -> None:
-    """The model server of a stopped agent stops answering, and the other pod answers instead."""
+    """Callers of the hot model who retry get answers while an agent is stopped, and after it continues."""
     agent = mesh.pods[0].pid
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
         with stopped(agent):
@@ -407,7 +406,7 @@ async def test_an_agent_that_stands_still_is_done_without(mesh: LocalMesh) -> No
 
 
 async def test_a_killed_server_is_nobodys_fault(mesh: LocalMesh) -> None:
-    """No model is blamed when a model server is killed twice from outside, during calls of a slow model."""
+    """No model is quarantined when each pod's model server is killed from outside during calls of a slow model."""
     await mesh.register("busy", models.slow(), load=True)
     inputs = models.slow_inputs(0.2)
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
@@ -423,7 +422,6 @@ async def test_a_killed_server_is_nobodys_fault(mesh: LocalMesh) -> None:
 
 
 def test_memory_is_read_of_this_process() -> None:
-    """The watch reads the memory of this process correctly."""
     before = resident(os.getpid())
     held = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE)  # fresh memory: a heap may have kept some
     held.write(b"x" * len(held))

@@ -1,5 +1,4 @@
-"""Messages that are small on the wire and large once decompressed or parsed. They are refused by their size, before
-they do harm."""
+"""Messages that are small on the wire and large once decompressed, or that take long to parse, do no harm."""
 
 import asyncio
 import gzip
@@ -42,7 +41,7 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer
     ],
 )
 async def test_bodies_over_rest(mesh: LocalMesh, method: str, path: str) -> None:
-    """Every REST endpoint that takes a body refuses a body that is too large."""
+    """Bodies that decompress to 256 MiB do no harm, and errors about them are short."""
     async with Siege(mesh, growth=300 * MIB):
         headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
         replies = await asyncio.gather(
@@ -64,7 +63,8 @@ async def test_bodies_over_rest(mesh: LocalMesh, method: str, path: str) -> None
 )
 @pytest.mark.parametrize("named", [False, True], ids=["id in the message", "id in the metadata"])
 async def test_messages_over_grpc(mesh: LocalMesh, method: str, named: bool) -> None:
-    """Messages with gRPC's own compression are refused if they are too large."""
+    """Messages that gRPC's own compression has made small are refused if they are too large. Only ModelMetadata may
+    answer them."""
     message = b"\x0a\x03hot" + b"\x12\x80\x80\x80\x20" + b" " * (UNPACKED // 4)
     metadata = [("mm-model-id", HOT)] if named else []
     options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
@@ -81,7 +81,7 @@ async def test_messages_over_grpc(mesh: LocalMesh, method: str, named: bool) -> 
 
     async with Siege(mesh, growth=300 * MIB):
         codes = set(await asyncio.gather(*(asyncio.to_thread(send) for _ in range(AT_ONCE))))
-        # Questions about a model may succeed, because no more is read of them than the id.
+        # ModelMetadata may succeed, because the router reads nothing of the message but the id.
         allowed = {"RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND"}
         assert codes <= allowed | ({"OK"} if method.endswith("ModelMetadata") else set()), codes
 

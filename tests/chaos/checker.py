@@ -1,20 +1,18 @@
 """A judge of histories, which finds the answers that no correct mesh can have given.
 
 The judge knows nothing of how the mesh works. Its input is what clients saw (`history`) and, for each model, the order
-in which the registry changed. That order serves only to settle the fate of changes that were never acknowledged, and is
-itself compared with the acknowledgements. The judge accuses only if no order of effects within the recorded intervals
-explains what was seen: a slow recorder makes it milder, never wrong.
+in which the registry changed. That order says which registration succeeded which, and whether a change that was never
+acknowledged took effect. The judge compares it with the acknowledgements. The judge accuses only if no order of effects
+within the recorded intervals explains what was seen: a slow recorder makes it milder, never wrong.
 
-| verdict | what was seen |
-| --- | --- |
-| wrong | an answer that no registration of this id ever gave |
-| stale | an answer of a registration whose successor was acknowledged before the call began |
-| lost | NOT_FOUND for an id that was registered throughout the call |
-| forgotten | an acknowledged change that the registry does not have, or has in another order than acknowledged |
-| status | a call that failed with a status that no fault injected into the mesh explains |
+| verdict | what was seen | | --- | --- | | wrong | an answer of a file with which the id had not been registered when
+the call ended | | stale | an answer of a registration whose successor was acknowledged before the call began | | lost |
+NOT_FOUND for an id that was registered throughout the call | | forgotten | an acknowledged change that the registry
+does not have, or has in another order than acknowledged | | status | a call that failed with a status that no fault
+injected into the mesh explains |
 
-An answer after an acknowledged unregistering is no fault until a successor is acknowledged: copies are withdrawn, not
-fenced, as long as nobody else may answer for the id.
+An answer after an acknowledged unregistering is no fault until a successor is acknowledged: Mesh withdraws the copies,
+but does not fence them as long as no other registration may answer for the id.
 """
 
 import bisect
@@ -31,7 +29,7 @@ NOT_FOUND = "NOT_FOUND"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One answer that cannot be right."""
+    """An answer or an acknowledgement that cannot be right."""
 
     kind: str
     model: str
@@ -93,8 +91,8 @@ class _Past:
             if value is not None:
                 self._first.setdefault(value, place)
                 self._last[value] = place
-        # By place: the latest time at which a registration after this place was acknowledged. One that is also before
-        # this place (it took effect twice) does not count: the acknowledgement may have been for that one.
+        # By place: when the first registration at this place or a later one was acknowledged. A registration that took
+        # effect twice does not count at its second place: the acknowledgement may have been for the first.
         self._superseded = [math.inf] * (len(registry) + 1)
         for place in range(len(registry) - 1, -1, -1):
             value = registry[place]

@@ -17,7 +17,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepares the list of reports."""
     config.stash[_SAID] = []
 
 
@@ -29,19 +28,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """Returns the seed of the random run."""
     given = request.config.getoption("--chaos-seed", None)
     return int.from_bytes(os.urandom(3)) if given is None else given
 
 
 @pytest.fixture
 def seconds(request: pytest.FixtureRequest) -> float:
-    """Returns the length of the random run, in seconds."""
     return request.config.getoption("--chaos-seconds", SECONDS)
 
 
 @pytest.fixture
 def say(request: pytest.FixtureRequest):
-    """Returns a function that has a text printed at the end of the session, whether or not the test passes."""
+    """Returns a function that stores a text, which is printed at the end of the session whether or not the test
+    passes."""
     said = request.config.stash.setdefault(_SAID, [])
     return said.append

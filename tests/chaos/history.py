@@ -18,7 +18,6 @@ _FILE = re.compile(rb"\.(\d+)\.onnx")
 
 
 def file_name(model: str, number: int) -> str:
-    """Returns the name of one registration's file."""
     return f"{model}.{number}.onnx"
 
 
@@ -49,7 +48,7 @@ class Change:
     text: str = ""
 
     def may_act_after(self, moment: float) -> bool:
-        """Returns whether the change can have taken effect after that moment."""
+        """Returns whether the change can have taken effect after `moment`."""
         if self.outcome is Outcome.REFUSED:
             return False
         return self.outcome is Outcome.UNKNOWN or self.ended > moment

@@ -47,8 +47,8 @@ QUIET = 100  # calls that are made when all is well, before the next troubles
 NUMBER = re.compile(r"-\d+")
 """The number in the names of pods and routers."""
 
-STORIES = 3  # faults that are told in full
-LINES = 80  # of a story
+STORIES = 3  # faults whose stories are printed
+LINES = 80  # lines of one story
 
 
 @dataclass
@@ -154,8 +154,8 @@ class Run:
             writer.resume()
 
     def _restart(self, name: str) -> None:
-        """Restarts a process that could not start during a trouble, as Kubernetes does. No other process may have
-        ended."""
+        """Restarts a process that could not start during a trouble, as Kubernetes does. Fails if the process ended in
+        another way."""
         if self.arena.alive(name):
             return
         program = self.arena.program(name)
@@ -166,7 +166,8 @@ class Run:
         program.start()
 
     async def _called(self, way: Way, model: str, value: int | None) -> None:
-        """Waits until a router returns the answer of a model's last acknowledged registration."""
+        """Waits until a router returns the answer of a model's last acknowledged registration, or NOT_FOUND if `value`
+        is None."""
         last: list[Call] = []
 
         async def right() -> bool:

@@ -40,15 +40,15 @@ async def run(folder, say, *, seed: int, seconds: float, bounded: bool = False, 
 
 @pytest.mark.timeout(0)  # the run has time limits of its own
 async def test_a_short_run(tmp_path, say):
-    """One round of the long run finds no fault, with a seed that draws most kinds of trouble."""
+    """Eight seconds of random troubles with a fixed seed, as in the long run, show no fault."""
     await run(tmp_path, say, seed=20, seconds=8, pods=2, routers=2)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(0)  # the run has time limits of its own
 async def test_chaos(tmp_path, say, seed, seconds):
-    """Three routers and three pods survive ten minutes of troubles without a fault. With every second seed, ids wait
-    only seconds for lost pods."""
+    """Three routers and three pods survive ten minutes of troubles without a fault. With odd seeds, pods that are cut
+    off serve only for seconds, so an id can soon be registered again."""
     await run(tmp_path, say, seed=seed, seconds=seconds, pods=3, routers=3, bounded=seed % 2 == 1)
 
 
@@ -116,7 +116,7 @@ async def away(arena: Arena, how: str):
 
 
 async def loads(arena: Arena) -> dict[str, int]:
-    """Returns the number of loads by pod and life, as the pods count them."""
+    """Returns the number of loads of each incarnation of a pod, as the pods count them."""
     found = {}
     for pod in (await arena.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]:
         text = (await arena.mesh.get(f"http://{pod['probe']}/metrics")).body.decode()

@@ -31,7 +31,7 @@ def failed(code, began, ended=None):
 
 
 REPLACED = [register(1, 0, 1), remove(10, 11), register(2, 12, 13)]
-"""A model that is file 1, and from some moment between 12 and 13 on file 2."""
+"""A model that is registered with file 1, removed, and registered with file 2 at some moment between 12 and 13."""
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,6 @@ REPLACED = [register(1, 0, 1), remove(10, 11), register(2, 12, 13)]
     ],
 )
 def test_one_answer(call, found):
-    """One call of a model that is registered twice gets the expected verdict."""
     assert kinds(History(changes=REPLACED, calls=[call]), [1, None, 2]) == found
 
 
@@ -83,8 +82,6 @@ def test_a_registration_of_unknown_fate_may_answer_where_it_took_place():
 
 
 def test_the_former_may_answer_while_its_successor_is_not_acknowledged():
-    """A former registration may answer until its successor is acknowledged, because nothing has been promised
-    before."""
     changes = [register(1, 0, 1), remove(2, 3), register(2, 4, 9, UNKNOWN)]
     assert kinds(History(changes=changes, calls=[answer(1, 10)]), [1, None, 2]) == []
 
@@ -160,7 +157,6 @@ def test_a_failure_that_nothing_explains():
 
 
 def test_a_fault_tells_what_and_when():
-    """The text of a fault has the answer, the registration that it contradicts, and the time between them."""
     (fault,) = judge(History(changes=REPLACED, calls=[answer(1, 14)]), {"m": [1, None, 2]})
     assert str(fault) == (
         "stale: m: call by r, from 14.000: answer 1; its successor 2 was acknowledged at 13.000, 1.000 s before"

@@ -1,9 +1,9 @@
 """Routers and pods that are cut off from etcd: once an id is registered again with another file, none of them answers
 from the former one.
 
-In each test a pod misses the removal of its model, and a router misses that the pod is gone. As long as the pod may
-answer, registering the id again may be refused with that reason. Once the new registration is acknowledged, every
-answer is judged.
+In each test a pod misses the removal of its model, and in most tests a router misses that the pod is gone. As long as
+the pod may answer, registering the id again may be refused for that reason. Once the new registration is acknowledged,
+every answer is judged.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ TIMEOUT = 1.0  # seconds
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def arena(tmp_path_factory) -> AsyncIterator[Arena]:
-    """A mesh for two sides: {router-1, one pod}, which keep etcd, and {router-3, the other pod}, which the tests cut
-    off."""
+    """A mesh of three routers and two pods, in which a model has at most one copy. Router-1 always reaches etcd. The
+    tests cut off router-3, and cut off or stop a pod."""
     folder = tmp_path_factory.mktemp("fence")
     async with Arena(folder, pods=2, routers=3, router_options=["--unload-wait", "2"]) as arena:
         reply = await arena.mesh.rest("PUT", "/mesh/v1/settings/type_limits", {"_default": {"max": 1}})
@@ -81,8 +81,8 @@ class Scene:
         (self.other,) = (pod for pod in self.arena.pods if pod != self.pod)
 
     async def end(self) -> None:
-        """Checks that the model's last acknowledged registration can be called, and that no earlier answer was
-        wrong."""
+        """Checks that all routers call the model's last acknowledged registration, and that no earlier answer was
+        wrong, stale or lost."""
         for task in self._callers:
             task.cancel()
         await asyncio.gather(*self._callers, return_exceptions=True)
@@ -121,7 +121,7 @@ class Scene:
         return made
 
     async def registered(self, router: str) -> None:
-        """Registers the model, and retries until this is acknowledged."""
+        """Registers the model unless it is registered, and retries until an attempt is acknowledged."""
         if self.value:
             return
 
@@ -145,7 +145,7 @@ class Scene:
         return sum(made.router == router for made in self.history.calls)
 
     async def answered(self, router: str) -> None:
-        """Waits for an answer of the last acknowledged registration."""
+        """Waits until a router returns the answer of the last acknowledged registration."""
 
         async def right() -> bool:
             return (await self.call(router, timeout=3.0)).value == self.value
@@ -158,7 +158,8 @@ class Scene:
 
 
 def refused_with_a_way_out(made: Change, pod: str) -> None:
-    """Checks that the refusal of a registration names the pod that it waits for, and a way out."""
+    """Checks that an attempt to register was acknowledged, or refused with an error that names the pod that the id
+    waits for, and a way out."""
     if made.outcome is not Outcome.DONE:
         assert "UNAVAILABLE" in made.text
         assert pod in made.text
@@ -167,8 +168,8 @@ def refused_with_a_way_out(made: Change, pod: str) -> None:
 
 @pytest.mark.long
 async def test_a_pod_without_its_agent_and_a_router_without_etcd(arena, scene):
-    """Router-3 and one pod are cut off from etcd, router-1 and the other pod. That pod's server keeps running while its
-    agent is stopped, and neither gives a stale answer."""
+    """Router-3 is cut off from etcd. The agent of the pod with the copy is stopped while the pod's model server keeps
+    running. Router-3 gives no stale answer."""
     agent = arena.program(scene.pod).pid
     with arena.cut_off("router-3"):
         with arena.stopped(agent):
@@ -217,7 +218,7 @@ async def test_an_agent_that_goes_on_after_a_long_stop(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_pod_that_goes_on_after_a_long_stop(arena, scene):
-    """When a stopped pod continues, calls that it got meanwhile are not answered from its former registrations."""
+    """Calls that a stopped pod received get no stale answer when its model server continues before its agent does."""
     agent, servers = arena.program(scene.pod).pid, arena.servers(scene.pod)
     with arena.cut_off("router-3"):
         with arena.stopped(agent):
@@ -235,8 +236,8 @@ async def test_a_pod_that_goes_on_after_a_long_stop(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_pod_that_was_forgotten_comes_back(arena, scene):
-    """An operator takes a pod for lost and closes its life by hand, so nobody waits for the pod. When it continues, it
-    gives no stale answer."""
+    """An operator takes a stopped pod for lost and deletes its lives, so the new registration does not wait for the
+    pod. When the pod continues, it gives no stale answer."""
     with arena.cut_off("router-3"), arena.stopped(arena.program(scene.pod).pid, *arena.servers(scene.pod)):
         await arena.gone(scene.pod)
         await scene.unregister("router-1")
@@ -252,8 +253,8 @@ async def test_a_pod_that_was_forgotten_comes_back(arena, scene):
 
 @pytest.mark.chaos
 async def test_a_pod_and_a_router_that_are_alive_and_cut_off(arena, scene):
-    """A pod and a router that are both cut off keep serving without etcd, and no call fails. They do not answer for ids
-    that are registered again elsewhere."""
+    """A pod and a router that are both cut off keep serving without etcd, and no call fails. They give no stale answer
+    once the id is registered again elsewhere."""
     with arena.cut_off("router-3", scene.pod):
         await arena.gone(scene.pod)
         await scene.some("router-3", 100)

@@ -72,7 +72,7 @@ class Caller:
         self._draw = random.Random(seed)
 
     async def run(self) -> None:
-        """Calls until it is cancelled."""
+        """Calls models until the task is cancelled."""
         while True:
             (model,) = self._draw.choices(self._models, self._weights)
             made = await call(self._history, self._way, model)
@@ -100,7 +100,7 @@ class Writer:
         self._former: dict[str, int] = {}  # by model: the file that it was registered with last
         self.standing: dict[str, int | None] = {}  # the last acknowledged value by model; None if unregistered
         self.doing = ""  # the change that was begun and is not acknowledged
-        self._refused = False  # its last attempt
+        self._refused = False  # whether the last attempt was refused
         self._go_on = asyncio.Event()
         self._go_on.set()
 
@@ -110,7 +110,7 @@ class Writer:
             await self.register(model)
 
     async def run(self) -> None:
-        """Changes registrations until it is cancelled."""
+        """Changes registrations until the task is cancelled."""
         while True:
             await self._go_on.wait()
             model = self._draw.choice(self._models)
@@ -130,7 +130,6 @@ class Writer:
         self._go_on.clear()
 
     def resume(self) -> None:
-        """Lets the writer continue."""
         self._go_on.set()
 
     async def register(self, model: str, *, again: bool = False) -> None:
@@ -148,7 +147,7 @@ class Writer:
         self.doing = ""
 
     async def race(self, model: str) -> None:
-        """Registers two files concurrently through two clients; at most one can win. Unless exactly one is
+        """Registers two files concurrently, each through a random client; at most one can win. Unless exactly one is
         acknowledged, the model is removed again."""
         values = [self._numbers.next() for _ in range(2)]
         self.doing = f"register {model} as {values[0]} or {values[1]}"

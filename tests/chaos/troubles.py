@@ -143,7 +143,7 @@ def _etcd_killed(random: random.Random, arena: Arena, seconds: float) -> Trouble
 
 
 def _cut_off(random: random.Random, arena: Arena, seconds: float) -> Trouble:
-    """Cuts off one pod or router, or one of each, which then agree only with each other."""
+    """Cuts off one pod or one router from etcd, or one of each, which can still reach each other."""
     drop = random.random() < 0.5
     names = [random.choice([*arena.pods, *arena.routers])]
     if random.random() < 0.5:

@@ -44,10 +44,10 @@ class Way(Protocol):
     router: str
 
     async def infer(self, model: str, timeout: float) -> float:
-        """Calls a model."""
+        """Calls a model, and returns the number in its answer."""
 
     async def register(self, model: str, path: Path, *, load: bool) -> None:
-        """Registers a model, even if its load fails."""
+        """Registers a model, and with `load` has it loaded."""
 
     async def unregister(self, model: str) -> None:
         """Removes a model if it is registered."""

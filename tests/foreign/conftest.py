@@ -13,12 +13,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options for `make test-foreign ARGS="--foreign-seed 7 --foreign-seconds 600"`."""
     group = parser.getgroup("foreign")
     group.addoption("--foreign-seed", type=int, help="Seed of the troubles; by default another one each time.")
-    group.addoption("--foreign-lie", default="", help="Lie that the servers tell of the size of every model.")
+    group.addoption("--foreign-lie", default="", help="Kind of wrong size that servers state for every model.")
     group.addoption("--foreign-seconds", type=float, default=SECONDS, help="Length of the random run, in seconds.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepares the list of reports."""
     config.stash[_SAID] = []
 
 
@@ -30,26 +29,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """Returns the seed of the random run."""
     given = request.config.getoption("--foreign-seed", None)
     return int.from_bytes(os.urandom(3)) if given is None else given
 
 
 @pytest.fixture
 def seconds(request: pytest.FixtureRequest) -> float:
-    """Returns the length of the random run, in seconds."""
     return request.config.getoption("--foreign-seconds", SECONDS)
 
 
 @pytest.fixture
 def lie(request: pytest.FixtureRequest) -> str:
-    """Returns the lie that servers tell about the size of every model, or "" if they behave as usual."""
+    """Returns the kind of wrong size that the servers state for every model, or "" if they behave as usual."""
     return request.config.getoption("--foreign-lie", "")
 
 
 @pytest.fixture
 def say(request: pytest.FixtureRequest):
-    """Returns a function that records a text to be printed at the end of the session, whether or not the test
+    """Returns a function that stores a text, which is printed at the end of the session whether or not the test
     passes."""
     said = request.config.stash.setdefault(_SAID, [])
     return said.append

@@ -31,7 +31,7 @@ class Copies:
     _open: dict[bytes, Span] = field(default_factory=dict)
 
     async def follow(self) -> None:
-        """Follows etcd until it is cancelled."""
+        """Follows the copies in etcd until the task is cancelled."""
         start = self.arena.keys.all_copies
         watch = await Watch.open(self.arena.truth.connection, start, after_prefix(start), 0)
         try:

@@ -22,13 +22,13 @@ from tests.support.arena import Arena
 from tests.support.localmesh import Program
 
 WRONG = -1.0
-"""The number of an answer that is not this model's, or not to this call."""
+"""The number that stands for an answer of another model, or to another call."""
 
 CALL_TIMEOUT = 40.0
 """Seconds of a call; longer than it takes to notice that a server hangs."""
 
 MOST_OVER = 96 << 20
-"""Bytes by which a server's memory may exceed its capacity: headroom for calls, and what a look a second misses."""
+"""Bytes by which a server's memory may exceed its capacity: headroom for calls, and growth between two measurements."""
 
 RELAY, ONNX_SERVER = "mesh.runtime.relay", "mesh.runtime.server"
 """Modules of processes below an agent."""
@@ -79,8 +79,7 @@ class Fleet(abc.ABC):
         """Returns the pods that can load a model."""
 
     @abc.abstractmethod
-    def type(self, model: str) -> str:
-        """Returns the type of a model."""
+    def type(self, model: str) -> str: ...
 
     @abc.abstractmethod
     def write(self, model: str, draw: random.Random) -> tuple[int, Path] | None:
@@ -93,14 +92,15 @@ class Fleet(abc.ABC):
 
     @abc.abstractmethod
     async def ask(self, model: str, ident: str, draw: random.Random) -> Answer:
-        """Makes one call."""
+        """Calls a model with the request id `ident`, and returns the outcome."""
 
     @abc.abstractmethod
     async def drop(self, pod: str, models: list[str]) -> None:
         """Makes a foreign server drop models without the mesh's knowledge."""
 
     def tell(self, lie: str) -> None:
-        """Makes the servers state this wrong size for all loads from now on, or behave as usual again."""
+        """Makes the servers state this kind of wrong size for all loads from now on. With "", they behave as usual
+        again."""
         raise NotImplementedError
 
     # --- its life
@@ -174,7 +174,8 @@ class Fleet(abc.ABC):
                 os.kill(pid, signal.SIGKILL)
 
     def listens(self, pod: str, pid: int) -> bool:
-        """Returns whether a foreign server listens and has imported its libraries, whose memory belongs to no model."""
+        """Returns whether a foreign server has imported its libraries and listens. Until then, `look` does not count
+        its memory, which belongs to no model."""
         return True
 
     def look(self) -> None:

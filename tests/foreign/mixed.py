@@ -47,8 +47,8 @@ class Mixed(Fleet):
     lies = _LIES
 
     def __init__(self, folder: Path, *, count: int, lying: bool = True, lie: str = "", routers: int = 1) -> None:
-        """Makes the mesh. With `lying`, a tenth of the runtime's models have wrong stated sizes. With `lie`, the
-        runtime states this wrong size for every model (`exampleruntime.LIES`)."""
+        """Makes the mesh. With `lying`, the runtime states wrong sizes for a tenth of its models. With `lie`, it states
+        this kind of wrong size for every model (`exampleruntime.LIES`)."""
         examples = [f"e{number}" for number in range(count)]
         nets = [f"n{number}" for number in range(count)]
         capacity = max(4, count // 10) * MEAN
@@ -97,19 +97,15 @@ class Mixed(Fleet):
         return self
 
     def tell(self, lie: str) -> None:
-        """Makes the servers state this wrong size for all loads from now on, or behave as usual again."""
         self._lie.write_text(lie or self._usual_lie)
 
     def takers(self, model: str) -> tuple[str, ...]:
-        """Returns the pods that can load a model."""
         return FOREIGN if model.startswith("e") else ONNX
 
     def type(self, model: str) -> str:
-        """Returns the type of a model."""
         return "example" if model.startswith("e") else "onnx"
 
     def write(self, model: str, draw: random.Random) -> tuple[int, Path]:
-        """Writes the file for another registration, whose model answers the registration's number."""
         number = next(self._numbers)
         if model.startswith("n"):
             return number, self.arena.mesh.write(f"{model}.{number}.onnx", models.constant(float(number)))
@@ -119,12 +115,10 @@ class Mixed(Fleet):
         return number, self.arena.mesh.write(f"{model}.{number}.onnx.d/{what}", str(number).encode())
 
     def number_of(self, record: bytes) -> int:
-        """Returns the number of the file that a record names."""
         found = _NUMBER.search(record)
         return int(found[1]) if found else 0
 
     async def ask(self, model: str, ident: str, draw: random.Random) -> Answer:
-        """Makes one call."""
         request = inference_pb2.ModelInferRequest(model_name=model, id=ident)
         request.inputs.add(name="x", datatype="FP32", shape=[1, 1])
         request.raw_input_contents.append(struct.pack("<f", 1.0))
@@ -137,7 +131,6 @@ class Mixed(Fleet):
         return Answer(struct.unpack("<f", answer.raw_output_contents[0])[0])
 
     async def drop(self, pod: str, models: list[str]) -> None:
-        """Makes a server drop models without the mesh's knowledge."""
         words = command(self.server(pod)).split()
         if "--listen" not in words:
             return

@@ -1,5 +1,5 @@
-"""Troubles of pods and their model servers. Each trouble harms one pod, and no two pods of a kind are harmed at the
-same time."""
+"""Troubles of pods and their model servers. A trouble harms one pod, or no pod if calls need not fail because of it. No
+two pods of a kind are harmed at the same time."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ class Harm:
     """One trouble."""
 
     text: str
-    pod: str  # "": no pod answers worse for it
+    pod: str  # "" if calls need not fail because of it
     seconds: float
     done: Callable[[], contextlib.AbstractAsyncContextManager[None]]
     renews: bool = False  # afterwards the pod has another incarnation

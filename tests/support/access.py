@@ -55,7 +55,6 @@ def open_guard() -> Guard:
 
 
 def key_record(key: str, *, groups: tuple[str, ...] = (), expires: int = 0) -> bytes:
-    """Returns the record of a key."""
     return auth.encode_key(KeyRecord((KeySecret(auth.digest_of(key.encode()), 1, expires),), groups))
 
 
@@ -78,7 +77,6 @@ def guard_of(
     others: Sequence[Authenticator] = (),
     wall: Callable[[], float] = lambda: 1000.0,
 ) -> Guard:
-    """Returns a guard with these keys and grants."""
     authority = Authority(KEYS)
     guard = Guard(authority, mode=mode, admin=admin, others=others, wall=wall)
     authority.snapshot(1, items(keys, grants))

@@ -161,7 +161,8 @@ class AgentProcess:
         return ModelRecord.decode(kv.value)
 
     async def load(self, model_id: str, created: int = 0, *, timeout: float = 30, **fields: Any) -> agent_pb2.LoadReply:
-        """Asks the agent to load a model as it is registered."""
+        """Asks the agent to load a model as it is registered. By default, `created` is the create revision of its
+        record."""
         kv = await self.etcd.get(self.keys.model(model_id))
         record = ModelRecord(type="onnx") if kv is None else ModelRecord.decode(kv.value)
         fields = {"model_path": record.path, "model_key": record.key, "host_bytes": record.host_bytes, **fields}
@@ -216,12 +217,12 @@ class AgentProcess:
     # --- what stands in etcd and on its probe ---
 
     async def published(self) -> PodRecord | None:
-        """Returns the record that the pod has published."""
+        """Returns the record that the pod has published, or None."""
         kv = await self.etcd.get(self.keys.pod(self.name))
         return None if kv is None else PodRecord.decode(kv.value)
 
     async def copy(self, model_id: str) -> CopyRecord | None:
-        """Returns a copy's record in etcd."""
+        """Returns the record of the pod's copy in etcd, or None."""
         kv = await self.etcd.get(self.keys.copy(model_id, self.name))
         return None if kv is None else CopyRecord.decode(kv.value)
 

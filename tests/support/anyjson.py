@@ -19,7 +19,7 @@ NAMES = sorted(
     | {"incarnation", "data", "control", "state", "protocol", "labels", "capacity", "used", "oldest", "up", "disk"}
     | {"created", "host", "device", "age", "msg", "kind", "since"}
 )
-"""Attributes of all our records."""
+"""Attributes of all of Mesh's records."""
 
 _NUMBERS = ["1e999", "-1e999", "NaN", "Infinity", "1e30", "9" * 5000, "-1", "0.5", str(2**63)]
 _LEAVES = [st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.sampled_from(["\ud800", ""])]

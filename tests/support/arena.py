@@ -146,15 +146,15 @@ class Arena:
         return [pid for pid in children(self.program(name).pid) if word in command(pid)]
 
     def servers(self, pod: str) -> list[int]:
-        """Returns the model server of a pod, or an empty list while it is being replaced."""
+        """Returns the process id of a pod's ONNX server, or an empty list while it is being replaced."""
         return self.below(pod, "mesh.runtime.server")
 
     def workers(self, router: str) -> list[int]:
-        """Returns the workers of a router."""
+        """Returns the process ids of a router's workers."""
         return self.below(router, "router.process.worker")
 
     def envoys(self, router: str) -> list[int]:
-        """Returns the Envoy of a router."""
+        """Returns the process id of a router's Envoy, or an empty list while it is being replaced."""
         return self.below(router, "/envoy")
 
     def client(self, router: str) -> Client:
@@ -242,7 +242,7 @@ class Arena:
 
     async def _events(self) -> AsyncIterator[Event]:
         """Yields all changes of the registry so far. A watch does not say when it has reported everything, so this
-        changes another watched key after the registry, and waits for that change."""
+        method changes another watched key after the registry, and waits for that change."""
         start = self.keys.registry
         mark = after_prefix(start)
         last = await self.truth.put(mark, b"")

@@ -36,18 +36,14 @@ class Asked:
         sync: bool = False,
         last_used_ms: int = 0,
     ) -> StatusInfo:
-        """Registers a model."""
         item = Item(model_id, type, path, key, sha256, limits)
         return await self.handlers.registration.register(Register(item, load_now, sync, last_used_ms))
 
     async def register_many(self, items: Sequence[Item]) -> list[Fate]:
-        """Registers many models."""
         return await self.handlers.registration.register_many(items)
 
     async def ensure_loaded(self, model_id: str, *, sync: bool = False, last_used_ms: int = 0) -> StatusInfo:
-        """Ensures that a model is loaded."""
         return await self.handlers.loading.ensure(Load(model_id, sync, last_used_ms))
 
     async def set_limits(self, model_id: str, change: Callable[[CopyLimits], CopyLimits]) -> StatusInfo:
-        """Sets the limits on a model's number of copies."""
         return await self.handlers.registration.set_limits(model_id, change)

@@ -15,8 +15,7 @@ PEM = serialization.Encoding.PEM
 
 
 class Authority:
-    """An authority whose certificates are valid from an hour ago until `hours` from now. A negative number makes
-    expired ones."""
+    """An authority whose certificates have been valid for four hours."""
 
     def __init__(self, name: str = "authority") -> None:
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} {os.urandom(3).hex()}")])
@@ -44,7 +43,7 @@ class Authority:
 
     def issue(self, *names: str, hours: float = 24, use: tuple[x509.ObjectIdentifier, ...] = ()) -> tuple[bytes, bytes]:
         """Returns a certificate and its key, both as PEM, for these names (default: mesh.internal) and these uses
-        (default: any)."""
+        (default: any). The certificate expires `hours` from now; a negative number makes an expired certificate."""
         key = ec.generate_private_key(ec.SECP256R1())
         extensions: list[x509.ExtensionType] = [
             x509.SubjectAlternativeName([x509.DNSName(name) for name in names or ("mesh.internal",)])
@@ -69,7 +68,7 @@ class Mounted:
         self.put(**files)
 
     def put(self, **files: bytes) -> None:
-        """Replaces all files: ca.crt, tls.crt and tls.key."""
+        """Replaces all files with these: `ca_crt` is ca.crt, `tls_crt` is tls.crt, `tls_key` is tls.key."""
         self._number += 1
         fresh = self.path / f"..{self._number}"
         fresh.mkdir()
@@ -86,13 +85,14 @@ class Mounted:
             shutil.rmtree(self.path / old)
 
     def issue(self, by: Authority, *, trust: bytes = b"", hours: float = 24) -> None:
-        """Writes a new certificate of the authority. ca.crt is the certificate of `trust`, by default the same
-        authority."""
+        """Writes a new certificate of the authority, and `trust` as ca.crt, by default the authority's own
+        certificate."""
         certificate, key = by.issue(hours=hours)
         self.put(ca_crt=trust or by.pem, tls_crt=certificate, tls_key=key)
 
     @classmethod
     def of(cls, folder: Path, by: Authority, *, trust: bytes = b"", hours: float = 24) -> "Mounted":
-        """Makes a mounted folder with a new certificate of the authority."""
+        """Makes a mounted folder with a new certificate of the authority, and `trust` as ca.crt, by default the
+        authority's own certificate."""
         certificate, key = by.issue(hours=hours)
         return cls(folder, ca_crt=trust or by.pem, tls_crt=certificate, tls_key=key)

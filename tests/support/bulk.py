@@ -1,14 +1,11 @@
 """Methods of the example runtime that move bytes: large messages, and streams whose ends are slow or idle.
 
-| method | shape | what it does |
-| --- | --- | --- |
-| `measure` | unary | answers with the size and checksum of the request |
-| `produce` | unary | answers with as many bytes as the request says (`content`) |
-| `flood` | server stream | answers with messages, `COUNT SIZE`, as fast as they are taken |
-| `soak` | client stream | reads nothing until `release`, then everything, and answers like `measure` |
-| `echo` | bidirectional | answers each message with the same bytes, and ends with a trailer |
-| `release` | unary | lets the calls of `soak` read |
-| `count` | unary | answers how many messages `flood` has written and `soak` has read, and how many `soak` are open |
+| method | shape | what it does | | --- | --- | --- | | `measure` | unary | answers with the size and checksum of the
+request | | `produce` | unary | answers with as many bytes as the request says (`content`) | | `flood` | server stream |
+answers `COUNT SIZE` with that many messages of that size, as fast as the client takes them | | `soak` | client stream |
+reads nothing until `release`, then everything, and answers like `measure` | | `echo` | bidirectional | answers each
+message with the same bytes, and ends with a trailer | | `release` | unary | lets the calls of `soak` read | | `count` |
+unary | answers how many messages `flood` has written and `soak` has read, and how many `soak` are open |
 
 A message of a stream begins with its number, so that a lost, repeated or moved one is noticed.
 """
@@ -39,7 +36,6 @@ def numbered(number: int, size: int) -> bytes:
 
 
 def number_of(message: bytes) -> int:
-    """Returns the number of a stream's message."""
     return int(message[:8])
 
 
@@ -91,7 +87,6 @@ class Bulk:
         return b"%d %d %d" % (self._written, self._read, self._soaking)
 
     def handlers(self) -> dict[str, Any]:
-        """Returns the handlers by method."""
         return {
             "measure": grpc.unary_unary_rpc_method_handler(self._measure),
             "produce": grpc.unary_unary_rpc_method_handler(self._produce),

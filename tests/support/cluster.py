@@ -53,7 +53,7 @@ class Kube:
         return self._run("kubectl", *argv, given=given, timeout=timeout)
 
     def shell(self, line: str, *, folder: Path = ROOT, timeout: float = 420.0) -> str:
-        """Runs a command line in a folder, as a user with this kubeconfig and `mesh` would type it, and returns its
+        """Runs a command line in a folder, as a user who has this kubeconfig and the program `mesh`, and returns its
         output."""
         argv = ["bash", "-o", "pipefail", "-c", line]
         path = f"{Path(sys.executable).parent}:{self.environment['PATH']}"
@@ -114,7 +114,7 @@ class Kube:
         return self.kubectl("logs", pod, *([f"--container={container}"] if container else []))
 
     def exec(self, pod: str, *argv: str, container: str = "") -> str:
-        """Runs a program in a pod."""
+        """Runs a program in a pod and returns its output."""
         return self.kubectl("exec", pod, *([f"--container={container}"] if container else []), "--", *argv)
 
     async def wait(self, what: str, condition: str, timeout: float = 60.0) -> None:
@@ -127,7 +127,7 @@ class Kube:
             raise KubeError(f"{error}\n{self.story()}") from None
 
     async def until(self, condition: Callable[[], object], why: str, timeout: float = 60.0) -> None:
-        """Polls a condition about the cluster."""
+        """Polls a condition until it is true. A KubeError counts as false, because the object may not exist yet."""
 
         def holds() -> bool:
             with contextlib.suppress(KubeError):  # the object does not exist yet
@@ -222,13 +222,12 @@ def pod(name: str, *containers: dict[str, Any], uid: int | None = None, **spec: 
 
 
 def ready_at(path: str, port: int) -> dict[str, Any]:
-    """Returns a readiness probe for a container of a test. Its limits keep a slow container, as on a busy machine, in
-    its Service: otherwise callers of the Service would be refused."""
+    """Returns a readiness probe for a container of a test. Its limits tolerate a slow container on a busy machine,
+    which would otherwise leave its Service."""
     return {"httpGet": {"path": path, "port": port}, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 30}
 
 
 def secret(name: str, data: Mapping[str, bytes]) -> dict[str, Any]:
-    """Returns the manifest of a Secret."""
     encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": encoded}
 

@@ -59,15 +59,13 @@ class Carrier:
     # --- what happens ---
 
     def join(self, waiter: Hashable = "w", model_id: str = "m", **more: Any) -> list[Instruction]:
-        """Lets a waiter join."""
         return self.feed(events.Joined(self.now_ms, model_id, waiter, **more))
 
     def leave(self, waiter: Hashable = "w", model_id: str = "m") -> list[Instruction]:
-        """Lets a waiter leave."""
         return self.feed(events.Left(self.now_ms, model_id, waiter))
 
     def read(self, record: Record | None = RECORD, model_id: str = "m") -> list[Instruction]:
-        """Answers the machine's read of a record."""
+        """Answers the machine's read of a record. None says that the record does not exist."""
         asked = self.outstanding.pop(model_id)
         assert isinstance(asked, instructions.Read), asked
         if record is None:
@@ -80,7 +78,7 @@ class Carrier:
         return self.feed(answer(self.now_ms, model_id, asked.cause, **more))
 
     def after(self, ms: int) -> list[Instruction]:
-        """Lets time pass. The machine is told the time whenever it has asked for this."""
+        """Advances the clock, and tells the machine the time whenever it has asked for that."""
         given, end = [], self.now_ms + ms
         while self.wanted_ms is not None and self.wanted_ms <= end:
             self.now_ms, self.wanted_ms = max(self.now_ms, self.wanted_ms), None

@@ -25,7 +25,7 @@ class By:
     """The test that runs a block."""
 
     test: str  # the file
-    but: str = ""  # what is left out or is otherwise, and why
+    but: str = ""  # what the test omits or changes, and why
 
 
 LOCAL = "tests/system/test_documented.py"
@@ -37,10 +37,10 @@ THREE = "tests/cluster/test_three_etcd.py"
 
 RUN_BY = {
     ("admin.md", "Administration"): By(
-        LOCAL, but="what stands behind `kubectl exec ... --`, with a router's environment"
+        LOCAL, but="only what follows `kubectl exec ... --`, with a router's environment"
     ),
-    ("admin.md", "When a pod is cut off"): By(LOCAL, but="no pod is: tests/chaos cuts some off"),
-    ("admin.md", "Doctor"): By(LOCAL, but="--namespace needs a cluster: tests/doctor has a kubectl that is made up"),
+    ("admin.md", "When a pod is cut off"): By(LOCAL, but="no pod is cut off; tests/chaos cuts some off"),
+    ("admin.md", "Doctor"): By(LOCAL, but="--namespace needs a cluster; tests/doctor has a fake kubectl"),
     ("admin.md", "Back up and restore"): By(LOCAL),
     ("admin.md", "Snapshots of etcd"): By(LOCAL),
     ("admin.md", "Contexts"): By(LOCAL),
@@ -48,13 +48,13 @@ RUN_BY = {
     ("changing-models.md", "Roll back"): By(CHANGING),
     ("changing-models.md", "Try a version on a tenth of the calls"): By(CHANGING),
     ("changing-models.md", "Compare a version as a shadow"): By(CHANGING),
-    ("changing-models.md", "When a move is stuck"): By(CHANGING, but="to a file that is no model"),
+    ("changing-models.md", "When a move is stuck"): By(CHANGING, but="the move is to a file that is no model"),
     ("changing-models.md", "Delete an alias"): By(CHANGING),
     ("gpu.md", "Two memories"): By(LOCAL, but="the pods that it shows have no GPU; tests/gpu has one"),
     ("gpu.md", "Which models run on GPUs"): By(LOCAL),
     ("admin.md", "A prefix in an etcd that others use"): By(LOCAL),
     ("kubernetes.md", "On this machine, without a registry"): By(
-        "tests/cluster/test_trial.py", but="cluster and image are there, and the namespace is the test's"
+        "tests/cluster/test_trial.py", but="cluster and image exist already, and the namespace is the test's"
     ),
     ("kubernetes.md", "A user of etcd for each mesh"): By("tests/system/test_etcd_secret.py"),
     ("kubernetes.md", "Secrets"): By("tests/cluster/test_authority.py"),
@@ -62,9 +62,7 @@ RUN_BY = {
     ("kubernetes.md", "Install with kustomize"): By("tests/cluster/test_kustomize.py"),
     ("kubernetes.md", "Who may do what"): By("tests/cluster/test_auth.py"),
     ("kubernetes.md", "Scale"): By(INSTALL, but="other numbers: the node has room for no more"),
-    ("kubernetes.md", "Monitor"): By(
-        INSTALL, but="of the Prometheus operator there are the kinds, and nobody minds them"
-    ),
+    ("kubernetes.md", "Monitor"): By(INSTALL, but="the Prometheus operator's kinds exist, but no operator runs"),
     ("kubernetes.md", "Upgrade"): By(INSTALL),
     ("kubernetes.md", "Back up"): By(THREE),
     ("kubernetes.md", "Restore from a snapshot"): By(THREE),
@@ -72,7 +70,7 @@ RUN_BY = {
     ("placement.md", "How many copies"): By(LOCAL),
     ("placement.md", "Where a type may run"): By(LOCAL),
     ("placement.md", "Trying it without a mesh"): By(LOCAL, but="a tenth of the requests"),
-    ("security.md", "Switch it on"): By(ACCESS, but="`mesh up` is a mesh that runs already"),
+    ("security.md", "Switch it on"): By(ACCESS, but="a mesh that runs already stands in for `mesh up`"),
     ("security.md", "Keys"): By(ACCESS),
     ("security.md", "Tokens of an identity provider"): By(ACCESS, but="the router runs already, with other URLs"),
     ("security.md", "Kubernetes service accounts"): By(
@@ -81,7 +79,7 @@ RUN_BY = {
     ("security.md", "Grants"): By(ACCESS),
     ("security.md", "The first key without a router"): By(ACCESS),
     ("sizing.md", "How much memory"): By(SIZING, but="a tenth of requests and models"),
-    ("storage.md", "Paths"): By(LOCAL, but="what is on the hub is registered only, no test goes to the internet"),
+    ("storage.md", "Paths"): By(LOCAL, but="models on the hub are only registered: no test uses the internet"),
     ("storage.md", "Keys"): By(LOCAL),
     ("storage.md", "Checksums"): By(LOCAL),
     ("tls.md", "For clients"): By(LOCAL),
@@ -99,8 +97,8 @@ class Command:
     text: str  # the command as in the page, with continued lines joined
 
     def put(self, words: Mapping[str, str]) -> str:
-        """Returns the text with the placeholders in `words` replaced, the longest first. Each placeholder must
-        occur."""
+        """Returns the text with the placeholders in `words` replaced. If several match at a place, the longest is
+        replaced."""
         pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
         return re.sub(pattern, lambda found: words[found[0]], self.text) if words else self.text
 
@@ -184,8 +182,8 @@ class Shell:
 
     @contextlib.contextmanager
     def running(self, text: str, **environment: str) -> Iterator[Callable[[], str]]:
-        """Runs a command that does not end by itself for as long as the block is open, and returns its output. Raises
-        if the command has ended."""
+        """Runs a command as long as the block lasts. Yields a function that returns what the command has printed so
+        far, and that fails if the command has ended."""
         log = self.folder / f"{len(list(self.folder.glob('*.log')))}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(

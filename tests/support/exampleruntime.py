@@ -15,7 +15,7 @@ board. The last element of a model's path determines what the model does, and th
 | text of a call | the answer |
 | --- | --- |
 | `fail CODE TEXT` | that status, with details and a trailer |
-| `sleep SECONDS` | a prediction, so much later; a cancelled one is noted |
+| `sleep SECONDS` | a prediction after that time; if the call is cancelled, the diary says so |
 | `crash` | none: the server ends |
 | `drop`, `purge` | a prediction, after which the server has dropped this model, or all |
 | anything else | a prediction: that text, under the model's id |
@@ -27,8 +27,8 @@ of `texts` with a message, `predictAll` answers a stream of requests with one me
 request of a stream before it reads the next.
 
 With `--allocate`, models take their size in memory. With `--v2`, `ModelInfer` of V2 answers with the number that a
-model's file contains. It goes by the name in the message and not by metadata, as most servers do. With `--lie FILE`,
-that file names the lie of all loads.
+model's file contains. It finds the model by the name in the message, not by metadata, as most servers do. With `--lie
+FILE`, that file names the lie of all loads.
 
 Each request is noted as a line in the file of `--diary`: `load m`, `unload m`, `status`, `predict m`.
 """
@@ -368,8 +368,13 @@ def main() -> None:
     add("--capacity", type=int, default=CAPACITY)
     add("--loading", type=int, default=6)
     add("--load-timeout-ms", type=int, default=90_000)
-    add("--starting", type=int, default=0, help="Number of questions for its status that it answers STARTING.")
-    add("--method", action="append", default=[], help="Method that it lists, NAME=1.2.")
+    add("--starting", type=int, default=0, help="Number of requests for its status that it answers with STARTING.")
+    add(
+        "--method",
+        action="append",
+        default=[],
+        help="Method that its status lists: NAME, or NAME=1.2 with the path of the model id.",
+    )
     add("--allow-any", action="store_true")
     add("--concurrency", type=int, default=0)
     add("--not-found", choices=sorted(_FORMS), default="plain")
