@@ -182,8 +182,8 @@ class Arena:
 
     @contextlib.contextmanager
     def cut_off(self, *names: str, drop: bool = False) -> Iterator[None]:
-        """Lets nothing pass between these processes and etcd, without closing connections. With `drop`, delayed data
-        never arrive."""
+        """Lets nothing pass between these processes and etcd until the block ends, without closing connections. With
+        `drop`, the connections break at the end of the block, and the data that they held up never arrive."""
         for name in names:
             self.roads[name].swallow()
         try:

@@ -1,8 +1,8 @@
 """A stand-in for MLServer in the test's own process: the repository extension of V2, as MLServer 1.7 answers it.
 
 Like MLServer, it searches its whole repository for `model-settings.json` at each load, links included, loads every
-model of the name that it finds, and answers NOT_FOUND for one that it does not have. `make test-servers` compares the
-adapter with the real one.
+model of the name that it finds, and answers NOT_FOUND for one that it does not have. `make test-servers` tests the
+adapter with the real MLServer.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class FakeMLServer:
         self.unblocked.set()
         self.fails = ""  # what loads fail with
         self.hangs = False
-        self.ready = True  # loaded models are
+        self.ready = True  # whether loaded models are ready
         self.address = f"unix:{root.parent / 'fake.sock'}"
         self._server = grpc.aio.server()
 

@@ -107,7 +107,6 @@ class V2(inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         return v2.ServerMetadataResponse(name="OpenVINO Model Server", version=str(self._models.reloads))
 
     def ModelReady(self, request: Any, context: Any) -> Any:
-        """Answers whether a model is available."""
         if request.name not in self._models.paths:
             context.abort(grpc.StatusCode.NOT_FOUND, "Model with requested name is not found")
         return v2.ModelReadyResponse(ready=request.name in self._models.factors)

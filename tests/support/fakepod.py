@@ -94,7 +94,7 @@ class FakePod(agent_pb2_grpc.AgentServicer):
         await lease.revoke()
 
     async def die(self) -> None:
-        """Closes the ports at once. The lease stays alive until it is ended."""
+        """Closes the ports at once. The lease stays alive."""
         await self._agent.stop(0)
         await self._server.close(0)
 
@@ -149,7 +149,6 @@ class FakePod(agent_pb2_grpc.AgentServicer):
         return agent_pb2.UnloadReply(had_copy=had)
 
     async def Describe(self, request: agent_pb2.DescribeRequest, context: object) -> agent_pb2.DescribeReply:
-        """Returns the state of the pod."""
         reply = agent_pb2.DescribeReply(
             pod=self.name, incarnation=self.incarnation, state="ready", capacity_bytes=self.capacity
         )

@@ -1,8 +1,8 @@
 """A stand-in for TorchServe in the test's own process: its management API and `Predictions`, as version 0.12 answers.
 
-Like TorchServe, it takes a folder of its model store, has nothing to say about why a process did not start, keeps such
-a model registered, and answers calls of unknown models with INTERNAL. `make test-servers` compares the adapter with
-the real one. In place of Mesh's handler it answers V2 with the request's inputs.
+Like TorchServe, it takes a folder of its model store, does not say why a process did not start, keeps such a model
+registered, and answers calls of unknown models with INTERNAL. `make test-servers` tests the adapter with the real
+TorchServe, if there is one. In place of Mesh's handler it answers V2 with the request's inputs.
 """
 
 import asyncio
@@ -72,13 +72,11 @@ class FakeTorchServe(
         return pb.ManagementResponse(msg=f'Model "{request.model_name}" Version: 1.0 registered with 1 initial workers')
 
     async def UnregisterModel(self, request: Any, context: Any) -> Any:
-        """Drops a model."""
         if self.loaded.pop(request.model_name, None) is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, _UNKNOWN.format(request.model_name))
         return pb.ManagementResponse(msg=f'Model "{request.model_name}" unregistered')
 
     async def DescribeModel(self, request: Any, context: Any) -> Any:
-        """Describes a model."""
         if request.model_name not in self.loaded:
             await context.abort(grpc.StatusCode.NOT_FOUND, _UNKNOWN.format(request.model_name))
         return pb.ManagementResponse(msg=json.dumps([{"modelName": request.model_name}]))

@@ -2,7 +2,7 @@
 
 Like Triton, it knows a model by its folder, answers an unload before the model is gone, and lists every folder of its
 repository. It reads descriptions with Protobuf's own parser and Triton's own schema, as Triton does. `make
-test-servers` compares the adapter with the real one.
+test-servers` tests the adapter with the real Triton.
 """
 
 import asyncio

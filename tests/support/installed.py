@@ -125,7 +125,7 @@ class Installed:
     # --- what is there ---
 
     def pods(self, component: str = "", pool: str = "") -> list[dict[str, Any]]:
-        """Returns the pods of the mesh."""
+        """Returns the pods of the mesh, or of one component or pool."""
         selector = "app.kubernetes.io/name=mesh"
         selector += f",app.kubernetes.io/component={component}" if component else ""
         selector += f",mesh/pool={pool}" if pool else ""
@@ -133,7 +133,6 @@ class Installed:
         return found
 
     def names(self, component: str = "", pool: str = "") -> list[str]:
-        """Returns the names of the pods."""
         return [one["metadata"]["name"] for one in self.pods(component, pool)]
 
     def left(self) -> list[str]:
@@ -164,7 +163,7 @@ class Installed:
 
     async def mesh(self, *argv: str, given: str = "", codes: Collection[int] = (0,)) -> str:
         """Runs the `mesh` command as an outside user does, through a forwarded port and with the admin's key, and
-        returns its output."""
+        returns its output. Its exit status must be one of `codes`."""
         async with self.kube.forward("service/modelmesh-serving", self.management) as port:
             where = ["--endpoint", f"{'https' if self.trust else 'http'}://{NAME}:{port}"]
             trust = ["--ca", str(self.trust)] if self.trust else []
@@ -211,7 +210,7 @@ class Installed:
         self.models |= numbers
 
     async def store(self, name: str, content: bytes) -> None:
-        """Adds a file of the given size to the store."""
+        """Adds a file to the store."""
         program = "import base64, sys; open(sys.argv[1], 'wb').write(base64.b64decode(sys.stdin.read()))"
         argv = ("exec", "--stdin", "store", "--", "python", "-c", program, f"/files/{name}")
         await asyncio.to_thread(self.kube.kubectl, *argv, given=base64.b64encode(content).decode())

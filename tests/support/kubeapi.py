@@ -70,7 +70,6 @@ class KubeApi:
         self.secrets[name]["data"] = {key: base64.b64encode(value).decode() for key, value in content.items()}
 
     def content(self, name: str) -> dict[str, bytes]:
-        """The entries of the Secret."""
         return {key: base64.b64decode(value) for key, value in self.secrets[name].get("data", {}).items()}
 
     async def __aenter__(self) -> "KubeApi":
@@ -125,7 +124,6 @@ class KubeApi:
         return web.json_response(self.secrets[name])
 
     def account_token(self, account: str, namespace: str = NAMESPACE, **more: Any) -> str:
-        """Returns a token of a ServiceAccount."""
         return self.issuer.token(f"system:serviceaccount:{namespace}:{account}", **more)
 
     async def _review(self, request: web.Request) -> web.Response:

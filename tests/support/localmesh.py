@@ -70,7 +70,8 @@ class Program:
         self.process.wait(10)
 
     async def stop(self, timeout: float = 15) -> int:
-        """Asks the process to end and waits. A process that does not end is killed and reported."""
+        """Sends SIGTERM and returns the exit status. If the process does not end in `timeout` seconds, kills it and
+        raises AssertionError."""
         if self.process is None or self.process.poll() is not None:
             return self.process.returncode if self.process else 0
         self.process.terminate()
@@ -93,7 +94,7 @@ def _searched() -> str:
 
 
 def children(pid: int) -> list[int]:
-    """Returns the direct children of a process."""
+    """Returns the ids of a process's direct children."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -115,7 +116,7 @@ def command(pid: int) -> str:
 
 
 class Reply:
-    """The status and JSON body of a REST answer."""
+    """The status, body and headers of an HTTP answer."""
 
     def __init__(self, status: int, body: bytes, headers: Any) -> None:
         self.status = status
@@ -308,7 +309,7 @@ class LocalMesh:
     async def register(
         self, model_id: str, content: bytes, *, load: bool = False, router: int = 0, type: str = "onnx"
     ) -> Any:
-        """Writes a model file and registers it."""
+        """Writes a model file and registers it. With `load`, waits until the model is loaded."""
         path = self.write(f"{urllib.parse.quote(model_id, safe='')}.{os.urandom(3).hex()}.onnx", content)
         return await self._register(model_id, type, path, load=load, sync=load, router=router)
 

@@ -1,4 +1,5 @@
-"""Tiny ONNX models for tests, as bytes: good ones, and each kind of bad one.
+"""Tiny ONNX models for tests, as bytes: good ones, and each kind of bad one. The functions' docstrings say what the
+models do.
 
 All are deterministic: the same arguments give the same bytes. Unless its docstring says otherwise, a model takes `x`
 (FP32, shape [-1, 1]) and answers `y` of the same shape, so one request works for all of them.
@@ -313,7 +314,7 @@ def _classifier(seed: int, features: int, classes: int) -> NodeProto:
 
 
 def nested_functions(depth: int, *, calls: int = 2, recursive: bool = False) -> bytes:
-    """Returns a model of `count` functions. The first negates its input, and each other one calls the one before it
+    """Returns a model of `depth` functions. The first negates its input, and each other one calls the one before it
     `calls` times. With `recursive`, the first calls the last instead, which makes the model invalid."""
     domain = "functions"
     sets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]

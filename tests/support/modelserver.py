@@ -29,10 +29,10 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}  # sizes by path; 1000 for other paths
         self.failures: dict[str, tuple[grpc.StatusCode, str]] = {}  # by path
-        self.notes: dict[str, str] = {}  # by path, what is to be known of a model
-        self.stuck: set[str] = set()  # paths of which loads that fail cannot be ended
+        self.notes: dict[str, str] = {}  # by path: the note that comes with the model's load
+        self.stuck: set[str] = set()  # paths whose failed loads are reported as stuck
         self.on_device = False  # True if models take device memory and no host memory
-        self.in_trailers = True  # whether sizes are told as ours tells them, or by `modelSize`
+        self.in_trailers = True  # whether loads return sizes, as the ONNX server's do, or `modelSize` returns them
         self.models: dict[str, str] = {}  # id -> path, of what is loaded
         self.asked: list[tuple[str, str]] = []  # ("load" or "unload", id), in the order they arrived
         self.told: dict[str, dict[str, str]] = {}  # id -> metadata of its load

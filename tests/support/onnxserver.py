@@ -101,7 +101,6 @@ class OnnxServer:
         await self.disconnect()
 
     def log(self) -> str:
-        """Returns the server's log so far."""
         return self.log_path.read_text(errors="replace")
 
     def resident(self) -> int:
@@ -147,7 +146,6 @@ class OnnxServer:
         return {"host": int(sizes["mesh-host-bytes"]), "device": int(sizes["mesh-device-bytes"])}
 
     async def unload(self, name: str, *, revision: int | None = None, timeout: float = 20) -> None:
-        """Unloads a model."""
         metadata = [] if revision is None else [(headers.SPI_COPY, self.token(revision))]
         request = modelruntime_pb2.UnloadModelRequest(modelId=name)
         await self.spi.unloadModel(request, metadata=metadata, timeout=timeout)
@@ -157,7 +155,6 @@ class OnnxServer:
     async def call(
         self, method: str, message: bytes, *, timeout: float = 10, metadata: Iterable[tuple[bytes, bytes]] = ()
     ) -> Reply:
-        """Makes one unary call."""
         return await self.pool.call(SERVICE + method.encode(), list(metadata), framing.pack(message), timeout=timeout)
 
     async def infer(

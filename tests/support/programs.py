@@ -4,7 +4,7 @@
 
 versitygw (S3) and fake-gcs-server (GCS) are Go modules. azurite (Azure) is an npm package; if the machine has no Node,
 it comes from a wheel. Without caches, building them takes about 3, 1.5 and 1 minutes on two cores. `make test`
-therefore only uses those that exist, and names those that do not.
+therefore uses only those that exist, and names the others.
 """
 
 import os
@@ -38,8 +38,8 @@ class Program:
         if self.path.exists() and (self.tool != "npm" or node() is not None):
             return ""
         if self.tool == "go" and shutil.which("go") is None:
-            return f"{self.name} is not there, and neither is {self.tool} on PATH to make it with"
-        return f"{self.name} {self.version} is not there: make test-stores makes it"
+            return f"{self.name} {self.version} is not built: put {self.tool} on PATH and run make test-stores"
+        return f"{self.name} {self.version} is not built: run make test-stores"
 
     def make(self) -> None:
         """Builds or installs the program, unless it exists."""
@@ -90,15 +90,15 @@ def main() -> None:
     """Builds or installs all programs that can be built here, and reports the others."""
     for program in ALL:
         if not program.missing():
-            print(f"{program.name} {program.version} is there", flush=True)
+            print(f"{program.name} {program.version} is built", flush=True)
         elif program.tool == "go" and shutil.which("go") is None:
             print(f"SKIPPED: {program.missing()}", file=sys.stderr, flush=True)
         else:
-            print(f"making {program.name} {program.version} (a minute or more)", flush=True)
+            print(f"building {program.name} {program.version} (a minute or more)", flush=True)
             try:
                 program.make()
             except (subprocess.SubprocessError, OSError) as error:
-                print(f"SKIPPED: {program.name} could not be made: {error}", file=sys.stderr, flush=True)
+                print(f"SKIPPED: {program.name} could not be built: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Real object stores for tests, which run as programs on loopback, can be filled, and report what they served.
+"""Object stores for tests, which run as programs on loopback, can be filled, and report what they served.
 
 Each is a `Store`, which creates buckets, writes objects without the puller, and returns the storage settings by which
 the puller reaches it. The servers of `programs` must have been built. moto is one of the development packages.
@@ -43,14 +43,11 @@ class Store(Protocol):
         """Returns storage settings, as in a storage secret, for the store's own port or a proxy's. `secret` overrides
         the store's secret with a wrong one."""
 
-    def uri(self, bucket: str, path: str) -> str:
-        """Returns the URI of an object."""
+    def uri(self, bucket: str, path: str) -> str: ...
 
-    async def make(self, bucket: str) -> None:
-        """Creates a bucket."""
+    async def make(self, bucket: str) -> None: ...
 
-    async def put(self, bucket: str, objects: Mapping[str, bytes]) -> None:
-        """Writes objects to a bucket."""
+    async def put(self, bucket: str, objects: Mapping[str, bytes]) -> None: ...
 
     async def mark(self, bucket: str, key: str) -> None:
         """Writes a folder marker: an object of no bytes with "/" at the end of its key."""

@@ -33,7 +33,7 @@ def fresh_key(algorithm: str) -> Any:
 
 @cache
 def private_key(algorithm: str) -> Any:
-    """Returns a private key for an algorithm, always the same."""
+    """Returns a private key for an algorithm, the same one at each call."""
     return fresh_key(algorithm)
 
 
@@ -49,7 +49,7 @@ def public_jwk(private: Any, **more: Any) -> dict[str, Any]:
 
 
 def jwks(*keys: Mapping[str, Any]) -> bytes:
-    """Returns a set of keys."""
+    """Returns a JWKS document with these keys."""
     return json.dumps({"keys": list(keys)}).encode()
 
 
@@ -61,7 +61,7 @@ def b64(raw: bytes) -> bytes:
 def by_hand(
     head: Mapping[str, Any], claims: Mapping[str, Any], sign: Callable[[bytes], bytes] = lambda _: b""
 ) -> bytes:
-    """Returns a token that no library would produce."""
+    """Returns a token with any head, claims and signature, such as no library would produce."""
     signed = b64(json.dumps(head).encode()) + b"." + b64(json.dumps(claims).encode())
     return signed + b"." + b64(sign(signed))
 

@@ -90,7 +90,7 @@ def read(text: str) -> Behaviour:
     for word in text.split(","):
         key, equals, value = word.partition("=")
         if not equals or key not in _WORDS:
-            raise ValueError(f"{word!r} is no word of a fake model's name; there are {', '.join(_WORDS)}")
+            raise ValueError(f"{word!r} is no word of a fake model's name; the words are {', '.join(_WORDS)}")
         found[key] = _WORDS[key](value)
     return Behaviour(**found)
 
