@@ -27,7 +27,7 @@ class Visits:
         self.findings: list[dict[str, str]] = []
 
     async def visit(self) -> None:
-        """Runs the doctor once more."""
+        """Runs the doctor once more, and keeps its findings."""
         if self._kube is None:
             said = await self._mesh.mesh(*self._argv, codes=(0, 1))
         else:
@@ -36,7 +36,7 @@ class Visits:
         self.findings = json.loads(said)["findings"]
 
     def found(self, level: str, area: str, check: str, *words: str) -> bool:
-        """Returns whether the last visit has the given finding."""
+        """Returns whether the last visit has a finding with all of the words."""
         return any(
             (one["level"], one["area"], one["check"]) == (level, area, check)
             and all(word in f"{one['what']} > {one['todo']}" for word in words)

@@ -8,7 +8,7 @@ from tests.support.fakecalls import FakePool
 
 
 class World:
-    """A world in which every method call is one revision."""
+    """A world in which every change is one revision."""
 
     def __init__(self) -> None:
         self.keys = Keys("test/mesh")
@@ -22,7 +22,7 @@ class World:
         return self.pools[-1]
 
     def change(self, *items: tuple[bytes, bytes | None]) -> None:
-        """Changes these keys in one revision."""
+        """Changes these keys in one revision. None deletes a key."""
         self.revision += 1
         for key, value in items:
             if value is None:
@@ -45,7 +45,6 @@ class World:
         used: int = 0,
         **more: object,
     ) -> None:
-        """Publishes a pod."""
         record = PodRecord(
             incarnation,
             f"{name}:1",
@@ -69,7 +68,6 @@ class World:
         generation: int = 0,
         version: str = "1",
     ) -> None:
-        """Publishes a pod's copy."""
         record = CopyRecord(incarnation, created, state, host_bytes=bytes, generation=generation, version=version)
         self.change((self.keys.copy(model, pod), record.encode()))
 
@@ -78,7 +76,6 @@ class World:
         self.copy(model, pod, incarnation, created=created, state=LOADING)
 
     def withdraw(self, model: str, pod: str) -> None:
-        """Withdraws a pod's copy."""
         self.change((self.keys.copy(model, pod), None))
 
     def lose(self, *pods: str) -> None:

@@ -1,13 +1,12 @@
-"""Access control of a mesh of real processes: both edges, every door, revocation, and etcd away.
+"""Access control of a mesh of real processes: both edges, requests of all kinds, revocation, and etcd away.
 
-| promise | test |
-| --- | --- |
-| every door gives each key and token what the pure decision says, behind Envoy and `grpc.aio` | `test_the_matrix` |
-| no call fails while an issuer rotates its keys | `test_no_call_fails_while_the_issuer_rotates_its_keys` |
-| no log has a token | `test_no_token_is_in_a_log_or_reaches_the_model_server` |
-| a revoked key is refused by every worker of each router | `test_a_revoked_key_is_refused_by_every_router` |
-| the documented commands work | `test_the_commands_of_the_docs`, `test_the_commands_about_tokens` |
-| while etcd is away, known keys work and unknown ones do not | `test_known_keys_work_while_etcd_is_away` |
+| promise | test | | --- | --- | | each request with each key and token is allowed or refused as `decide` says, behind
+Envoy and `grpc.aio` | `test_the_matrix` | | no call fails while an issuer rotates its keys |
+`test_no_call_fails_while_the_issuer_rotates_its_keys` | | no log has a token |
+`test_no_token_is_in_a_log_or_reaches_the_model_server` | | a revoked key is refused by every worker of each router |
+`test_a_revoked_key_is_refused_by_every_router` | | the documented commands work | `test_the_commands_of_the_docs`,
+`test_the_commands_about_tokens` | | while etcd is away, known keys work and unknown ones do not |
+`test_known_keys_work_while_etcd_is_away` |
 """
 
 import asyncio
@@ -61,7 +60,7 @@ async def kubernetes(tmp_path_factory):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory, issuer, kubernetes):
-    """A mesh that knows keys and tokens, with two routers. The second router has the other edge."""
+    """A mesh that accepts keys and tokens, with two routers. The second router has the other edge."""
     folder = tmp_path_factory.mktemp("access")
     (folder / "admin.key").write_text(ADMIN)
     options = ["--auth", "required", "--admin-key-file", str(folder / "admin.key"), "--workers", "2"]
@@ -90,7 +89,7 @@ async def mesh(tmp_path_factory, issuer, kubernetes):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def keys(mesh):
-    """The keys by their names."""
+    """The keys of all holders, by holder. The grants in `GRANTS` apply to them."""
     made = {}
     for name in HOLDERS:
         answer = await mesh.rest("PUT", f"/mesh/v1/keys/{name}", {})
@@ -115,7 +114,7 @@ async def rest(mesh, router, method, path, key, body=None):
 
 
 async def until_each_worker(mesh, router, key, path, status):
-    """Waits until 20 calls in a row, which reach both workers, get the status."""
+    """Waits until 20 calls in a row, enough to reach both workers, get the status."""
 
     async def all_have():
         found = [await rest(mesh, router, "POST", path, key, INFER) for _ in range(20)]
@@ -140,8 +139,8 @@ async def code(call, key):
 
 
 def doors(mesh, router):
-    """Returns the doors of a router. Each has a name, the verb and the name to authorise, and a function that returns
-    the status of a request with a key."""
+    """Returns the requests to a router that the matrix tries. Each has a name, the verb and the model name that it
+    needs a grant for, and a function that sends it with a key and returns the status."""
     port = mesh.ports[mesh.routers[router].name][0]
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
     mesh.channels.append(channel)
@@ -219,8 +218,8 @@ def doors(mesh, router):
 
 
 def identities(keys, issuer, kubernetes):
-    """Returns all kinds of credentials of all holders, each with its principal, or None if the credentials are
-    invalid."""
+    """Returns all kinds of valid credentials of all holders, each with its principal, and invalid credentials, each
+    with None."""
     found = [(keys[holder], Principal(f"key:{holder}")) for holder in HOLDERS]
     for holder in HOLDERS:
         account = f"serviceaccount:team-a:{holder}"
@@ -247,7 +246,7 @@ def identities(keys, issuer, kubernetes):
 
 @pytest.mark.parametrize("router", [0, 1], ids=["envoy", "grpc"])
 async def test_the_matrix(mesh, keys, issuer, kubernetes, router):
-    """Every door gives each holder of a key or token what the pure decision says."""
+    """Each request with each key or token is allowed, forbidden or unauthenticated, as the grants demand."""
     grants = Grants(GRANTS)
     credentials = identities(keys, issuer, kubernetes)
     for door, verb, name, ask in doors(mesh, router):
@@ -264,8 +263,7 @@ async def test_the_matrix(mesh, keys, issuer, kubernetes, router):
 
 @pytest.mark.parametrize("router", [0, 1], ids=["envoy", "grpc"])
 async def test_no_call_fails_while_the_issuer_rotates_its_keys(mesh, keys, issuer, router):
-    """No call fails while an issuer rotates its keys. Each call has a token that was just signed, with a key that was
-    just made."""
+    """The second half of the calls has tokens that are signed with a key that the issuer has just made."""
     path = "/v2/models/other/infer"
     for turn in range(2):
         for number in range(5):
@@ -274,8 +272,8 @@ async def test_no_call_fails_while_the_issuer_rotates_its_keys(mesh, keys, issue
 
 
 async def test_no_token_is_in_a_log_or_reaches_the_model_server(mesh, keys, issuer, kubernetes):
-    """Tokens leave no trace in the logs of any process. (tests/router/calls/test_guarded.py proves that the model
-    server gets no token, because its requests can be seen there.)"""
+    """No log of a process contains the claims or the signature of a token. (tests/router/calls/test_guarded.py proves
+    that the model server gets no token, because its requests can be seen there.)"""
     marked = [issuer.token("infer", jti="findme"), issuer.token("infer", aud="findme"), kubernetes.account_token("x")]
     for token in marked:
         for router in range(2):
@@ -288,7 +286,8 @@ async def test_no_token_is_in_a_log_or_reaches_the_model_server(mesh, keys, issu
 
 
 async def test_the_commands_about_tokens(mesh, keys, kubernetes, tmp_path):
-    """The commands of docs/security.md about tokens work as written, behind routers that are already running."""
+    """The commands of docs/security.md about tokens work behind routers that are already running. In place of the
+    command that creates a token, the test writes a token of the fake API server."""
     shell = Shell(tmp_path / "here", MESH_ENDPOINT=mesh.rest_url(), MESH_API_KEY=ADMIN)
     _, *grants = (command.text for command in documented.block("security.md", "Tokens of an identity provider"))
     _, _, add, create, whoami = (
@@ -334,7 +333,8 @@ def typed(shell: Shell, command: str) -> str:
 
 @pytest.mark.timeout(600)  # fifteen commands, each of which starts Python
 async def test_the_commands_of_the_docs(mesh, keys, tmp_path):
-    """The commands of docs/security.md work as written, and the keys that they print do what the page says."""
+    """The commands of docs/security.md about keys and grants work, and the keys that they print identify their holders.
+    In place of `mesh up`, the test uses a mesh that is already running."""
     shell = Shell(tmp_path / "here", MESH_ENDPOINT=mesh.rest_url())
     (shell.folder / ".mesh").mkdir()
     (shell.folder / ".mesh" / "admin.key").write_text(ADMIN + "\n")
@@ -374,8 +374,8 @@ async def _is(mesh, key, name):
 
 
 async def test_known_keys_work_while_etcd_is_away(mesh, keys):
-    """Without etcd, known keys keep their rights, and unknown keys are refused. (This test is the last, because it ends
-    etcd.)"""
+    """Without etcd, known keys keep their rights, and unknown keys are refused. (This test is the last, because it
+    kills etcd.)"""
     mesh.etcd.kill9()
     for router in range(2):
         for key, status in ((keys["infer"], 200), (keys["read"], 403), ("mesh_" + "w" * 43, 401)):

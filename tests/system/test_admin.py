@@ -80,7 +80,7 @@ async def no_pods(mesh: LocalMesh) -> bool:
 
 
 async def test_a_restore_under_a_mesh_that_serves(a_mesh, tmp_path) -> None:
-    """A restore does not interrupt models that the backup leaves unchanged. A changed model stays as it is without
+    """Models that are as in the backup still answer after a restore. A changed model stays as it is without
     `--overwrite`; with it, the model answers with the backup's content as soon as the restore is done."""
     async with a_mesh(pods=2, runtime_options=["--check-interval", "1"]) as mesh:
         client = Client(mesh.channel())

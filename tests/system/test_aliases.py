@@ -25,14 +25,14 @@ VERSIONS = {"7": "fraud@7", "8": "fraud@8"}
 
 
 async def put(mesh: LocalMesh, alias: str, active: str, target: str = "", **more: object) -> None:
-    """Writes the record of a vmodel."""
+    """Writes an alias's record to etcd."""
     record = {"o": "ksp", "amid": active, "tmid": target or active, **({"mesh": more} if more else {})}
     async with Etcd(mesh.etcd.settings) as etcd:
         await etcd.put(Keys(mesh.base).vmodel(alias), json.dumps(record).encode())
 
 
 class Caller:
-    """A gRPC client of one router that checks the names in replies."""
+    """A gRPC client of one router."""
 
     def __init__(self, mesh: LocalMesh, router: int = 0) -> None:
         self._channel = mesh.channel(router)
@@ -62,7 +62,7 @@ class Caller:
 
 
 def value(answer: pb.ModelInferResponse) -> float:
-    """Returns the constant that the model has added to 0, which differs for each model."""
+    """Returns the number that the model answers, which differs for each model."""
     return float(np.frombuffer(answer.raw_output_contents[0], np.float32)[0])
 
 
@@ -82,7 +82,7 @@ async def metric(mesh: LocalMesh, name: str, **labels: str) -> float:
 
 
 async def served(mesh: LocalMesh, alias: str, active: str, **more: object) -> None:
-    """Writes the record of a vmodel and waits until every router has it."""
+    """Writes an alias's record, and waits until every router has it."""
     await put(mesh, alias, active, **more)
     for router in range(len(mesh.routers)):
         caller = Caller(mesh, router)
@@ -160,7 +160,8 @@ async def test_versions_over_rest(mesh):
 
 
 async def test_a_plain_model_has_the_version_of_its_folder(mesh):
-    """A model without an alias has the number in its path as its version, and answers only to its id."""
+    """A model that is called by its id has one version: the number of its folder, or 1. Other versions are not
+    found."""
     path = mesh.write("numbered/12/model.onnx", models.constant(1.0))
     await mesh._register("numbered", "onnx", path, load=False, sync=False, router=0)
     await mesh.register("single", models.constant(1.0))
@@ -177,7 +178,7 @@ async def test_a_plain_model_has_the_version_of_its_folder(mesh):
 
 
 async def test_a_name_that_is_neither_model_nor_alias_is_not_found(mesh):
-    """A name that is neither a model nor an alias is refused with the predecessor's status codes and texts."""
+    """The texts are the predecessor's. A call that names both a model and an alias is refused."""
     caller = Caller(mesh)
     assert await caller.refused(caller.infer("nothing")) == (grpc.StatusCode.NOT_FOUND, "model not found")
     refused = await caller.refused(caller.infer("", metadata=[("mm-vmodel-id", "nothing")]))
@@ -187,7 +188,8 @@ async def test_a_name_that_is_neither_model_nor_alias_is_not_found(mesh):
 
 
 async def test_an_alias_is_callable_through_any_router_once_it_is_written(two_routers):
-    """A call by a new alias succeeds through any router, even one whose feed has not delivered the alias yet."""
+    """The test calls each of twenty aliases through both routers right after it has written the alias's record, perhaps
+    before the routers' feeds deliver it."""
     callers = [Caller(two_routers, router) for router in range(2)]
     for number in range(20):
         await put(two_routers, f"alias-{number}", f"fraud@{7 + number % 2}")
@@ -197,8 +199,8 @@ async def test_an_alias_is_callable_through_any_router_once_it_is_written(two_ro
 
 
 async def test_a_canary_gets_its_share_over_two_routers(two_routers):
-    """A canary at 10 % gets 60 ± 34 of 600 calls, which is five standard deviations. Every reply names the version that
-    it comes from."""
+    """A canary at 10 % gets 60 ± 34 of 600 calls, which is more than four standard deviations. Every reply names the
+    version that it comes from."""
     await served(two_routers, "canary", "fraud@7", versions=VERSIONS, weights={"fraud@7": 90, "fraud@8": 10})
     callers = [Caller(two_routers, router) for router in range(2)]
     got: Counter[str] = Counter()
@@ -233,8 +235,8 @@ async def test_a_sticky_key_has_one_model_in_both_routers(two_routers):
 
 @pytest.mark.parametrize("sticky", ["", "x-user"])
 async def test_a_canary_that_cannot_be_loaded_costs_no_call(two_routers, sticky):
-    """Every call is answered although half of the calls are drawn for a file that is not a model. The metrics count
-    those calls."""
+    """Every call is answered although half of the calls are drawn for a file that is not a model. The metrics count the
+    diverted calls."""
     name = f"broken-{sticky or 'random'}"
     await two_routers.register(f"{name}@9", b"this is no model")
     await served(
@@ -248,7 +250,8 @@ async def test_a_canary_that_cannot_be_loaded_costs_no_call(two_routers, sticky)
 
 
 async def test_a_shadow_gets_the_calls_and_its_answers_are_compared(two_routers):
-    """One shadow gives the same outputs as the model that serves, and another one does not. Callers notice neither."""
+    """One shadow gives the same outputs as the model that serves, and another one does not. Callers notice neither; the
+    metrics count equal and different answers."""
     await two_routers.register("fraud@7-again", models.constant(7.0), load=True)
     callers = [Caller(two_routers, router) for router in range(2)]
     for alias, shadow, outcome in (("same", "fraud@7-again", "equal"), ("other", "fraud@8", "different")):

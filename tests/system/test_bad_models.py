@@ -54,8 +54,7 @@ async def refused(mesh: LocalMesh, model_id: str, **inputs: np.ndarray) -> grpc.
     ],
 )
 async def test_a_model_that_cannot_be_loaded(mesh, content, says):
-    """A model that cannot be loaded fails with INTERNAL and the loader's text, with 500 over REST, and with
-    LOADING_FAILED in its status."""
+    """A call fails with INTERNAL and an error text, or with 500 over REST. The model's status is LOADING_FAILED."""
     name = f"bad-{os.urandom(3).hex()}"
     await mesh.register(name, content)
     error = await refused(mesh, name)
@@ -70,8 +69,7 @@ async def test_a_model_that_cannot_be_loaded(mesh, content, says):
 
 
 async def test_a_model_that_asks_for_gigabytes(mesh):
-    """A model that asks for gigabytes, however small its file, fails with RESOURCE_EXHAUSTED, and with 429 over REST.
-    No other model is blamed."""
+    """A call fails with RESOURCE_EXHAUSTED, or with 429 over REST, although the file is small."""
     await mesh.register("glutton", models.huge_allocation(40 << 30))
     error = await refused(mesh, "glutton")
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, error
@@ -80,7 +78,7 @@ async def test_a_model_that_asks_for_gigabytes(mesh):
 
 
 async def test_a_path_that_is_not_there(mesh):
-    """The error for a missing path names the path."""
+    """The error names the file."""
     await mesh.rest("PUT", "/mesh/v1/models/nowhere", {"type": "onnx", "path": f"file://{mesh.models}/none.onnx"})
     error = await refused(mesh, "nowhere")
     assert error.code() is grpc.StatusCode.INTERNAL
@@ -88,7 +86,7 @@ async def test_a_path_that_is_not_there(mesh):
 
 
 async def test_a_path_outside_the_roots(mesh):
-    """A path outside the roots that the operator has configured is not read."""
+    """A path outside the roots that the operator has configured is refused, and the error mentions the roots."""
     await mesh.rest("PUT", "/mesh/v1/models/escape", {"type": "onnx", "path": f"file://{mesh.models}/../../etc/passwd"})
     error = await refused(mesh, "escape")
     assert error.code() is grpc.StatusCode.INTERNAL
@@ -96,7 +94,7 @@ async def test_a_path_outside_the_roots(mesh):
 
 
 async def test_a_model_larger_than_any_pod(mesh):
-    """A model larger than any pod fails with FAILED_PRECONDITION, and with 503 over REST."""
+    """A call fails with FAILED_PRECONDITION, or with 503 over REST."""
     await mesh.register("elephant", models.weights(0, mebibytes=100))
     error = await refused(mesh, "elephant")
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION, error
@@ -113,14 +111,14 @@ async def test_a_model_larger_than_any_pod(mesh):
     ],
 )
 async def test_wrong_inputs(mesh, inputs):
-    """Every kind of wrong input fails with INVALID_ARGUMENT."""
     error = await refused(mesh, "good", **inputs)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error
     assert error.details()
 
 
 async def test_unknown_and_empty_ids(mesh):
-    """Unknown ids fail with NOT_FOUND and empty ids with INVALID_ARGUMENT, over gRPC and REST."""
+    """Unknown ids fail with NOT_FOUND over gRPC and REST. An empty id fails with INVALID_ARGUMENT over gRPC, and the
+    registration of an empty type with 400 over REST."""
     assert (await refused(mesh, "stranger")).code() is grpc.StatusCode.NOT_FOUND
     assert (await refused(mesh, "")).code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (await mesh.rest("POST", "/v2/models/stranger/infer", {"inputs": []})).status == 404
@@ -129,7 +127,7 @@ async def test_unknown_and_empty_ids(mesh):
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"inputs": 3}', b'{"inputs":[{"name":"x"}]}', b"\xff\xfe"])
 async def test_garbage_over_rest(mesh, body):
-    """Garbage sent over REST gets status 400 and an error text, never a traceback."""
+    """Garbage gets status 400 and an error text."""
     reply = await mesh.rest("POST", "/v2/models/good/infer", body)
     assert reply.status == 400
     assert reply.json["error"]

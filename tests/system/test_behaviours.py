@@ -35,7 +35,7 @@ The table lists the assertions of the predecessor's tests, and the test of each 
 | | all of the rules for labels | placement/test_constraints, placement/test_choice |
 
 Mesh differs on purpose in these points: failed loads and lost claims leave no placeholder in memory. Unloads need no
-reserve, because room is promised while it is being freed. No load with a waiting caller is refused for a "churn age".
+reserve, because loads reserve memory while it is being freed. No load with a waiting caller is refused for a "churn age".
 UNAVAILABLE of a model stays UNAVAILABLE, where the predecessor made INTERNAL of it. A hot model's second copy does not
 take seven minutes.
 """
@@ -153,7 +153,7 @@ async def refused(mesh: LocalMesh, model_id: str) -> grpc.aio.AioRpcError:
 
 
 def spi(mesh: LocalMesh) -> modelruntime_pb2_grpc.ModelRuntimeStub:
-    """A second client of pod-1's model server, which bypasses the agent."""
+    """Returns a second client of pod-1's model server, which bypasses the agent."""
     words = command(mesh.server_pid(mesh.pods[0])).split()
     mesh.channels.append(grpc.aio.insecure_channel(f"unix:{words[words.index('--spi') + 1]}"))
     return modelruntime_pb2_grpc.ModelRuntimeStub(mesh.channels[-1])
@@ -209,7 +209,8 @@ async def test_what_was_evicted_is_loading_when_it_is_asked_for(mesh):
 
 @pytest.mark.parametrize("leaving", [0, 5], ids=["alone", "with-five-unregistered"])
 async def test_ten_at_once_evict_the_ten_oldest(mesh, leaving):
-    """Ten concurrent loads evict exactly the ten oldest copies, even if some models are unregistered meanwhile."""
+    """After ten concurrent loads exactly the ten oldest copies are gone, even if five of their models are unregistered
+    meanwhile."""
     names = await fill(mesh, 20, size="5MiB")
     news = [f"n{number}" for number in range(10)]
     replies, _ = await asyncio.gather(
@@ -301,8 +302,8 @@ async def test_a_callers_model_overtakes_what_nobody_waits_for(mesh, queued):
 )
 async def test_a_load_that_fails(mesh, fail, says):
     """A failed load appears in the status as one failed copy with its pod and error text, also when the status is read
-    again. Callers get INTERNAL with that text without a retry, other models of the pod are unaffected, and nothing of
-    the load remains."""
+    again. Callers get that text without a retry, with INTERNAL, or with RESOURCE_EXHAUSTED if memory was missing. Other
+    models of the pod are unaffected, and nothing of the load remains."""
     await mesh.register_fake("good", type="solo", value=1, now=True)
     server, began = mesh.server_pid(mesh.pods[0]), time.time()
     reply = await mesh.register_fake("bad", type="solo", fail=fail, now=True)
@@ -339,8 +340,7 @@ async def test_a_model_that_fails_everywhere_is_tried_everywhere_once(mesh):
 
 
 async def test_one_pod_that_can_load_it_is_enough(mesh):
-    """One pod that can load a model is enough. Two pods that the model's type prefers fail first, and their failures
-    are shown along with the copy."""
+    """Two pods fail to load the model before a third one loads it. Their failures are shown along with the copy."""
     await mesh.register_fake("m", value=7, fail="not here", at="pod-2+pod-3")
     assert await answer(mesh, "m") == 7
     found = await status(mesh, "m")
@@ -368,7 +368,7 @@ async def test_a_failure_holds_until_it_expires(mesh):
 
 
 async def age_failures(mesh: LocalMesh, model_id: str, ms: int) -> None:
-    """Moves the failures in a model's record back by the given time."""
+    """Moves the failures in a model's record back by `ms` milliseconds."""
 
     def older(kv: KeyValue | None) -> bytes:
         assert kv is not None

@@ -1,7 +1,7 @@
 """The behaviour that users of ModelMesh rely on: loads, methods, ids and aliases of a foreign server, over both edges
 and however the server is started and reached. `docs/compatibility.md` names these tests row by row.
 
-`make test` runs each edge and each kind of server once; `make test-compatibility` runs every combination.
+`make test` runs two combinations of edge and server; `make test-compatibility` runs them all.
 """
 
 import asyncio
@@ -155,8 +155,8 @@ async def test_a_failed_load_is_described(world):
 
 
 async def test_a_server_that_drops_a_model_gets_it_again(world):
-    """A model that the server has dropped is loaded again by the next call, which succeeds. This holds each time the
-    server drops it."""
+    """A model that the server has dropped is loaded again by the next call, which succeeds. The test does this
+    twice."""
     name, other = await world.register(), await world.register()
     for number in (1, 2):
         await world.it.ask(name, "drop")
@@ -203,8 +203,7 @@ async def only_loaded(world, names, expected) -> None:
 
 
 async def test_the_id_is_put_into_the_request(world):
-    """The model's id replaces what the client wrote at the method's path. A method without a path gets its request
-    unchanged."""
+    """The model's id replaces what the client wrote at the method's path. A call without an id is refused."""
     name = await world.register()
     answer = await world.it.ask(name, model_name="of the client")
     assert (answer.model_name, dict(answer.results)) == (name, {name: "hello"})
@@ -243,8 +242,8 @@ async def test_an_alias_is_taken_from_the_request_and_the_models_id_put_into_it(
 
 
 async def test_methods_that_are_not_allowed_are_refused(world):
-    """A method that neither the configuration nor the server allows is UNIMPLEMENTED, and so is the server's management
-    API. No such call loads a model."""
+    """A method that the configuration or the server does not allow is UNIMPLEMENTED, and so is the server's management
+    API. Calls of methods that the configuration does not allow load no model."""
     name = await world.register(now=False)
     metadata = (("mm-model-id", name),)
     for method in (
@@ -266,8 +265,8 @@ async def test_methods_that_are_not_allowed_are_refused(world):
 
 
 async def test_several_models_answer_one_call(world):
-    """A call with several ids gets one merged answer. Unknown ids are left out unless all ids are required. Each alias
-    is resolved separately."""
+    """A call with several ids gets one merged answer. Unknown ids are left out, unless all ids are required or none is
+    known. Each alias is resolved separately."""
     names = [await world.register(now=number != 1) for number in range(3)]
     aliases = [await world.alias(name) for name in names]
     everything = dict.fromkeys(names, "hello")

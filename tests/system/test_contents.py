@@ -41,7 +41,8 @@ class Callers:
             await asyncio.sleep(0.005)
 
     async def only(self, value: float) -> None:
-        """Waits until calls return the value, and checks that they return nothing else afterwards."""
+        """Waits for some answers, and checks that all of them are the value, except answers to calls that were in
+        flight."""
         self.answers.clear()
         await until(lambda: len(self.answers) > 4 * self._width, why=lambda: f"answers; {self.errors[:3]}")
         # One call of each caller may have been answered before.

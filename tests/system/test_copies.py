@@ -34,7 +34,7 @@ async def has(mesh: LocalMesh, model_id: str, *counts: int, timeout: float = 40)
 
 
 class Traffic:
-    """Sequential calls of several models until the test ends them. Each answer is checked."""
+    """Calls of several models by concurrent callers until the block ends. Each answer is checked."""
 
     def __init__(self, mesh: LocalMesh, values: dict[str, float], *, width: int = 4, pause: float = PAUSE) -> None:
         self.calls = 0
@@ -69,8 +69,8 @@ class Traffic:
 
 
 async def test_a_hot_model_gets_another_copy_and_limits_say_how_many(a_mesh):
-    """A hot model gets another copy within seconds. A minimum of copies is kept without traffic, copies above a maximum
-    are evicted, and `explain` says why."""
+    """`explain` says why the hot model got another copy. A minimum of copies is kept without traffic, and copies above
+    a maximum are evicted."""
     async with a_mesh(pods=3) as mesh:
         await mesh.register("hot", models.constant(1.0))
         await mesh.register("calm", models.constant(2.0))
@@ -88,8 +88,8 @@ async def test_a_hot_model_gets_another_copy_and_limits_say_how_many(a_mesh):
 
 
 async def test_constraints_move_copies_and_forbid_pods(a_mesh):
-    """When constraints change in a running mesh, copies on pods that are no longer allowed are first loaded elsewhere,
-    then evicted."""
+    """When constraints change in a running mesh, copies move to the pods that are allowed now, and no call fails. If no
+    pod is allowed, calls fail with FAILED_PRECONDITION and the missing label."""
     async with a_mesh(pods=2, labels={"pod-1": "red", "pod-2": "blue"}) as mesh:
         for name in ("a", "b", "c"):
             await mesh.register(name, models.constant(1.0), load=True)

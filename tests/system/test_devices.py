@@ -1,7 +1,7 @@
 """GPU pods and CPU pods in one mesh, with a fake device: accounting, evictions, and the placement of models that may
 not fit.
 
-tests/gpu has the same tests with a real device.
+tests/gpu tests a real device.
 """
 
 import grpc

@@ -125,8 +125,7 @@ def test_a_backup(shell, mesh):
 
 
 def test_a_backup_from_within_a_routers_pod(shell, mesh):
-    """The documented backup from a router's pod works with the commands that kubectl runs there. `-` stands for
-    kubectl's stream."""
+    """The documented backup from a router's pod works with the commands that kubectl runs there."""
     shell.environment |= {"MESH_ETCD": mesh.etcd.endpoint, "MESH_BASE": mesh.base}
     register(shell, mesh, "lost")
     there = {f"kubectl -n team-a exec {option}deploy/mesh-router -- ": "" for option in ("", "-i ")}
@@ -138,8 +137,7 @@ def test_a_backup_from_within_a_routers_pod(shell, mesh):
 
 
 def test_snapshots(shell, mesh, tmp_path):
-    """The documented commands make a snapshot, and restore it into a separate etcd, from the newest file of the folder
-    by file name."""
+    """The documented commands make a snapshot, restore a model from it, and make the data of a new etcd from it."""
     folder = tmp_path / "snapshots"
     words = {"/var/backups/etcd": str(folder)}
     register(shell, mesh, "lost")
@@ -209,7 +207,7 @@ def test_pods(shell):
     ],
 )
 def test_settings(shell, page, heading, name, types):
-    """The documented settings are accepted, and shown as they were given."""
+    """The documented settings are accepted, and stored for the types that they name."""
     (command,) = texts(page, heading)
     assert f"{name} is set" in typed(shell, command)
     assert json.loads(rest(shell, "GET", "mesh/v1/settings")["settings"][name]).keys() == types
@@ -255,7 +253,7 @@ def test_paths(shell, store):
 
 @pytest.mark.parametrize("heading", ["Keys", "Checksums"])
 def test_a_registration_that_says_more(shell, store, heading):
-    """The documented registration with a store's name and a file's digest works."""
+    """The documented registrations, one with a store's name and one with a file's digest, work."""
     (shell.folder / "de.onnx").write_bytes(store)
     (command,) = texts("storage.md", heading)
     typed(shell, command)
@@ -267,8 +265,6 @@ def test_a_registration_that_says_more(shell, store, heading):
 
 
 async def ready(probe: int) -> None:
-    """Waits until the router is ready."""
-
     def there() -> bool:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{probe}/ready", timeout=5) as answer:

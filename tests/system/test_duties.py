@@ -136,8 +136,8 @@ def says_why(line: str, name: str, how: str) -> None:
 
 
 def test_every_duty_is_in_one_of_the_tables() -> None:
-    """Every duty is in one of the tables that the tests here go through. A duty that is missing, for example one that
-    runs only beside a foreign server, would never be tested."""
+    """The tests here go through these tables. A duty that is missing, for example one that runs only beside a foreign
+    server, would never be tested."""
     modules = (mesh.envoy.duties, mesh.local.duties, mesh.runtime.duties, router.process.duties)
     defined = {duty for module in modules for duty in vars(module).values() if isinstance(duty, Duty)}
     assert defined == {*POD, *LEADER, *WORKERS, *AGENT, *SERVERS, *RELAYS, *BESIDE_FOREIGN, *RELAYS_TO_ONE_LOOP, *UP}
@@ -146,8 +146,8 @@ def test_every_duty_is_in_one_of_the_tables() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("most", [pytest.param(1, id="one"), pytest.param(None, id="every", marks=pytest.mark.long)])
 async def test_the_end_of_an_essential_duty_ends_its_process(mesh_of_duties: Mesh, most: int | None) -> None:
-    """When an essential duty ends, its process ends. The test ends duties of the router pod and of the agent in turn,
-    then duties of their children: one duty of each process, or all of them."""
+    """The test ends duties of the router pod and of the agent in turn, then duties of their children: one duty of each
+    process, or all of them."""
     mesh, local = mesh_of_duties, mesh_of_duties.local
     agents = essential(AGENT)[:most]
     routers = essential(POD)[:most]
@@ -180,8 +180,8 @@ async def test_the_end_of_an_essential_duty_ends_its_process(mesh_of_duties: Mes
 async def test_the_end_of_any_duty_of_a_relay_loses_no_model(
     tmp_path: Path, etcd_server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When any duty of a relay ends, the relay gives the reason and ends, and the next relay continues with the copies.
-    If the agent's own duty beside a foreign server ends, the agent ends."""
+    """When any essential duty of a relay ends, the relay gives the reason and ends, and the next relay continues with
+    the copies. If the agent's own duty beside a foreign server ends, the agent ends."""
     obey(orders := tmp_path / "orders", monkeypatch)
     argv = [sys.executable, "-m", "mesh", "certificates", "--dir", str(inside := tmp_path / "inside")]
     await asyncio.to_thread(subprocess.run, argv, check=True, capture_output=True, timeout=60)
@@ -226,8 +226,8 @@ async def test_the_end_of_a_duty_of_a_relay_to_one_event_loop_ends_the_relay(
 
 
 async def test_what_a_process_can_do_without_is_started_again(mesh_of_duties: Mesh) -> None:
-    """An agent restarts its expendable duties. A duty of the leader that ends costs the leader its term, not its
-    process."""
+    """An agent restarts its duties that are not essential. A duty of the leader that ends costs the leader its term,
+    not its process."""
     mesh, local = mesh_of_duties, mesh_of_duties.local
     pids = local.pods[0].pid, local.routers[0].pid
     for duty in AGENT:
@@ -266,8 +266,8 @@ async def test_a_duty_that_hangs_ends_its_process(mesh_of_duties: Mesh) -> None:
 
 
 async def test_mesh_up_ends_where_it_keeps_a_part_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`mesh up` ends when it cannot keep one of its processes running, leaves nothing behind, and tells its parent
-    why."""
+    """When `mesh up` cannot keep one of its processes running, it ends all of them and itself, and says why in its last
+    line."""
     orders = tmp_path / "orders"
     obey(orders, monkeypatch)
     argv = [sys.executable, "-P", "-m", "mesh", "up", "--listen", f"127.0.0.1:{free_port()}", "--pods", "1"]

@@ -24,7 +24,8 @@ ONE = np.ones((1, 1), np.float32)
 
 
 async def works_within_its_prefix(mesh: LocalMesh, etcd: EtcdServer, options: list[str]) -> None:
-    """Checks the effect of commands with the mesh's user, and that another mesh's user sees and changes nothing."""
+    """Checks that commands with the mesh's user write only below the mesh's prefix, and that another mesh's user can
+    neither read nor write there."""
     base = ["--base", mesh.base, *options]
     argv = [sys.executable, "-m", "mesh"]
     for words in (["keys", "create", "ci", "--direct"], ["backup", str(mesh.folder / "backup")], ["prefix", "show"]):

@@ -66,7 +66,7 @@ class Traffic:
 
 
 async def loads(mesh: LocalMesh) -> dict[str, float]:
-    """Returns the number of loads, by pod and life."""
+    """Returns the number of loads of each incarnation of a pod."""
     found = {}
     for pod in (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]:
         text = (await mesh.get(f"http://{pod['probe']}/metrics")).body.decode()
@@ -76,8 +76,8 @@ async def loads(mesh: LocalMesh) -> dict[str, float]:
 
 
 async def test_a_pod_killed_is_replaced_by_the_others(a_mesh):
-    """After a `kill -9` of an agent, which ends its server too, other pods serve its models. No answer is wrong, and
-    calls of models with another copy do not fail."""
+    """After a `kill -9` of an agent, which ends its server too, other pods load its models. Once they have, no call
+    fails. No answer is wrong."""
     async with a_mesh(pods=3) as mesh, Traffic(mesh, 12) as traffic:
         await traffic.some()
         victim = mesh.pods[0]
@@ -113,8 +113,8 @@ async def single_copies(mesh):
 
 
 async def test_etcd_killed_and_restarted(a_mesh_of_its_own):
-    """No call of a resident model fails and nothing is loaded again while etcd is killed and restarted. Registration
-    works as soon as etcd is back."""
+    """No call of a resident model fails and nothing is loaded again while etcd is killed and restarted. Registrations
+    fail with 503 meanwhile, and succeed when etcd is back."""
     async with a_mesh_of_its_own(pods=2) as mesh, Traffic(mesh, 8) as traffic:
         await single_copies(mesh)
         await traffic.some()
