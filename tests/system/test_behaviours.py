@@ -35,9 +35,9 @@ The table lists the assertions of the predecessor's tests, and the test of each 
 | | all of the rules for labels | placement/test_constraints, placement/test_choice |
 
 Mesh differs on purpose in these points: failed loads and lost claims leave no placeholder in memory. Unloads need no
-reserve, because loads reserve memory while it is being freed. No load with a waiting caller is refused for a "churn age".
-UNAVAILABLE of a model stays UNAVAILABLE, where the predecessor made INTERNAL of it. A hot model's second copy does not
-take seven minutes.
+reserve, because loads reserve memory while it is being freed. No load with a waiting caller is refused for a "churn
+age". UNAVAILABLE of a model stays UNAVAILABLE, where the predecessor made INTERNAL of it. A hot model's second copy
+does not take seven minutes.
 """
 
 import asyncio

@@ -228,8 +228,8 @@ async def test_nothing_outlives_a_router_killed(a_mesh):
 
 @pytest.mark.long
 async def test_a_frozen_model_server_is_replaced(a_mesh):
-    """A model server that hangs is told apart from a slow one, killed and replaced. Callers with a deadline get the new
-    server's answer."""
+    """A model server that hangs is killed and replaced. Callers who retry after their deadlines get the new server's
+    answer."""
     async with a_mesh(pods=1) as mesh:
         await mesh.register("m", models.constant(5.0), load=True)
         old = mesh.server_pid(mesh.pods[0])

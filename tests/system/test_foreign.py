@@ -201,8 +201,8 @@ async def test_a_model_of_unstated_size_counts_for_what_it_takes(foreign, way):
 
 @pytest.mark.foreign
 async def test_a_device_that_a_server_reports_is_counted(foreign):
-    """The models of a server that reports a device's memory are counted and evicted by that memory, and give the pod
-    the label gpu. The pod shows the device memory in use."""
+    """If a server reports a device's memory, its models are counted and evicted by that memory. Its pod has the label
+    gpu, and shows the device memory in use."""
     size, total = 100 << 20, 400 << 20
     async with foreign(*INJECTED, "--device", str(total)) as it:
         (pod,) = (await it.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]

@@ -42,7 +42,8 @@ async def it(request, tmp_path_factory, etcd_server):
 
 
 def method(it, name: str, shape: str):
-    """Returns a method of the predictor for a client. `shape` is grpc.aio's name of its kind, such as `unary_unary`."""
+    """Returns a method of the predictor for a client. `shape` is the kind of the method in grpc.aio's words, such as
+    `unary_unary`."""
     return getattr(it.mesh.channel(), shape)(
         f"/{SERVICE}/{name}",
         request_serializer=PredictRequest.SerializeToString,
@@ -72,9 +73,9 @@ async def test_a_call_by_alias_reaches_the_server_with_the_id_of_the_model(it):
 
 
 async def test_a_v2_message_names_the_routed_model_even_if_the_server_lists_no_v2_method(it):
-    """A server that uses the name in V2's messages gets the id of the model to which the call was routed: the model
-    behind an alias, or the model in the metadata if the message does not count. V2's methods for a whole server do not
-    reach it."""
+    """A server that goes by the name in V2's messages gets the id of the model to which the call was routed: the model
+    behind an alias, or the model in a stream's metadata, whatever the stream's messages name. V2's
+    RepositoryModelUnload does not reach the server."""
     for model, number in (("own", b"3"), ("secret", b"7")):
         await it.register(model, now=True, content=number)
     assert (await it.mesh.rest("PUT", "/mesh/v1/aliases/alias-of-own", {"target": "own"})).status == 201

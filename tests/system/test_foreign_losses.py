@@ -1,5 +1,5 @@
-"""Losses behind a foreign model server's relay in a complete mesh: of models, the server, the relay, its egress, or the
-agent."""
+"""Losses in a complete mesh with a foreign model server: of models, of the server, of the relay, of its egress, or of
+the agent."""
 
 import asyncio
 import os
@@ -74,7 +74,7 @@ async def test_a_models_own_not_found_reaches_the_caller(foreign):
 
 @pytest.mark.parametrize("way", [pytest.param("child-socket", marks=MORE), "neighbour-port"])
 async def test_a_killed_server_comes_back_with_its_models(foreign, way):
-    """A killed server is empty when it returns. Its models are withdrawn, and the next call of each loads it."""
+    """A killed server is empty when it returns, so the next call of each model loads the model again."""
     async with foreign(way=way) as it:
         await it.register("a", now=True)
         await it.register("b", now=True)
@@ -190,8 +190,8 @@ async def test_a_server_that_speaks_the_spi_under_its_former_name_is_served(fore
 
 @pytest.mark.foreign
 async def test_an_agent_that_is_killed_begins_again(foreign):
-    """When an agent is killed, its relay and child server end too. A neighbour stays, and drops its models for the next
-    agent."""
+    """The foreign server is a neighbour and keeps running. The next agent makes it drop its models, and loads them
+    again when they are called."""
     async with foreign(way="neighbour-socket") as it:
         await it.register("a", now=True)
         it.mesh.pods[0].kill9()

@@ -132,8 +132,8 @@ async def test_the_mesh_serves_and_strangers_are_refused(a_mesh, tmp_path):
 
 @pytest.mark.long
 async def test_an_authority_changes_under_calls(a_mesh, tmp_path, authority):
-    """An authority is replaced in three steps of `mesh certificates`, each taken by every process. No call or load
-    fails meanwhile. At the end, the old authority's certificates are refused."""
+    """An authority is replaced in three steps, each taken by every process. No call or load fails meanwhile. At the
+    end, the old authority's certificates are refused."""
     folders = {name: Mounted.of(tmp_path / name, authority) for name in ("router", "runtime")}
     new = Authority("new")
     async with a_mesh(
@@ -200,7 +200,8 @@ async def test_an_authority_changes_under_calls(a_mesh, tmp_path, authority):
 
 
 async def test_files_that_do_not_work_end_the_start(a_mesh, tmp_path, authority):
-    """Invalid certificate files or a missing folder stop a router or a pod at its start, with the reason."""
+    """A certificate of another authority stops a router at its start, and a missing folder stops a pod. The error names
+    the option and the reason."""
     folder = Mounted.of(tmp_path / "tls", authority, trust=Authority("other").pem)
     mesh = a_mesh(pods=1, router_options=["--internal-tls", str(folder.path)], runtime_options=["--internal-tls", "no"])
     for program, words in ((mesh.routers[0], "signed by"), (mesh.pods[0], "no/ca.crt")):

@@ -34,7 +34,8 @@ async def test_what_is_not_understood_is_left_alone(etcd, keys, value, says):
 
 @pytest.mark.parametrize("module", ["router", "mesh.runtime"])
 async def test_processes_of_another_mesh_end(etcd, etcd_server, keys, module):
-    """Processes of another mesh end with the reason as their last line, and write nothing to etcd."""
+    """Processes of another mesh end with an error that names the owner, without a traceback. A pod does not publish
+    itself."""
     await owner.claim(etcd, keys, "ns-one/mesh")
     argv = [sys.executable, "-m", module, "--etcd", etcd_server.endpoint, "--base", keys.base, "--name", "intruder"]
     argv += ["--install-id", "ns-two/mesh", "--probe", "127.0.0.1:0"]
@@ -49,7 +50,8 @@ async def test_processes_of_another_mesh_end(etcd, etcd_server, keys, module):
 
 
 async def test_processes_of_one_mesh_share_it(etcd, etcd_server):
-    """Processes of one mesh share the prefix, whichever comes first."""
+    """A pod that starts first claims the prefix for its mesh. Another process of the same mesh may then use the
+    prefix."""
     keys = Keys("test/shared")
     argv = [sys.executable, "-m", "mesh.runtime", "--etcd", etcd_server.endpoint, "--base", keys.base]
     argv += ["--install-id", "ns/mesh", "--capacity", "64MiB", "--name", "one"]

@@ -1,5 +1,4 @@
-"""Pods that are replaced under traffic, with models whose loads take a while, unnoticed by callers
-(`tests.support.twin`).
+"""Replacement of pods under traffic, unnoticed by callers, with models whose loads take a while (`tests.support.twin`).
 
 A copy must be loaded elsewhere before it is evicted. If it is not, a caller has to wait, and the router counts a cold
 start, whatever the outcome of the call.
@@ -90,7 +89,7 @@ async def ended(pod: Program) -> None:
 
 
 async def holders(mesh: LocalMesh) -> dict[str, list[str]]:
-    """Returns the pods of the models."""
+    """Returns the pods with copies of each model."""
     listed = (await mesh.rest("GET", "/mesh/v1/models?limit=100")).json["models"]
     return {model["id"]: model["pods"] for model in listed}
 

@@ -1,4 +1,4 @@
-"""Unmodified V2 clients, each in a separate process, against the router's one port.
+"""Unmodified V2 clients against both edges of the router, each client in a separate process.
 
 They cannot share a process, because tritonclient and the kserve SDK both put `inference.*` messages into protobuf's
 default pool.
@@ -95,7 +95,7 @@ async def mesh(a_mesh, edge):
 
 
 async def test_stock_clients(mesh):
-    """Each of the stock clients checks health, reads metadata and infers, concurrently with the others."""
+    """Each of the clients checks health and infers."""
 
     async def run(name: str, source: str) -> None:
         argv = [sys.executable, "-c", source, mesh.grpc_address(), mesh.rest_url().removeprefix("http://")]

@@ -29,7 +29,7 @@ def moto(tmp_path_factory):
 
 @pytest.fixture
 async def bucket(moto, tmp_path):
-    """A bucket, a storage secret that names it, and the options by which pods find the secret."""
+    """The name of a bucket, and the folder of a storage secret for the bucket."""
     name = f"b{os.urandom(4).hex()}"
     await moto.make(name)
     secret = tmp_path / "secret"
@@ -45,7 +45,8 @@ async def pod_of(mesh: LocalMesh) -> dict:
 
 async def test_a_model_from_s3_by_the_predecessors_key_and_by_uri(a_mesh, moto, bucket):
     """A model folder with a schema is loaded from S3 by the predecessor's `modelPath` and `modelKey`. The same file
-    named by its URI is not fetched again, even after an eviction. Errors have the URI and the way out."""
+    named by its URI is not fetched again. The error for a missing file has the URI. A model that is registered again
+    gets the new content of its file."""
     name, secret = bucket
     content = models.constant(4.0)
     await moto.put(name, {"fraud/de/model.onnx": content, "fraud/de/_schema.json": b"{}"})
@@ -125,8 +126,8 @@ async def test_a_pull_shows_how_far_it_is(a_mesh, moto, bucket):
 
 
 async def test_the_next_load_finds_files_and_optimised_form_on_disk(a_mesh):
-    """A slow model's optimised form is made in the background. After an eviction, the next load uses that form and
-    gives the same answers, and the routers know which files a pod has on disk."""
+    """A slow model's optimised form is made in the background. When the model is registered again, its load uses that
+    form and gives the same answer, and the routers know which files a pod has on disk."""
     async with a_mesh(pods=1) as mesh:
         client = Client(mesh.channel())
         path = mesh.write("intricate.onnx", models.intricate(6.0))

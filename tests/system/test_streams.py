@@ -168,8 +168,8 @@ async def settled(count):
 # First, because memory that other tests have freed would hide growth.
 async def test_a_large_message_passes_without_being_held_or_is_refused(it, ends, amount):
     """Between two Envoys, a message far above `--max-message` passes in both directions, unchanged, and no process
-    holds much of it. `grpc.aio` holds messages as a whole, so the limit applies: at the relay, whose error names the
-    limit and its option, or at the edge, whose error is gRPC's own."""
+    holds much of it. `grpc.aio` holds messages as a whole, so with it the limit applies, and the call fails with
+    RESOURCE_EXHAUSTED."""
     message = bulk.content(amount)
     measure, produce = it.method("measure", "unary_unary"), it.method("produce", "unary_unary")
     if ends == ("envoy", "envoy"):
@@ -241,8 +241,8 @@ async def test_idle_streams_cost_little_and_are_all_alive_afterwards(it, request
 
 
 async def test_a_client_that_reads_slowly_slows_the_server_down(it, amount):
-    """A server floods a stream whose client does not read. The server is stopped after a few megabytes, which wait in
-    the buffers on the way; nothing grows. When the client reads, every message comes, in order."""
+    """A server floods a stream whose client does not read. The server has to stop before it has written everything, and
+    no process grows by more than the limit. When the client reads, every message comes, in order."""
     count = amount // MESSAGE
     with Growth(it, f"{format_bytes(amount)} to a slow client") as growth:
         call = it.method("flood", "unary_stream")(b"%d %d" % (count, MESSAGE), metadata=M, timeout=600)
@@ -260,8 +260,8 @@ async def test_a_client_that_reads_slowly_slows_the_server_down(it, amount):
 
 
 async def test_a_server_that_reads_slowly_slows_the_client_down(it, amount):
-    """A client floods a stream whose server does not read. The client is stopped after a few megabytes; nothing grows.
-    When the server reads, every message comes, in order."""
+    """A client floods a stream whose server does not read. The client has to stop before it has written everything, and
+    no process grows by more than the limit. When the server reads, every message comes, in order."""
     count = amount // MESSAGE
     sent = 0
 
@@ -310,9 +310,9 @@ async def test_a_flood_that_ends_early_leaves_nothing_behind(it, how):
 
 
 async def test_calls_are_given_up_however_full_the_buffers_on_the_way_are(it):
-    """When a client cancels a call whose server does not read, the server learns of the cancellation at once, not
-    when it reads on. The test cancels after one message, after two, and so on, up to more than all buffers on the
-    way hold."""
+    """When a client cancels a call whose server does not read, the server learns of the cancellation although it does
+    not read on. The test cancels after one message, after eight, and so on, up to more than all buffers on the way
+    hold."""
     for count in range(1, 120, 7):
         call = it.method("soak", "stream_unary")(metadata=M, timeout=600)
 
@@ -368,8 +368,7 @@ async def test_large_messages_pass_within_the_limit_whichever_way_they_are_carri
 
 # Last, because the mesh has no pod afterwards.
 async def test_a_pod_ends_although_its_server_does_not_read_a_call(it):
-    """A pod that is stopped waits for its calls until the drain time-out. Then it ends the calls whose server does not
-    read, and exits."""
+    """A pod that is stopped ends calls that its server does not read, and exits."""
     call = it.method("soak", "stream_unary")(metadata=M, timeout=600)
     for number in range(16):
         await call.write(bulk.numbered(number, MESSAGE))

@@ -43,8 +43,8 @@ def command_line(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_clients_call_over_tls_and_the_certificate_changes_under_them(a_mesh, tmp_path):
-    """Existing connections continue when the certificate changes, new connections get the new certificate, and calls
-    without TLS are not answered."""
+    """Existing connections continue when the certificate changes, and new connections get the new certificate, but
+    never an expired one. Calls without TLS are not answered."""
     folder = tmp_path / "tls"
     folder.mkdir()
     authority, server = certificate("127.0.0.1")

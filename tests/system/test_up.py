@@ -152,7 +152,7 @@ async def test_up_serves_keeps_its_state_and_leaves_nothing_behind(tmp_path):
 
 
 async def test_a_taken_port_is_said(tmp_path):
-    """The error for a port in use names the port and the way out, and nothing is started."""
+    """The error for a port in use names the port and the option to choose another one."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -157,7 +157,7 @@ class Caller:
         await self._settle({self.expected}, once=True)
 
     async def _unregister(self) -> None:
-        """Tries to unregister a model, which is refused if this vmodel names the model."""
+        """Tries to unregister a model. This must fail if the model is this vmodel's target."""
         model = self.world.rng.choice(TARGETS)
         try:
             await self.world.stub().unregisterModel(pb.UnregisterModelRequest(modelId=model), timeout=40)

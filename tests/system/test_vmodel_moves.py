@@ -2,8 +2,7 @@
 
 A vmodel moves through versions as `mesh register --version` makes them. Each version has its own file, and its model is
 deleted once it is too old. Some versions are rolled back, some cannot be loaded, and some are replaced before they
-serve. Callers call the vmodel without a pause through two routers. `make test-vmodels` makes 200 moves, `make test`
-fewer.
+serve. Callers call the vmodel all the time through two routers. `make test-vmodels` makes 200 moves, `make test` fewer.
 """
 
 import asyncio

@@ -116,7 +116,7 @@ def without_copies(info: pb.VModelStatusInfo) -> pb.VModelStatusInfo:
 
 async def test_the_life_of_a_vmodel(mesh):
     """A vmodel is created on a registered model, moved with and without waiting, and deleted. Models that were
-    registered for the vmodel are deleted with it. Other models stay."""
+    registered with `autoDeleteTargetModel` are deleted once the vmodel has left them. Other models stay."""
     service = Service(mesh)
     await service.delete("no-such-vmodel")
     await service.register("first", 1.0)
@@ -219,7 +219,7 @@ async def test_a_target_that_cannot_be_loaded_leaves_calls_where_they_are(mesh):
 
 async def test_an_alias_over_rest(mesh):
     """Over REST, an alias moves to new versions once they are loaded, and back. Unknown versions and attributes are
-    named in the error."""
+    refused."""
     for version in ("7", "8", "9"):
         path = mesh.write(f"rest/{version}.onnx", models.constant(float(version)))
         body = {"version": version, "model": {"type": "onnx", "path": path.as_uri()}, "sync": True}
