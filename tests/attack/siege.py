@@ -169,7 +169,6 @@ class Siege:
         return {name: growth // MIB for name, growth in grown.items() if growth > self.left}
 
     async def _settle(self) -> None:
-        """Waits until the hot model answers. The first call loads it."""
         client = Client(self.mesh.channel())
 
         async def answers() -> bool:

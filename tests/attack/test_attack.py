@@ -35,7 +35,6 @@ LARGE = 14 * MIB  # below the 16 MiB that a message may have
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServer) -> AsyncIterator[LocalMesh]:
-    """Two pods, one router with two workers, and a hot model."""
     folder = tmp_path_factory.mktemp("attack")
     options = ["--workers", "2", "--load-wait", "60"]
     async with LocalMesh(

@@ -69,8 +69,6 @@ def judge(
 
 
 class _Past:
-    """The history of one id."""
-
     def __init__(self, model: str, changes: Sequence[Change], registry: Sequence[int | None]) -> None:
         self._model = model
         self._changes = changes
@@ -176,7 +174,6 @@ class Summary:
 
     @classmethod
     def of(cls, history: History, faults: Sequence[Fault]) -> "Summary":
-        """Counts the entries of a history."""
         failed: dict[str, int] = defaultdict(int)
         for call in history.calls:
             if call.value is None:

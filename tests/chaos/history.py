@@ -78,8 +78,6 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An action of the harness."""
-
     at: float
     text: str
 
@@ -93,7 +91,6 @@ class History:
     events: list[Event] = field(default_factory=list)
 
     def note(self, at: float, text: str) -> None:
-        """Adds an action of the harness."""
         self.events.append(Event(at, text))
 
     def story(self, model: str, end: float, *, before: float = 30.0) -> Iterator[str]:

@@ -190,7 +190,6 @@ class Run:
     # --- the end ---
 
     async def verdict(self) -> "Verdict":
-        """Judges everything so far."""
         registry = await self.arena.registrations(number_of)
         faults = judge(self.history, registry, legitimate=self._legitimate)
         return Verdict(self, Summary.of(self.history, faults), faults)
@@ -203,8 +202,6 @@ class Run:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a run."""
-
     run: Run
     summary: Summary
     faults: list[Fault]
@@ -218,7 +215,6 @@ class Verdict:
         )
 
     def story(self) -> str:
-        """Returns the stories of the first faults."""
         return "\n".join(self._stories())
 
     def _stories(self) -> Iterator[str]:

@@ -102,7 +102,6 @@ class Scene:
             raise AssertionError(f"{len(faults)} of {len(history.calls)} answers, first: {faults[0]}\n{story}")
 
     async def call(self, router: str, *, timeout: float = TIMEOUT) -> Call:
-        """Makes and records one call."""
         return await call(self.history, self._ways[router], self.model, timeout)
 
     async def _call(self, router: str) -> None:
@@ -153,7 +152,6 @@ class Scene:
         await until(right, timeout=60, interval=0.1, why=lambda: f"{self.value}: {self.history.calls[-1]}")
 
     def note(self, text: str) -> None:
-        """Adds a line to the story."""
         self.history.note(time.monotonic(), text)
 
 

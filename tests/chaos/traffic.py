@@ -35,7 +35,6 @@ class Numbers:
 
 
 async def call(history: History, way: Way, model: str, timeout: float = CALL_TIMEOUT) -> Call:
-    """Makes one call and records it."""
     began = time.monotonic()
     value, code, text = None, "OK", ""
     try:
@@ -48,7 +47,6 @@ async def call(history: History, way: Way, model: str, timeout: float = CALL_TIM
 
 
 async def change(history: History, router: str, model: str, value: int | None, sent: Awaitable[None]) -> Change:
-    """Awaits one attempt at a change and records it."""
     began = time.monotonic()
     outcome, text = Outcome.DONE, ""
     try:
@@ -72,7 +70,6 @@ class Caller:
         self._draw = random.Random(seed)
 
     async def run(self) -> None:
-        """Calls models until the task is cancelled."""
         while True:
             (model,) = self._draw.choices(self._models, self._weights)
             made = await call(self._history, self._way, model)
@@ -105,12 +102,10 @@ class Writer:
         self._go_on.set()
 
     async def fill(self) -> None:
-        """Registers all models of the writer."""
         for model in self._models:
             await self.register(model)
 
     async def run(self) -> None:
-        """Changes registrations until the task is cancelled."""
         while True:
             await self._go_on.wait()
             model = self._draw.choice(self._models)

@@ -39,18 +39,16 @@ class Failed(Exception):
 
 
 class Way(Protocol):
-    """One client of one router. Methods raise Failed."""
+    """A client of one router. Its methods raise Failed."""
 
     router: str
 
     async def infer(self, model: str, timeout: float) -> float:
         """Calls a model, and returns the number in its answer."""
 
-    async def register(self, model: str, path: Path, *, load: bool) -> None:
-        """Registers a model, and with `load` has it loaded."""
+    async def register(self, model: str, path: Path, *, load: bool) -> None: ...
 
-    async def unregister(self, model: str) -> None:
-        """Removes a model if it is registered."""
+    async def unregister(self, model: str) -> None: ...
 
 
 class Grpc:

@@ -188,5 +188,4 @@ class Fleet(abc.ABC):
                 self.most[pod] = max(self.most.get(pod, 0), used - base)
 
     async def figures(self) -> list[dict[str, Any]]:
-        """Returns the pods as the mesh shows them."""
         return (await self.arena.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]

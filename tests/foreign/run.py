@@ -98,7 +98,6 @@ class Run:
             self.history.changes.append(Change(model, number, began, time.monotonic(), Outcome.DONE))
 
     async def call(self, model: str, draw: random.Random) -> Call:
-        """Makes one call, and records the number in the answer."""
         began = time.monotonic()
         answer = await self.fleet.ask(model, f"call-{next(self._ids)}", draw)
         made = Call(model, "router-1", began, time.monotonic(), answer.value, answer.code, answer.text)
@@ -262,7 +261,6 @@ class Run:
     # --- the end
 
     async def verdict(self) -> "Verdict":
-        """Judges everything so far."""
         registry = await self.fleet.arena.registrations(self.fleet.number_of)
         faults = judge(self.history, registry, legitimate=lambda call: not self.why_faulty(call))
         faults = [Fault(fault.kind, fault.model, fault.at, f"{fault.text}; {self._why_of(fault)}") for fault in faults]
@@ -296,8 +294,6 @@ class Run:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a run."""
-
     run: Run
     summary: Summary
     faults: list[Fault]
@@ -318,7 +314,6 @@ class Verdict:
         )
 
     def story(self) -> str:
-        """Returns the histories of the first faults."""
         lines = [str(self)]
         for fault in self.faults[:3]:
             lines += ["", str(fault), *[*self.run.history.story(fault.model, fault.at)][-60:]]

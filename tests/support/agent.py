@@ -100,7 +100,6 @@ class AgentProcess:
 
     @property
     def server_pid(self) -> int:
-        """Returns the process id of the pod's model server."""
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and _parent(entry) == self.process.pid and _is_server(entry):
                 return int(entry.name)
@@ -139,7 +138,7 @@ class AgentProcess:
 
     @property
     def shown(self) -> tuple[tuple[str, str], ...]:
-        """The metadata that the pod's control port demands."""
+        """The metadata with the token that the pod's control port demands."""
         assert self.record is not None
         return rpc.shown(self.record.token)
 
@@ -155,7 +154,6 @@ class AgentProcess:
         return await self.etcd.put(self.keys.model(model_id), ModelRecord(type="onnx", path=path, **known).encode())
 
     async def model(self, model_id: str) -> ModelRecord:
-        """Returns a model's current record."""
         kv = await self.etcd.get(self.keys.model(model_id))
         assert kv is not None
         return ModelRecord.decode(kv.value)

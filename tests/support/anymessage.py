@@ -49,7 +49,6 @@ class Made:
         return at
 
     def parse(self, data: bytes) -> Any:
-        """Returns the message that protobuf reads from these bytes."""
         return type(self.message).FromString(data)
 
     def with_text(self, text: str) -> Any:

@@ -115,12 +115,10 @@ class Arena:
 
     @property
     def pods(self) -> list[str]:
-        """The names of the pods."""
         return self._pods
 
     @property
     def routers(self) -> list[str]:
-        """The names of the routers."""
         return self._routers
 
     def program(self, name: str) -> Program:
@@ -204,7 +202,6 @@ class Arena:
     # --- what stands in etcd ---
 
     async def present(self, pod: str) -> bool:
-        """Returns whether etcd has the record of the pod."""
         return await self.truth.get(self.keys.pod(pod)) is not None
 
     async def gone(self, pod: str) -> None:

@@ -10,8 +10,6 @@ from router.management.status import StatusInfo
 
 
 class Asked:
-    """Shorthands for one worker's management."""
-
     def __init__(self, management: Management) -> None:
         self.handlers = management
         self.explain = management.inspection.explain

@@ -26,12 +26,10 @@ def content(size: int) -> bytes:
 
 
 def measured(message: bytes) -> bytes:
-    """Returns the size and checksum of a message."""
     return b"%d %d" % (len(message), zlib.crc32(message))
 
 
 def numbered(number: int, size: int) -> bytes:
-    """Returns the message of a stream with that number and size."""
     return (b"%08d" % number).ljust(size, b".")
 
 
@@ -40,8 +38,6 @@ def number_of(message: bytes) -> int:
 
 
 class Bulk:
-    """The bulk methods of one server."""
-
     def __init__(self) -> None:
         self._released = asyncio.Event()
         self._written = self._read = self._soaking = 0

@@ -15,8 +15,6 @@ _PEM = serialization.Encoding.PEM
 
 
 class Authority:
-    """A certificate authority."""
-
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         constraints = x509.BasicConstraints(ca=True, path_length=None)
@@ -62,7 +60,6 @@ class Authority:
 
 
 def named(name: str) -> x509.GeneralName:
-    """Returns the alternative name for an address or a host."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:

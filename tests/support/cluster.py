@@ -38,7 +38,6 @@ class Kube:
     namespace: str = "default"
 
     def within(self, namespace: str) -> "Kube":
-        """Returns the same identity in another namespace."""
         return Kube(self.kubeconfig, namespace)
 
     @property
@@ -65,7 +64,6 @@ class Kube:
         return done.stdout
 
     def helm(self, *argv: str, timeout: float = 300.0) -> str:
-        """Runs helm and returns its output."""
         return self._run("helm", *argv, given=None, timeout=timeout)
 
     def dry_run(self, *objects: dict[str, Any]) -> list[str]:
@@ -110,7 +108,6 @@ class Kube:
             raise
 
     def logs(self, pod: str, container: str = "") -> str:
-        """Returns the log of a container."""
         return self.kubectl("logs", pod, *([f"--container={container}"] if container else []))
 
     def exec(self, pod: str, *argv: str, container: str = "") -> str:

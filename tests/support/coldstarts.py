@@ -93,7 +93,6 @@ class Carrier:
     # --- what was given ---
 
     def every(self, kind: type[I]) -> list[I]:
-        """Returns all instructions of one kind so far."""
         return [given for given in self.given if isinstance(given, kind)]
 
     @property

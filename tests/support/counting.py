@@ -37,7 +37,7 @@ class Writer:
             await asyncio.sleep(0.002)
 
     async def more(self, count: int = 20) -> None:
-        """Waits until the given number of further additions are made."""
+        """Waits until `count` more additions are made."""
         goal = self.done + count
         await until(lambda: self.task.done() or self.done >= goal, timeout=40, why="the writer counts on")
         if self.task.done():

@@ -22,8 +22,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @dataclass(frozen=True, slots=True)
 class By:
-    """The test that runs a block."""
-
     test: str  # the file
     but: str = ""  # what the test omits or changes, and why
 
@@ -90,8 +88,6 @@ RUN_BY = {
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command of a docs page."""
-
     page: str
     heading: str
     text: str  # the command as in the page, with continued lines joined

@@ -175,7 +175,6 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         return "mesh-device-used", str(sum(_sizes(what)[0] for what in self.models.values()))
 
     def _stated(self, what: str) -> int:
-        """Returns the size that the server states for a model."""
         told = self.options.lie.read_text().strip() if self.options.lie and self.options.lie.exists() else ""
         lie = LIES.get(told) or LIES.get(what.rpartition("_")[2])
         return lie(_sizes(what)[0]) if lie else _sizes(what)[0]
@@ -192,7 +191,6 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
     # --- the predictor
 
     async def infer(self, request: Any, context: Any) -> Any:
-        """Answers V2's ModelInfer."""
         if request.model_name not in self.numbers:
             code, text = _FORMS[self.options.not_found]
             await context.abort(code, text.format(request.model_name))
@@ -272,6 +270,9 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
     async def converse(self, _: Any, context: Any) -> None:
         model_id = _model_id(context)
         while (request := await context.read()) is not grpc.aio.EOF:
+            if model_id not in self.models:
+                code, text = _FORMS[self.options.not_found]
+                await context.abort(code, text.format(model_id))
             if request.text.startswith("fail"):
                 context.set_trailing_metadata((("example-trailer", "told"),))
                 await context.abort(grpc.StatusCode.DATA_LOSS, "as wanted")
@@ -296,7 +297,6 @@ def _sizes(what: str) -> tuple[int, float, float]:
 
 
 def argv(listen: str, *options: str) -> list[str]:
-    """Returns the command line that starts an example runtime."""
     return [sys.executable, "-m", MODULE, "--listen", listen, *options]
 
 
@@ -360,7 +360,6 @@ async def serve(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Runs the example runtime that the command line describes."""
     parser = argparse.ArgumentParser()
     add = parser.add_argument
     add("--listen", required=True)

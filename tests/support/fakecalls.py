@@ -210,8 +210,6 @@ class FakePool:
 
 
 class _FakeExchange:
-    """The exchange that a stream of a `FakePool` writes to."""
-
     def __init__(self, sent: Sent) -> None:
         self._sent = sent
         self.over: Lost | None = None

@@ -70,7 +70,6 @@ class FakeMLServer:
         await self._server.stop(None)
 
     def settings(self) -> list[dict[str, Any]]:
-        """Returns the settings of all models in the repository."""
         return [
             json.loads(Path(path).read_text())
             for path in glob.glob(f"{self.root}/**/model-settings.json", recursive=True)

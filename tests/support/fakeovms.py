@@ -70,8 +70,6 @@ class Models:
 
 
 def rest(models: Models) -> type[BaseHTTPRequestHandler]:
-    """Returns the handler of the REST port."""
-
     class Rest(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self._answer(200 if self.path == "/v1/config" else 404, models.states)
@@ -97,8 +95,6 @@ def rest(models: Models) -> type[BaseHTTPRequestHandler]:
 
 
 class V2(inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """The gRPC port."""
-
     def __init__(self, models: Models) -> None:
         self._models = models
 

@@ -81,7 +81,7 @@ class FakePod(agent_pb2_grpc.AgentServicer):
             await self.put_copy(model, revision, LOADED)
 
     async def put_copy(self, model: str, revision: int, state: str) -> None:
-        """Writes one copy's key, whether or not the pod has that copy."""
+        """Writes the key of a copy, even if the pod does not have the copy."""
         assert self.lease is not None
         record = CopyRecord(self.incarnation, revision, state, host_bytes=1000)
         await self.etcd.put(self.keys.copy(model, self.name), record.encode(), lease=self.lease.id)
@@ -142,7 +142,6 @@ class FakePod(agent_pb2_grpc.AgentServicer):
         return agent_pb2.LoadReply(loaded=loaded)
 
     async def Unload(self, request: agent_pb2.UnloadRequest, context: object) -> agent_pb2.UnloadReply:
-        """Withdraws a copy."""
         self.unloads.append(request.model_id)
         had = self.models.pop(request.model_id, None) is not None
         await self.etcd.delete(self.keys.copy(request.model_id, self.name))
@@ -192,7 +191,6 @@ class Refuses(Exception):
 
 
 def request(model_id: str) -> bytes:
-    """Returns the frame of a V2 request for a model."""
     return framing.pack(inference_pb2.ModelInferRequest(model_name=model_id).SerializeToString())
 
 

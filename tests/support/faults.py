@@ -39,7 +39,7 @@ class FaultyProxy:
         self.passed = self.faults = 0
 
     def heal(self) -> None:
-        """Forwards new connections without a fault."""
+        """Injects no more faults."""
         self._limit = None
 
     async def die(self) -> None:

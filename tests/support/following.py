@@ -10,8 +10,6 @@ from tests.support.waiting import until
 
 
 class Follower:
-    """A task that consumes a mirror."""
-
     def __init__(self, mirror: Mirror) -> None:
         self.mirror = mirror
         self.changes: list[Snapshot | Delta] = []

@@ -70,7 +70,7 @@ def laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
 
 
 class Installed:
-    """One mesh in a namespace, used by the namespace's admin."""
+    """A mesh that Helm has installed in a namespace, and that the namespace's admin uses."""
 
     def __init__(self, kube: Kube, image: str, *, storage: str = "") -> None:
         self.kube = kube
@@ -153,7 +153,6 @@ class Installed:
         return str(self.kube.get("service", "modelmesh-serving")["spec"]["clusterIP"])
 
     def channel(self) -> grpc.aio.Channel:
-        """Opens a separate connection to the Service."""
         address = f"{self.address}:8033"
         options = [("grpc.use_local_subchannel_pool", 1)]
         if self.trust is None:
@@ -210,7 +209,6 @@ class Installed:
         self.models |= numbers
 
     async def store(self, name: str, content: bytes) -> None:
-        """Adds a file to the store."""
         program = "import base64, sys; open(sys.argv[1], 'wb').write(base64.b64decode(sys.stdin.read()))"
         argv = ("exec", "--stdin", "store", "--", "python", "-c", program, f"/files/{name}")
         await asyncio.to_thread(self.kube.kubectl, *argv, given=base64.b64encode(content).decode())

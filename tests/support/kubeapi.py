@@ -21,8 +21,6 @@ NAMESPACE, TOKEN = "team-a", "a.token.of.kubernetes"
 
 
 class KubeApi:
-    """The fake API server that the module's docstring describes."""
-
     def __init__(self, folder: Path) -> None:
         self.account = folder / "account"
         self.secrets: dict[str, dict[str, Any]] = {}

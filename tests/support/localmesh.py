@@ -82,7 +82,6 @@ class Program:
             raise AssertionError(f"{self.name} did not end within {timeout} s of SIGTERM:\n{self.tail()}") from None
 
     def tail(self, lines: int = 25) -> str:
-        """Returns the end of the process's output."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
 
@@ -116,8 +115,6 @@ def command(pid: int) -> str:
 
 
 class Reply:
-    """The status, body and headers of an HTTP answer."""
-
     def __init__(self, status: int, body: bytes, headers: Any) -> None:
         self.status = status
         self.body = body
@@ -213,7 +210,6 @@ class LocalMesh:
         return f"{scheme}://127.0.0.1:{port if envoy else rest}"
 
     def probe_url(self, router: int = 0) -> str:
-        """Returns the base URL of the router pod's probes."""
         return f"http://127.0.0.1:{self.ports[self.routers[router].name][2]}"
 
     async def __aenter__(self) -> "LocalMesh":
@@ -267,7 +263,6 @@ class LocalMesh:
     # -- clients ---------------------------------------------------------------------------------------------------
 
     async def get(self, url: str) -> Reply:
-        """Makes a plain GET."""
         return await asyncio.to_thread(self._request, "GET", url, None, {}, 30)
 
     async def rest(
@@ -294,7 +289,6 @@ class LocalMesh:
         return self.channels[-1]
 
     def management(self, router: int = 0) -> modelmesh_pb2_grpc.ModelMeshStub:
-        """Returns a stub of the management service."""
         return modelmesh_pb2_grpc.ModelMeshStub(self.channel(router))
 
     def write(self, name: str, content: bytes) -> Path:
@@ -342,15 +336,12 @@ class LocalMesh:
         return await self.management(router).registerModel(request, timeout=30)
 
     async def status(self, model_id: str, router: int = 0) -> dict[str, Any]:
-        """Returns the REST form of a model's status."""
         return (await self.rest("GET", f"/mesh/v1/models/{urllib.parse.quote(model_id, safe='')}", router=router)).json
 
     async def stats(self, router: int = 0) -> dict[str, Any]:
-        """Returns the router's internal counters."""
         return (await self.rest("GET", "/mesh/v1/stats", router=router)).json
 
     def server_pid(self, pod: Program) -> int:
-        """Returns the process id of an agent's model server."""
         (server,) = [pid for pid in children(pod.pid) if self.server in command(pid).split()]
         return server
 
@@ -371,8 +362,6 @@ that start, load and drain."""
 
 
 class Client:
-    """A V2 client on a given channel."""
-
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._infer = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
@@ -399,5 +388,4 @@ def freeze(pid: int) -> None:
 
 
 def thaw(pid: int) -> None:
-    """Continues a stopped process."""
     os.kill(pid, signal.SIGCONT)

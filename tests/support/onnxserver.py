@@ -84,7 +84,6 @@ class OnnxServer:
         return status, dict(await call.trailing_metadata())
 
     async def disconnect(self) -> None:
-        """Closes the connections to the process."""
         self.pool.close()
         await self.channel.close()
 
@@ -118,7 +117,6 @@ class OnnxServer:
     # -- the SPI
 
     def token(self, revision: int) -> str:
-        """Returns the token of a copy."""
         return f"{INCARNATION}.{revision}"
 
     async def load(
@@ -160,7 +158,6 @@ class OnnxServer:
     async def infer(
         self, name: str, *, revision: int | None = None, timeout: float = 10, **inputs: np.ndarray
     ) -> Reply:
-        """Calls ModelInfer with raw contents."""
         metadata = [(headers.MODEL_ID, name.encode())]
         if revision is not None:
             metadata.append((headers.COPY, self.token(revision).encode()))
@@ -187,14 +184,12 @@ def request(name: str, **inputs: np.ndarray) -> bytes:
 
 
 def response(reply: Reply) -> inference_pb2.ModelInferResponse:
-    """Returns the decoded message of a reply."""
     assert reply.code == 0, reply.text
     assert reply.frame is not None
     return inference_pb2.ModelInferResponse.FromString(framing.unpack(reply.frame, limit=64 << 20))
 
 
 def arrays(reply: Reply) -> dict[str, np.ndarray]:
-    """Returns the outputs of a reply with raw contents."""
     message = response(reply)
     dtypes = {datatype: dtype for dtype, datatype in _DATATYPES.items()}
     return {

@@ -20,8 +20,6 @@ FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "stores"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One store server."""
-
     name: str
     version: str
     source: str  # Go package, or npm package
@@ -29,7 +27,6 @@ class Program:
 
     @property
     def path(self) -> Path:
-        """The path of the program."""
         folder = FOLDER / f"{self.name}-{self.version}"
         return folder / ("node_modules/azurite/dist/src/blob/main.js" if self.tool == "npm" else f"bin/{self.name}")
 

@@ -49,7 +49,7 @@ class Proxy:
         self._back.clear()
 
     def flow(self) -> None:
-        """Forwards everything again, delayed data first."""
+        """Forwards everything again, the data that was held up first."""
         self._there.set()
         self._back.set()
 
@@ -59,7 +59,7 @@ class Proxy:
             task.cancel()
 
     def flow_after_cut(self) -> None:
-        """Breaks all current connections, drops their delayed data, and forwards new connections."""
+        """Breaks all current connections, drops the data that they held up, and forwards new connections."""
         self.cut()
         self.flow()
 

@@ -86,7 +86,6 @@ class _Program:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def log(self) -> str:
-        """Returns the program's output."""
         return self._log.read_text(errors="replace")
 
     def stop(self) -> None:
@@ -131,7 +130,7 @@ class _S3:
         return f"s3://{bucket}/{path}"
 
     def client(self, bucket: str) -> S3Store:
-        """Returns a client that does not use the puller."""
+        """Returns a client that writes without the puller."""
         return S3Store(
             bucket,
             config={"endpoint": f"http://127.0.0.1:{self.port}", "region": "us-east-1"},

@@ -21,7 +21,6 @@ ISSUER, AUDIENCE = "https://issuer.example", "mesh"
 
 
 def fresh_key(algorithm: str) -> Any:
-    """Returns a new private key for an algorithm."""
     match algorithm[:2]:
         case "RS" | "PS":
             return rsa.generate_private_key(65537, 2048)
@@ -38,7 +37,6 @@ def private_key(algorithm: str) -> Any:
 
 
 def public_jwk(private: Any, **more: Any) -> dict[str, Any]:
-    """Returns the public key as a JWK."""
     kinds = {
         rsa.RSAPrivateKey: jwt.algorithms.RSAAlgorithm,
         ec.EllipticCurvePrivateKey: jwt.algorithms.ECAlgorithm,
@@ -54,7 +52,6 @@ def jwks(*keys: Mapping[str, Any]) -> bytes:
 
 
 def b64(raw: bytes) -> bytes:
-    """Returns base64 in the form of JWTs."""
     return base64.urlsafe_b64encode(raw).rstrip(b"=")
 
 
@@ -92,7 +89,6 @@ class FakeIssuer:
 
     @property
     def jwks(self) -> bytes:
-        """The published keys."""
         return jwks(*(public_jwk(key, kid=name, alg=self.algorithm) for name, key in self.keys.items()))
 
     def claims(

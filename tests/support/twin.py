@@ -55,8 +55,6 @@ _LOOK = 0.005  # seconds between two looks at whether it is to end
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """The behaviour that the name of a model's file describes."""
-
     size: int = 1 << 20
     device: int = 0
     value: float = 0.0
@@ -151,7 +149,6 @@ class TwinSession(session.Session):
         return [np.full_like(feed["x"], behaviour.value)]
 
     def close(self) -> None:
-        """Releases the model's device memory."""
         if self._device is not None:
             self._device.taken["bytes"] -= self._behaviour.device
 
@@ -200,7 +197,7 @@ def _fail(how: str, asked: Callable[[], bool]) -> None:
 
 
 def _pause(seconds: float, asked: Callable[[], bool]) -> bool:
-    """Sleeps. Returns False if the pause was ended early."""
+    """Sleeps until the time is over or `asked` returns True. Returns whether `asked` returned False to the end."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and not asked():
         time.sleep(min(_LOOK, left))

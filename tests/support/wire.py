@@ -200,7 +200,6 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
 
 
 def frames(*messages: bytes) -> bytes:
-    """Returns the framed messages, concatenated."""
     return b"".join(map(framing.pack, messages))
 
 

@@ -26,8 +26,6 @@ from tests.support.waiting import until
 
 @dataclass
 class Workers:
-    """The workers, and ways to call them."""
-
     processes: list[WorkerProcess]
     pools: list[Pool]
     feed: FeedServer

@@ -32,7 +32,7 @@ class World:
         self.view.delta(self.revision, items)
 
     def snapshot(self) -> None:
-        """Makes the view read all keys again."""
+        """Gives the view all keys, as after it has connected again."""
         self.view.snapshot(self.revision, list(self.items.items()))
 
     def pod(
@@ -93,7 +93,6 @@ class World:
             del self.items[key]
 
     def callable(self, model: str) -> list[str]:
-        """Returns the pods in which the view would call the model."""
         return [copy.pod.name for copy in self.view.copies.get(model, ())]
 
     def get(self, model: str, pod: str) -> Copy:
@@ -101,7 +100,6 @@ class World:
         return found
 
     def pool(self, pod: str) -> FakePool:
-        """Returns the view's current pool of connections to a pod."""
         found = self.view.pods[pod].pool
         assert isinstance(found, FakePool)
         return found

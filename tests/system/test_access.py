@@ -46,14 +46,12 @@ HOLDERS = [*map(str, Role), "scoped", "nobody"]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def issuer():
-    """An OIDC issuer over HTTP."""
     async with IssuerServer(FakeIssuer()) as server:
         yield server.issuer
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def kubernetes(tmp_path_factory):
-    """A fake Kubernetes API."""
     async with KubeApi(tmp_path_factory.mktemp("kube")) as api:
         yield api
 
@@ -106,7 +104,6 @@ async def keys(mesh):
 
 
 async def rest(mesh, router, method, path, key, body=None):
-    """Makes a REST call, and returns its status."""
     headers = {"Authorization": f"Bearer {key}" if key else ""}
     data = None if body is None else json.dumps(body).encode()
     answer = await asyncio.to_thread(mesh._request, method, mesh.rest_url(router) + path, data, headers, 60)

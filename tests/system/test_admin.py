@@ -16,7 +16,7 @@ ONE = np.ones((1, 1), np.float32)
 
 
 async def mesh_command(mesh: LocalMesh, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line for at most a minute."""
+    """Runs `mesh` with these words, for at most a minute."""
     return await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "mesh", *words],

@@ -25,15 +25,12 @@ VERSIONS = {"7": "fraud@7", "8": "fraud@8"}
 
 
 async def put(mesh: LocalMesh, alias: str, active: str, target: str = "", **more: object) -> None:
-    """Writes an alias's record to etcd."""
     record = {"o": "ksp", "amid": active, "tmid": target or active, **({"mesh": more} if more else {})}
     async with Etcd(mesh.etcd.settings) as etcd:
         await etcd.put(Keys(mesh.base).vmodel(alias), json.dumps(record).encode())
 
 
 class Caller:
-    """A gRPC client of one router."""
-
     def __init__(self, mesh: LocalMesh, router: int = 0) -> None:
         self._channel = mesh.channel(router)
 
@@ -71,7 +68,7 @@ def names(answer) -> tuple[str, str]:
 
 
 async def metric(mesh: LocalMesh, name: str, **labels: str) -> float:
-    """Returns the sum of a counter over all routers."""
+    """Returns the sum of a counter over all routers and over all series that have the labels."""
     total = 0.0
     for router in range(len(mesh.routers)):
         page = (await mesh.get(f"{mesh.probe_url(router)}/metrics")).body.decode()
@@ -108,7 +105,6 @@ async def mesh(request, tmp_path_factory, etcd_server):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
 async def two_routers(request, tmp_path_factory, etcd_server):
-    """A mesh of two routers with two models."""
     folder = tmp_path_factory.mktemp("aliases")
     async with LocalMesh(folder, etcd_server, pods=1, routers=2, edge=request.param) as mesh:
         for version in ("7", "8"):

@@ -36,7 +36,6 @@ async def mesh(pod):
 
 
 async def refused(mesh: LocalMesh, model_id: str, **inputs: np.ndarray) -> grpc.aio.AioRpcError:
-    """Returns the error of one failed call."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await Client(mesh.channel()).infer(model_id, **(inputs or {"x": ONE}))
     return error.value

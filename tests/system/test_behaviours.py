@@ -105,7 +105,6 @@ async def status(mesh: LocalMesh, model_id: str) -> pb.ModelStatusInfo:
 
 
 async def statuses(mesh: LocalMesh, names: Iterable[str]) -> dict[str, int]:
-    """Returns the status of each given model."""
     stub = mesh.management()
     names = list(names)
     replies = await asyncio.gather(*(stub.getModelStatus(pb.GetStatusRequest(modelId=name)) for name in names))
@@ -113,7 +112,6 @@ async def statuses(mesh: LocalMesh, names: Iterable[str]) -> dict[str, int]:
 
 
 async def loaded(mesh: LocalMesh, names: Iterable[str]) -> list[str]:
-    """Returns those of the given models that are loaded."""
     return [name for name, found in (await statuses(mesh, names)).items() if found == LOADED]
 
 
@@ -146,7 +144,6 @@ async def answer(mesh: LocalMesh, model_id: str) -> float:
 
 
 async def refused(mesh: LocalMesh, model_id: str) -> grpc.aio.AioRpcError:
-    """Returns the error of a failed call."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await Client(mesh.channel()).infer(model_id, x=ONE)
     return error.value

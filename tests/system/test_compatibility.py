@@ -92,7 +92,6 @@ class Compatible:
 
 
 async def refused(call) -> tuple[grpc.StatusCode, str]:
-    """Returns the code and text of a call that fails."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await call
     return error.value.code(), error.value.details() or ""

@@ -16,13 +16,12 @@ ONE = np.ones((1, 1), np.float32)
 
 
 async def holders(mesh: LocalMesh, model_id: str) -> set[str]:
-    """Returns the pods that have the model loaded."""
     copies = (await mesh.status(model_id))["copies"]
     return {copy["pod"] for copy in copies if copy["status"] == "LOADED"}
 
 
 async def has(mesh: LocalMesh, model_id: str, *counts: int, timeout: float = 40) -> None:
-    """Waits until the model has one of these numbers of copies."""
+    """Waits until the number of the model's copies is one of `counts`."""
 
     async def there() -> bool:
         return len(await holders(mesh, model_id)) in counts

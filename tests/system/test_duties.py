@@ -60,8 +60,6 @@ class Mesh:
         os.replace(new, self._orders / f"{process} {name}")
 
     async def serves(self) -> None:
-        """Waits until a call is answered."""
-
         async def answered() -> bool:
             try:
                 (answer,) = await self.client.infer("m", x=ONE, timeout=5)

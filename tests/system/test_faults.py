@@ -55,7 +55,6 @@ class Traffic:
             await asyncio.sleep(PAUSE)
 
     async def some(self, answers: int = 200, why: str = "traffic goes on") -> None:
-        """Waits for that many more answers."""
         goal = self.answers + answers
         await until(lambda: self.answers >= goal, timeout=40, why=f"{why}; errors {self.errors}")
 
@@ -282,7 +281,7 @@ async def test_a_model_that_kills_servers_is_quarantined(a_mesh):
             assert (await mesh.status("killer"))["quarantined"] is (deaths == 3)
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await call
-            # A retry reads the record, and ends if two servers have died in calls of the model.
+            # The first request is not sent again because the record names it, the others because two servers have died.
             code = grpc.StatusCode.FAILED_PRECONDITION if deaths == 1 else grpc.StatusCode.UNAVAILABLE
             assert error.value.code() is code, error.value
         reply = await mesh.rest("POST", "/v2/models/killer/infer", {"inputs": []})

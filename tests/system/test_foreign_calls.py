@@ -186,10 +186,12 @@ async def test_a_stream_ends_at_the_server_when_its_client_goes(it):
 async def test_a_stream_of_a_lost_model_is_answered_after_a_load(it):
     """When the server has lost a stream's model, the stream's first message is sent again once the model is loaded."""
     name = f"n{os.urandom(3).hex()}"
-    await it.register(name)
+    await it.register(name, now=True)
+    await it.ask(name, "drop")
     call = method(it, "converse", "stream_stream")(metadata=(("mm-model-id", name),), timeout=30)
     await call.write(PredictRequest(text="hello"))
     assert dict((await call.read()).results) == {name: "hello"}
+    assert it.noted(f"load {name}") == 2
     call.cancel()
 
 

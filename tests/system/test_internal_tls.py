@@ -28,7 +28,6 @@ PLAIN = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
 async def records(mesh: LocalMesh) -> list[PodRecord]:
-    """Returns the records that the pods have published."""
     etcd = Etcd(mesh.etcd.settings)
     try:
         keys = Keys(mesh.base)

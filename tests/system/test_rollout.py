@@ -89,7 +89,6 @@ async def ended(pod: Program) -> None:
 
 
 async def holders(mesh: LocalMesh) -> dict[str, list[str]]:
-    """Returns the pods with copies of each model."""
     listed = (await mesh.rest("GET", "/mesh/v1/models?limit=100")).json["models"]
     return {model["id"]: model["pods"] for model in listed}
 

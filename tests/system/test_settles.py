@@ -57,7 +57,6 @@ class Skewed:
             await asyncio.sleep(PAUSE)  # a third of the calls load a model and leave no turn to others
 
     async def some(self, count: int) -> None:
-        """Waits for that many more calls."""
         end = self.calls + count
         await until(lambda: self.calls >= end, timeout=90, why=f"{count} calls")
 

@@ -95,8 +95,6 @@ async def mesh(a_mesh, edge):
 
 
 async def test_stock_clients(mesh):
-    """Each of the clients checks health and infers."""
-
     async def run(name: str, source: str) -> None:
         argv = [sys.executable, "-c", source, mesh.grpc_address(), mesh.rest_url().removeprefix("http://")]
         done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=100)

@@ -49,7 +49,6 @@ class Streams:
         return getattr(self.channel, shape)(f"/{SERVICE}/{name}")
 
     async def ask(self, name, request=b""):
-        """Makes a small unary call."""
         return await self.method(name, "unary_unary")(request, metadata=M, timeout=60)
 
     async def held(self):
@@ -92,13 +91,11 @@ class Growth:
         print(f"\n{self.what}: grew by {told}")
 
     def held_less_than(self, most):
-        """Fails if a process has grown by more than the limit."""
         assert {name: size for name, size in self.bytes.items() if size > most} == {}
 
 
 @pytest.fixture(scope="module")
 def amount(request):
-    """The number of bytes of the large message and of a flood."""
     return request.config.getoption("--stream-bytes")
 
 
@@ -148,7 +145,6 @@ async def it(ends, tmp_path_factory, etcd_server):
 
 
 async def rest_of(call):
-    """Returns the messages of a stream up to its end."""
     messages = []
     while (message := await call.read()) is not grpc.aio.EOF:
         messages.append(message)

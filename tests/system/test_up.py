@@ -23,8 +23,6 @@ from tests.support.waiting import until
 
 
 class Up:
-    """One run of `mesh up`."""
-
     def __init__(self, folder: Path, *options: str) -> None:
         self.port, self.probe = free_port(), free_port()
         self.log = folder / "up.log"
@@ -54,7 +52,6 @@ class Up:
         return self
 
     def descendants(self) -> list[int]:
-        """Returns every process below the process of `mesh up`."""
         found, todo = [], [self.process.pid]
         while todo:
             below = children(todo.pop())

@@ -46,8 +46,6 @@ class Wrong(AssertionError):
 
 
 class World:
-    """The mesh and the shared models."""
-
     def __init__(self, mesh: LocalMesh, rng: random.Random) -> None:
         self.mesh, self.rng = mesh, rng
         self.stubs = [modelmesh_pb2_grpc.ModelMeshStub(mesh.channel(router)) for router in range(len(mesh.routers))]

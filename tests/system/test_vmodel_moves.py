@@ -109,7 +109,6 @@ class Versions:
             self.active = int(reply.json["version"])
 
     async def move(self) -> None:
-        """Makes a random kind of move."""
         kinds = (self.release, self.release, self.release_slow, self.release_bad, self.release_two, self.back)
         await self._rng.choice(kinds)()
 

@@ -100,7 +100,6 @@ class Service:
 
 
 async def refused(call) -> tuple[grpc.StatusCode, str]:
-    """Returns the status code and text of a call that fails."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await call
     return error.value.code(), error.value.details()
@@ -246,15 +245,20 @@ async def test_a_client_that_leaves_does_not_end_the_move(mesh):
     """When a client cancels a request that waits for a move, the move continues."""
     service = Service(mesh)
     await service.register("stays", 1.0)
-    await service.register("comes", 2.0)
     await service.set("left", "stays")
-    waiting = asyncio.ensure_future(service.set("left", "comes", sync=True))
-    await asyncio.sleep(0)
+    large = mesh.write("comes.onnx", models.weights(2.0, mebibytes=8))
+    comes = {"modelInfo": pb.ModelInfo(type="onnx", path=large.as_uri()), "autoDeleteTargetModel": True}
+    waiting = asyncio.ensure_future(service.set("left", "comes", sync=True, **comes))
+
+    async def begun() -> bool:
+        return (await service.status("left")).targetModelId == "comes"
+
+    await until(begun, timeout=30, why="the move has begun")
     waiting.cancel()
-    await service.set("left", "comes")
 
     async def moved() -> bool:
         return (await service.status("left")).activeModelId == "comes"
 
     await until(moved, timeout=30, interval=0.05, why="the vmodel has moved")
     await service.delete("left")
+    await service.unregister("stays")
