@@ -88,7 +88,7 @@ class Siege:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def more(self, count: int = 5) -> None:
-        """Waits until both callers have got that many more answers, or have failed."""
+        """Waits until both callers have got `count` more answers, or a call has failed."""
         goal = {kind: answered + count for kind, answered in self.answered.items()}
         await until(
             lambda: self.failures or all(self.answered[kind] >= least for kind, least in goal.items()),
@@ -164,7 +164,7 @@ class Siege:
             await asyncio.sleep(_LOOK)
 
     def _grown(self) -> dict[str, int]:
-        """Returns by how many MiB each process has grown that holds more memory than it may keep."""
+        """Returns the growth, in MiB, of each process that holds more memory than it may keep."""
         grown = {_name(pid): resident(pid) - self._base.get(pid, 128 * MIB) for pid in processes(self.mesh)}
         return {name: growth // MIB for name, growth in grown.items() if growth > self.left}
 

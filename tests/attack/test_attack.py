@@ -82,7 +82,7 @@ def _leaf(mesh: LocalMesh, word: str) -> list[int]:
 
 async def test_bodies_that_stop_before_their_end(mesh: LocalMesh) -> None:
     """Each of 200 requests announces 15 MiB and stops after 14 MiB. The router refuses more than half of them;
-    otherwise it would hold 2.8 GiB."""
+    otherwise it would hold 2.7 GiB."""
     async with Siege(mesh, growth=500 * MIB):
         ends: collections.Counter[str] = collections.Counter()
 
@@ -251,7 +251,7 @@ async def test_an_import_of_a_million_bad_lines(mesh: LocalMesh) -> None:
 
 
 async def test_invented_methods(mesh: LocalMesh) -> None:
-    """3,000 calls of invented methods do not fill the metrics, in which a real method keeps its name."""
+    """Three thousand calls of invented methods do not fill the metrics, in which a real method keeps its name."""
     async with Siege(mesh):
         async with grpc.aio.insecure_channel(mesh.grpc_address()) as channel:
 

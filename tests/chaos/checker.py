@@ -46,7 +46,7 @@ def judge(
     *,
     legitimate: Callable[[Call], bool] = lambda call: True,
 ) -> list[Fault]:
-    """Returns all faults of a history, in the order of time.
+    """Returns all faults of a history, sorted by time.
 
     `registry` has, by model, the state of its record after each change, in order: the number of the registered file, or
     None if the record was removed. `legitimate` says of a failed call (with any status but NOT_FOUND) whether the

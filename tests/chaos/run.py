@@ -226,7 +226,7 @@ class Verdict:
             yield f"\n... and {len(self.faults) - STORIES} more"
 
     def write(self, path: Path) -> None:
-        """Writes the history in order of time, one line of JSON per entry."""
+        """Writes the history, sorted by time, one line of JSON per entry."""
         history = self.run.history
         seen: list[tuple[float, dict[str, Any]]] = [(event.at, {"event": event.text}) for event in history.events]
         seen += [(change.ended, asdict(change) | {"outcome": change.outcome.value}) for change in history.changes]

@@ -17,8 +17,8 @@ KEYS = Keys("mm/t")
 
 
 class SlowTokens:
-    """An authenticator of tokens `slow-NAME`, which knows a caller once the test has set `known`. At that moment,
-    `slow-bad` is refused."""
+    """An authenticator of tokens `slow-NAME`. It accepts them, and refuses `slow-bad`, once the test has set
+    `known`."""
 
     def __init__(self) -> None:
         self.changed: Callable[[], None] = lambda: None
@@ -59,8 +59,8 @@ def key_record(key: str, *, groups: tuple[str, ...] = (), expires: int = 0) -> b
 
 
 def items(keys: dict[str, str], grants: dict[str, tuple[str, list[str], list[str]]]) -> list[tuple[bytes, bytes]]:
-    """Returns the items that the feed delivers for keys, given by their names, and for grants, given as role, patterns
-    and subjects."""
+    """Returns what the feed delivers for keys and grants, both given by name. A grant is given as role, patterns and
+    subjects."""
     found = [(KEYS.auth_key(name), key_record(key)) for name, key in keys.items()]
     for name, (role, models, to) in grants.items():
         one = auth.grant_of({"role": role, "models": models, "to": to})

@@ -195,7 +195,7 @@ class AgentProcess:
         incarnation: str = "",
         **inputs: np.ndarray,
     ) -> "Answer":
-        """Makes one V2 call to a copy on the data port. `said` are headers about the model's record."""
+        """Makes one V2 call to a copy on the data port. `said` are names of headers that are sent with the value 1."""
         assert self._pool is not None
         assert self.record is not None
         request = inference_pb2.ModelInferRequest(model_name=model_id)

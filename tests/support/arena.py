@@ -137,8 +137,8 @@ class Arena:
         return [self.program(name).pid] if self.alive(name) else []
 
     def below(self, name: str, word: str) -> list[int]:
-        """Returns the children of a pod's or router's process whose command line contains `word`, such as
-        `router.process.worker`."""
+        """Returns the process ids of the children of a pod's or router's process whose command line contains `word`,
+        such as `router.process.worker`."""
         if not self.alive(name):
             return []
         return [pid for pid in children(self.program(name).pid) if word in command(pid)]
@@ -160,7 +160,8 @@ class Arena:
         return Client(self.channel(router))
 
     def channel(self, router: str) -> grpc.aio.Channel:
-        """Opens a connection that reconnects after the router was unavailable. It is closed with the mesh."""
+        """Opens a connection to a router, which reconnects after the router was unavailable. The mesh closes it at its
+        end."""
         address = self.mesh.grpc_address(self._routers.index(router))
         self.mesh.channels.append(grpc.aio.insecure_channel(address, options=RECONNECT))
         return self.mesh.channels[-1]

@@ -34,7 +34,7 @@ class Carrier:
         self.wanted_ms: int | None = None  # the time that the machine wants to be told next
 
     def feed(self, event: events.Event) -> list[Instruction]:
-        """Feeds one event and its immediate consequences, and returns the remaining instructions."""
+        """Feeds an event, and then the carrier's own answers, to the machine. Returns all resulting instructions."""
         given = self.machine.handle(event)
         self.given += given
         return [*given, *(more for instruction in given for more in self._carry(instruction))]

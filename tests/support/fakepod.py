@@ -195,7 +195,7 @@ def request(model_id: str) -> bytes:
 
 
 def answer(frame: bytes | None) -> tuple[str, str]:
-    """Returns the pod, and the revision of the registration, that a reply names."""
+    """Returns the pod and the registration's revision that a reply names."""
     assert frame is not None
     pod, revision = inference_pb2.ModelInferResponse.FromString(frame[framing.PREFIX :]).id.split()
     return pod, revision

@@ -32,7 +32,8 @@ class Foreign:
     async def register(
         self, model_id: str, what: str = "model", *, now: bool = False, content: bytes = b"an example"
     ) -> Any:
-        """Registers a model of the example runtime by the last element of its path."""
+        """Registers a model of the example runtime. `what` is the last element of its path, which says what the model
+        does."""
         path = self.mesh.write(f"{model_id}.{os.urandom(3).hex()}/{what}", content)
         return await self.mesh._register(model_id, "example", path, load=now, sync=now, router=0)
 

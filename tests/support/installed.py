@@ -161,8 +161,8 @@ class Installed:
         return grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", NAME)])
 
     async def mesh(self, *argv: str, given: str = "", codes: Collection[int] = (0,)) -> str:
-        """Runs the `mesh` command as an outside user does, through a forwarded port and with the admin's key, and
-        returns its output. Its exit status must be one of `codes`."""
+        """Runs the `mesh` command as a user outside the cluster does, through a forwarded port and with the admin's
+        key, and returns its output. Its exit status must be one of `codes`."""
         async with self.kube.forward("service/modelmesh-serving", self.management) as port:
             where = ["--endpoint", f"{'https' if self.trust else 'http'}://{NAME}:{port}"]
             trust = ["--ca", str(self.trust)] if self.trust else []

@@ -223,7 +223,7 @@ class LocalMesh:
         return self
 
     async def ready(self, *, pods: int | None = None) -> None:
-        """Waits until every router is ready and sees the pods."""
+        """Waits until every router is ready and sees all pods, or at least `pods` of them."""
         for number, router in enumerate(self.routers):
             await until(
                 lambda number=number: self._sees(number, len(self.pods) if pods is None else pods),
@@ -372,7 +372,7 @@ class Client:
     async def infer(
         self, model_id: str, *, timeout: float = 30, wait_for_ready: bool = False, **inputs: np.ndarray
     ) -> list[np.ndarray]:
-        """Returns the outputs as arrays of their datatypes."""
+        """Calls a model, and returns the outputs as arrays."""
         request = infer_request(model_id, **inputs)
         response = await self._infer(request, timeout=timeout, wait_for_ready=wait_for_ready)
         kinds = {"FP32": np.float32, "INT64": np.int64, "FP64": np.float64, "INT32": np.int32, "BOOL": np.bool_}

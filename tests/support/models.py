@@ -174,7 +174,7 @@ def shout() -> bytes:
 
 
 def picky() -> bytes:
-    """Answers `x` as [2, 2], and fails unless `x` has four rows, so it also fails on most made-up input."""
+    """Answers `x` as [2, 2], and fails unless `x` has four rows, so it also fails on most generated inputs."""
     return _model(
         [helper.make_node("Reshape", ["x", "s"], ["y"])],
         outputs=[_value("y", shape=(2, 2))],
@@ -260,8 +260,8 @@ def logistic_regression(seed: int, features: int = 64, classes: int = 3) -> byte
 
 
 def with_map_output(seed: int = 0, features: int = 4, classes: int = 3) -> bytes:
-    """Answers as converters write classifiers: `label`, and `scores` as a sequence of maps, which V2 cannot
-    represent."""
+    """Answers like a classifier that a converter has written: `label`, and `scores` as a sequence of maps, which V2
+    cannot represent."""
     maps = helper.make_sequence_type_proto(
         helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
     )

@@ -138,7 +138,7 @@ class TwinSession(session.Session):
         self.intake = Intake(self.inputs)
 
     def run(self, names: Sequence[str], feed: Mapping[str, tensors.Array], options: Any) -> list[tensors.Array]:
-        """Takes as long as the file's name says, in a thread or in the event loop, wherever it is called."""
+        """Blocks the calling thread for as long as the file's name says, and then answers or fails as the name says."""
         behaviour = self._behaviour
         if behaviour.error == "crash":
             os.abort()

@@ -93,7 +93,7 @@ async def served(mesh: LocalMesh, alias: str, active: str, **more: object) -> No
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
 async def mesh(request, tmp_path_factory, etcd_server):
-    """A mesh that starts with a record of the predecessor, called over gRPC and REST."""
+    """A mesh that finds an alias of the predecessor in etcd when it starts, behind each kind of edge in turn."""
     mesh = LocalMesh(tmp_path_factory.mktemp("aliases"), etcd_server, pods=1, edge=request.param)
     await put(mesh, "predecessor's", "fraud__ksp-0123456789")
     async with mesh:

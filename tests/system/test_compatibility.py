@@ -114,8 +114,8 @@ async def world(edge_and_way, tmp_path_factory, etcd_server):
 
 
 async def test_an_unknown_model_is_not_found(world):
-    """The status of an unknown id is NOT_FOUND without errors. Calls of the id fail with NOT_FOUND, and it may be
-    unregistered."""
+    """The status of an unknown id is NOT_FOUND without errors. Calls of the id fail with NOT_FOUND; unregistering the
+    id succeeds."""
     status = await world.status("nobody")
     assert (status.status, list(status.errors)) == (KIND.NOT_FOUND, [])
     assert await refused(world.it.ask("nobody")) == (grpc.StatusCode.NOT_FOUND, "model not found")
@@ -136,7 +136,7 @@ async def test_a_call_waits_for_the_load_that_the_registration_began(world):
 
 
 async def test_a_failed_load_is_described(world):
-    """A failed load is answered with OK and LOADING_FAILED, with one error and one failed copy. Later statuses say the
+    """The registration is answered with LOADING_FAILED, one error and one failed copy. The model's status says the
     same, and calls fail with the server's text."""
     name, before = world.name(), time.time()
     told = await world.it.register(name, "FAIL_no such layer", now=True)

@@ -242,8 +242,8 @@ def store(mesh: LocalMesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_paths(shell, store):
-    """The documented paths work: a path in a bucket, which is loaded at once, and a path on the hub, from which nothing
-    is fetched before the first call."""
+    """The documented paths work: a path in a bucket, from which the model is loaded at once, and a path on the hub,
+    which is only registered."""
     bucket, hub = texts("storage.md", "Paths")
     assert "LOADED" in typed(shell, bucket)
     assert "hf://owner/repository@v2/onnx/model.onnx" in typed(shell, hub)

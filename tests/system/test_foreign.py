@@ -105,8 +105,8 @@ async def test_a_servers_own_unavailability_loads_no_further_copy(foreign, edge)
 
 @pytest.mark.foreign
 async def test_a_load_that_fails_is_told_and_passes_by_itself(foreign):
-    """After a failed load the caller gets the server's text, exactly one copy has failed, and nothing is left in the
-    server."""
+    """After a failed load the caller gets the server's text, exactly one copy has failed, and the server has been asked
+    to unload the model."""
     async with foreign(pods=1) as it:
         status = await it.register("bad", "FAIL_no such layer", now=True)
         kind = modelmesh_pb2.ModelStatusInfo
@@ -218,8 +218,8 @@ async def test_a_device_that_a_server_reports_is_counted(foreign):
 
 @pytest.mark.foreign
 async def test_a_load_that_does_not_end_is_ended_and_blamed(foreign):
-    """A load that exceeds the server's own time limit is cancelled and removed from the server. Other models are served
-    meanwhile."""
+    """A load that exceeds the server's own time limit fails, and the server is asked to unload the model. Other models
+    are served meanwhile."""
     async with foreign(*INJECTED, "--load-timeout-ms", "1500") as it:
         await it.register("good", now=True)
         loading = asyncio.ensure_future(it.register("endless", "HANG", now=True))

@@ -45,7 +45,8 @@ class Streams:
     pids: dict[str, int] = field(default_factory=dict)
 
     def method(self, name, shape):
-        """Returns a method for a client, which takes and returns bytes. `shape` is grpc.aio's name of its kind."""
+        """Returns a method for a client, which takes and returns bytes. `shape` is the kind of the method in grpc.aio's
+        words, such as `unary_unary`."""
         return getattr(self.channel, shape)(f"/{SERVICE}/{name}")
 
     async def ask(self, name, request=b""):
@@ -285,7 +286,7 @@ async def test_a_server_that_reads_slowly_slows_the_client_down(it, amount):
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 async def test_a_flood_that_ends_early_leaves_nothing_behind(it, how):
     """When a client cancels a stream, or its deadline passes, while the server does not read, the router releases all
-    that it held of the stream. The next call of the same server is answered."""
+    that it held of the stream. The next call is answered."""
     call = it.method("soak", "stream_unary")(metadata=M, timeout=600 if how == "cancel" else 3)
     sent = 0
 
