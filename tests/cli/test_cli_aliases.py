@@ -231,7 +231,8 @@ def test_versions_of_what_is_no_alias(mesh, run):
 
 
 def test_aliases_are_listed_page_by_page(mesh, run):
-    """`mesh alias ls` lists all aliases with their splits, mirrors and stuck moves, however many pages it reads."""
+    """`mesh alias ls` reads all pages, and lists aliases with their splits, mirrors and stuck moves. Without any alias,
+    it says so."""
     stuck = alias("fraud@7", "fraud@8", "TRANSITION_FAILED", why="no such file")
     split = alias(id="g", weights={"a": 90, "b": 10}, sticky="x-user", mirror={"target": "c", "share": 5.0})
     answers(mesh, "/mesh/v1/aliases", {"aliases": [stuck], "next": "fraud"}, {"aliases": [split], "next": None})

@@ -212,7 +212,8 @@ def test_a_manifest_names_files_and_their_folders_follow(mesh, run, tmp_path):
 
 
 def test_a_manifest_lists_its_models(mesh, run, tmp_path):
-    """A manifest lists models with their own types and keys. Files are relative to the manifest."""
+    """A manifest lists models with their own types and keys. Files are relative to the manifest. A model without a file
+    or path is wrong usage."""
     listed = [{"id": "a", "file": "m/a.onnx", "bytes": 3}, {"id": "b", "path": "s3://b", "type": "x", "key": "k"}]
     (tmp_path / "manifest.json").write_text(json.dumps({"models": listed}))
     assert run("import", str(tmp_path)).exit_code == 0

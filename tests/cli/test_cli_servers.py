@@ -39,7 +39,8 @@ def test_servers_are_listed_with_their_types() -> None:
 
 
 def test_an_unknown_server_is_refused() -> None:
-    """The error for an unknown server names the servers that can be installed. TorchServe is not one of them."""
+    """The error for an unknown server names the servers that can be installed. TorchServe is not one of them. A server
+    that is not installed cannot be removed."""
     result = CliRunner().invoke(build(), ["servers", "install", "tensorflow"], env=WIDE)
     assert result.exit_code == 2
     assert "use mlserver" in result.output

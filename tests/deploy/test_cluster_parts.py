@@ -57,7 +57,8 @@ def test_others_rules_stay() -> None:
     ],
 )
 def test_which_processes_are_the_clusters(argv: list[str], is_ours: bool) -> None:
-    """Taking the cluster down ends only processes that run as part of this cluster."""
+    """`is_part` is true only for processes that run as part of this cluster, which are those that `make cluster-down`
+    ends."""
     assert parts.is_part(argv, Path("/c/bin")) is is_ours
 
 

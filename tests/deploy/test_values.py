@@ -247,7 +247,7 @@ def test_null_is_refused_unless_it_means_something(path: str):
     ],
 )
 def test_helm_refuses(sets: list[str], words: list[str]):
-    """If Helm refuses values, the error names the fault and says what to do."""
+    """If Helm refuses values, the error names those at fault."""
     with pytest.raises(manifests.Failed) as caught:
         installs.rendered(*sets)
     for word in words:

@@ -142,6 +142,6 @@ def test_authorities_for_clients_follow_the_same_rule(tls: config.Tls, tmp_path:
 
 
 def test_what_is_read_is_what_openssl_would_load(tls: config.Tls) -> None:
-    """The certificate that is read, and its expiry, are those that openssl would load from the file."""
+    """The expiry that is read is that of the certificate which openssl would load from the file."""
     ends = ssl._ssl._test_decode_cert(tls.certificate)["notAfter"]  # type: ignore[attr-defined]
     assert read(tls).expires == ssl.cert_time_to_seconds(ends)

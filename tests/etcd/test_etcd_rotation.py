@@ -194,8 +194,7 @@ async def test_many_who_are_refused_together(server: EtcdServer, mount: Mount) -
 
 
 async def test_who_does_not_follow_stays(server: EtcdServer, mount: Mount) -> None:
-    """A client that does not follow the Secret, such as a command for one member of etcd, keeps its credentials and its
-    endpoint."""
+    """A client that does not follow the Secret, such as a command for one member of etcd, keeps its credentials."""
     async with Etcd(replace(etcdsecret.read(mount.path).settings, endpoints=(server.endpoint,))) as etcd:
         await etcd.put(b"mine/a", b"1")
         passwd(server, "alice", "changed")

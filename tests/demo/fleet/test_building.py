@@ -39,7 +39,8 @@ def test_two_processes_make_the_same_bytes(two_fleets):
 
 
 def test_what_is_there_is_kept(copied, monkeypatch):
-    """If the fleet exists, a second build starts no process, and the manifest can still be loaded."""
+    """If the fleet exists, a second build starts no process, even for a smaller fleet, and the manifest can still be
+    loaded."""
     monkeypatch.setattr(building.subprocess, "Popen", None)
     again = fleet.build(copied, 12)
     assert again == fleet.Fleet.load(copied)
