@@ -220,8 +220,7 @@ async def test_a_program_that_is_not_there_says_so() -> None:
 
 
 async def test_the_tether_becomes_the_program() -> None:
-    """The process id is the program's. The program does not inherit from the tether, which is written in Python, that
-    SIGPIPE is ignored."""
+    """The program keeps the tether's process id, but not its handling of signals: Python ignores SIGPIPE."""
     child = await process.spawn(["/bin/sh", "-c", "echo $$; grep SigIgn /proc/self/status"], name="who")
     assert await child.wait(10) == 0
     assert child.tail[0] == str(child.pid)

@@ -108,8 +108,8 @@ async def test_an_expendable_duty_that_is_done_is_done() -> None:
 
 
 async def test_a_duty_that_hangs_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the duty that promises turns and takes none is lost, not the one that takes its turns, nor the one that
-    waits for events and promises none."""
+    """A duty that should call `turned()` and does not is lost. A duty that calls it is not, nor is one that need not
+    call it."""
     monkeypatch.setattr(module, "_LOOK", 0.01)
     lost: list[str] = []
     turns = 0

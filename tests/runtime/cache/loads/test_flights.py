@@ -402,7 +402,7 @@ async def test_files_that_have_failed_here_are_loaded_again_once_they_have_chang
 
 
 async def test_a_younger_registration_replaces_the_copy(pod: FakePod) -> None:
-    """The old copy is removed first. Then requests for the old registration are stale."""
+    """A load for a newer registration removes the old copy first. Then requests for the old registration are stale."""
     await pod.fill("m", size=10)
     assert isinstance(await pod.load("m", 20, revision=2), Loaded)
     assert pod.server.asked == [("load", "m"), ("unload", "m"), ("load", "m")]
@@ -643,7 +643,7 @@ async def test_a_caller_makes_a_load_urgent_that_began_without_one(stage: str) -
 
 
 async def test_closing_ends_what_has_not_reached_the_server(pod: FakePod) -> None:
-    """Loads in the server finish."""
+    """Closing lets loads in the server finish."""
     go = pod.server.hold("load", "loading")
     pod.files.held["pulling"] = asyncio.Event()
     loading, pulling = asyncio.create_task(pod.load("loading")), asyncio.create_task(pod.load("pulling"))

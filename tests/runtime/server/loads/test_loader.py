@@ -279,8 +279,8 @@ async def test_a_purge_ends_everything(parts):
 
 
 async def test_a_load_that_lasts_does_not_hold_up_the_others(make, monkeypatch):
-    """Loads that wait to be measured while an endless load is measured continue after a moment, with a size estimated
-    from their file."""
+    """While an endless load is being measured, other loads wait only for a moment, and then continue with a size
+    estimated from their file."""
     monkeypatch.setattr(making, "MEASURING_WAIT", 0.05)
     parts = make(concurrency=2)
     endless = asyncio.create_task(parts.load("endless", models.endless_loop(), slot=0))
@@ -313,8 +313,8 @@ async def test_what_others_bring_and_take_meanwhile_is_not_counted(parts, monkey
 
 @exact
 async def test_sizes_measured_beside_calls_stay_within_reason(parts):
-    """A size that is measured while another model runs is between half of the file, and eight times the file and 8
-    MiB."""
+    """A size that is measured while another model runs is at least half of the file, and at most eight times the file
+    plus 8 MiB."""
     copy = await parts.load("slow", models.slow())
     copy.pace.too_long(8)
     call = parts.infer("slow", **FOREVER)

@@ -292,8 +292,7 @@ def test_a_compressed_request_says_in_its_metadata_which_model_it_is_for():
 @given(st.binary(max_size=80))
 @settings(max_examples=examples(300), deadline=None)
 def test_garbage_is_refused_large_as_small(data):
-    """Bytes that are read as a large request give the same result as with protobuf. If other bytes are refused, it is
-    as a mistake of the caller."""
+    """Any bytes are either refused as the caller's mistake, or read with the same result as by protobuf."""
     try:
         expected = pb.ModelInferRequest.FromString(data)
     except Exception:
