@@ -795,7 +795,7 @@ async def test_a_request_is_kept_for_a_shadow_when_a_large_reply_begins(core):
     """The request of a call with a shadow is kept, because the shadow gets it after the reply."""
     resident(core, "a", model="fraud@8")
     resident(core, "b", model="fraud@9")
-    core.alias("fraud", "fraud@8", mirror={"target": "fraud@9", "percent": 100})
+    core.alias("fraud", "fraud@8", mirror={"target": "fraud@9", "share": 100})
     call = core.call("fraud")
     (sent,) = core.sent("a")
     sent.sink.on_beginning()
