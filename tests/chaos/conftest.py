@@ -12,7 +12,7 @@ _SAID = pytest.StashKey[list[str]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options for `make test-chaos ARGS="--chaos-seed 7 --chaos-seconds 1800"`."""
     group = parser.getgroup("chaos")
-    group.addoption("--chaos-seed", type=int, help="Seed of the troubles; by default another one each time.")
+    group.addoption("--chaos-seed", type=int, help="Seed of the troubles; random by default.")
     group.addoption("--chaos-seconds", type=float, default=SECONDS, help="Length of the random run, in seconds.")
 
 

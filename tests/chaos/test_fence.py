@@ -77,7 +77,7 @@ class Scene:
         for router in self.arena.routers:
             await self.answered(router)
             self._callers += [asyncio.create_task(self._call(router)) for _ in range(CALLERS)]
-        (self.pod,) = await until(lambda: self.arena.holders(self.model), why="a copy stands in etcd")
+        (self.pod,) = await until(lambda: self.arena.holders(self.model), why="a copy is in etcd")
         (self.other,) = (pod for pod in self.arena.pods if pod != self.pod)
 
     async def end(self) -> None:
@@ -187,7 +187,7 @@ async def test_a_worker_that_resumes_when_etcd_is_silent(arena, scene):
     """The worker of router-3 is stopped, misses all changes, and finds etcd silent when it resumes. It gives no stale
     answer."""
     with arena.stopped(arena.program(scene.pod).pid), contextlib.ExitStack() as stack:
-        # The process that minds the worker is stopped too, because it would replace a worker that is stopped alone.
+        # The parent process is stopped too, because it would replace a worker that is stopped.
         with arena.stopped(arena.program("router-3").pid, *arena.workers("router-3")):
             await arena.gone(scene.pod)
             await scene.unregister("router-1")
@@ -289,7 +289,7 @@ async def test_a_pod_that_drains_for_a_router_that_does_not_know(arena, scene):
         async def withdrawn() -> bool:
             return not await arena.holders(scene.model)
 
-        await until(withdrawn, timeout=20, why="the keys of the copies go")
+        await until(withdrawn, timeout=20, why="the keys of the copies are deleted")
         await scene.unregister("router-1")
         refused_with_a_way_out(await scene.register("router-1"), scene.pod)
         await scene.some("router-3")

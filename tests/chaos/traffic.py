@@ -17,7 +17,7 @@ from tests.support.arena import Arena
 
 CALL_TIMEOUT = 3.0  # seconds
 PAUSE, FAILED_PAUSE = 0.02, 0.1  # seconds between two calls of a caller, after an answer and after a failure
-CHANGE_PAUSE = 0.3  # between two changes of a writer, on average
+CHANGE_PAUSE = 0.3  # seconds between two changes of a writer, on average
 
 _NOTHING_DONE = frozenset({"ALREADY_EXISTS", "FAILED_PRECONDITION", "INVALID_ARGUMENT"})
 
@@ -134,7 +134,7 @@ class Writer:
         load = self._draw.random() < 0.5
         self.doing = f"register {model} as {value}"
         while not await self._try(model, value, lambda way: way.register(model, path, load=load)):
-            if self._refused:  # an attempt took effect late: that registration has to go first
+            if self._refused:  # an earlier attempt took effect late: its registration has to be removed first
                 await self.unregister(model)
                 self.doing = f"register {model} as {value}"
             await asyncio.sleep(self._draw.uniform(0.05, 0.5))

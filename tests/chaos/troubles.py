@@ -16,7 +16,7 @@ from tests.support.arena import Arena
 from tests.support.waiting import until
 
 LEAVING = 60.0
-"""Seconds within which a draining pod must have ended: its drain, its server's grace, etcd's silence."""
+"""Seconds within which a draining pod must have ended, even if it has to wait for its calls, its server and etcd."""
 
 
 @dataclass(frozen=True, slots=True)

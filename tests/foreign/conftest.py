@@ -12,7 +12,7 @@ _SAID = pytest.StashKey[list[str]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options for `make test-foreign ARGS="--foreign-seed 7 --foreign-seconds 600"`."""
     group = parser.getgroup("foreign")
-    group.addoption("--foreign-seed", type=int, help="Seed of the troubles; by default another one each time.")
+    group.addoption("--foreign-seed", type=int, help="Seed of the troubles; random by default.")
     group.addoption("--foreign-lie", default="", help="Kind of wrong size that servers state for every model.")
     group.addoption("--foreign-seconds", type=float, default=SECONDS, help="Length of the random run, in seconds.")
 

@@ -47,7 +47,7 @@ class Fleet(abc.ABC):
     """The mesh, used with `async with fleet`. It has room for a fifth of its models."""
 
     lies: Collection[str] = ()
-    """Lies that the foreign servers can be made to tell."""
+    """Kinds of wrong sizes that the foreign servers can be made to state."""
 
     def __init__(
         self,

@@ -27,13 +27,13 @@ ONNX = ("pod-3", "pod-4")
 
 MIB = 1 << 20
 MEAN = 4 * MIB
-"""Mean size of a model of the example runtime."""
+"""Mean size of a model of the example runtime, in bytes."""
 
 ONNX_BYTES = 90 << 10
-"""Size of one of the smallest models in the ONNX server."""
+"""Size of one of the smallest models in the ONNX server, in bytes."""
 
 DOUBLED = 8
-"""Models of each kind with two copies."""
+"""Number of models of each kind that have two copies."""
 
 _LIES = tuple(exampleruntime.LIES)
 _INFER = "inference.GRPCInferenceService/ModelInfer"

@@ -51,7 +51,7 @@ class Run:
     rounds: int = 0
     back: list[float] = field(default_factory=list)  # seconds until a model answered again after a calm began
     harmed: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # by pod
-    factors: dict[str, list[float]] = field(default_factory=dict)  # of the books, in calms
+    factors: dict[str, list[float]] = field(default_factory=dict)  # of each pod's books, in calms
 
     def __post_init__(self) -> None:
         self._draw = random.Random(self.seed)
@@ -280,7 +280,7 @@ class Run:
         if failed.code not in LEGITIMATE:
             return f"no trouble explains {failed.code}"
         if failed.code == "RESOURCE_EXHAUSTED" and not self.copies.holders(failed.model, failed.began, failed.ended):
-            return ""  # a server that lies is full for a moment, and says so
+            return ""  # a server that states wrong sizes may be full for a moment
         takers = self.fleet.takers(failed.model)
         harmed = {pod for pod in takers if self._was_harmed(pod, failed.began, failed.ended)}
         if not harmed:

@@ -18,7 +18,7 @@ class Writer:
         self.etcd = etcd
         self.key = key
         self.done = 0  # additions that were certainly made
-        self.failed = 0  # that certainly were not made
+        self.failed = 0  # additions that were certainly not made
         self.open = 0  # additions of unknown outcome
         self._stopping = False
         self.task = asyncio.create_task(self._write())

@@ -87,10 +87,10 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         self.options = options
         self.models: dict[str, str] = {}  # id -> last element of the path
         self.numbers: dict[str, float] = {}  # id -> the number in its file
-        self.memory: dict[str, bytearray] = {}  # id -> what it takes
+        self.memory: dict[str, bytearray] = {}  # id -> the memory that it takes
         self.failed: set[str] = set()
         self.running: dict[str, int] = {}
-        self.most: dict[str, int] = {}  # calls at once, by id
+        self.most: dict[str, int] = {}  # the most concurrent calls, by id
         self.asked_for_status = 0
 
     def note(self, line: str) -> None:

@@ -28,10 +28,10 @@ class FakeMLServer:
         self.loaded: dict[str, dict[str, Any]] = {}  # settings by name
         self.found: list[list[str]] = []  # the names of all models in the repository, at each load
         self.unloads: list[str] = []
-        self.stated = 0  # the size that the code of a user states, in bytes
+        self.stated = 0  # the size that a user's code states, in bytes
         self.live = True
         self.asked = 0  # times that it was asked whether it is live
-        self.unblocked = asyncio.Event()  # cleared: its event loop is blocked by a prediction
+        self.unblocked = asyncio.Event()  # while it is cleared, a prediction blocks the event loop
         self.unblocked.set()
         self.fails = ""  # what loads fail with
         self.hangs = False

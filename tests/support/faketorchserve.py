@@ -33,10 +33,10 @@ class FakeTorchServe(
         self.loaded: dict[str, dict[str, Any]] = {}  # manifests by name
         self.requests: list[pb.RegisterModelRequest] = []
         self.fails = ""  # what the handler leaves as the reason of a failed load
-        self.breaks = False  # processes end without a reason
+        self.breaks = False  # whether processes end without a reason
         self.hangs = False
-        self.answers = b""  # of Predictions; otherwise the inputs are returned
-        self.died = False  # the next call's process ends
+        self.answers = b""  # what Predictions answers, if not the inputs
+        self.died = False  # whether the process of the next call ends
         self.address = f"unix:{root.parent / 'fake.sock'}"
         self._server = grpc.aio.server()
 

@@ -26,11 +26,11 @@ class FakeTriton:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.loaded: dict[str, Any] = {}  # descriptions by name
-        self.going: dict[str, int] = {}  # names of models being unloaded, and looks until they are gone
+        self.going: dict[str, int] = {}  # by name: looks at the index until an unloaded model is gone
         self.unloads: list[tuple[str, bool]] = []  # names, and whether dependents were to be unloaded too
         self.looks = 0
         self.live = True
-        self.slow = 0  # looks for which an unload goes on
+        self.slow = 0  # looks at the index for which an unload goes on
         self.fails = ""  # what loads fail with
         self.hangs = False
         self.address = f"unix:{root.parent / 'fake.sock'}"

@@ -54,7 +54,7 @@ class FaultyProxy:
 
     async def idle(self) -> None:
         """Waits until no connection is open."""
-        await until(lambda: not self.connections, why="a client keeps its connection")
+        await until(lambda: not self.connections, why="no connection is open")
 
     async def __aenter__(self) -> "FaultyProxy":
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)

@@ -28,7 +28,7 @@ class File:
 
     content: bytes
     etag: str = '"same"'
-    changed: datetime | None = OLD  # None: it does not say
+    changed: datetime | None = OLD  # None: the store does not say
     sha256: str = ""  # announced, in hex, in Repr-Digest or as the hub's LFS oid
     oid: str = ""  # of the hub; "": the right one
 
@@ -42,7 +42,7 @@ class File:
             case "hub":
                 said, then = (self.oid or self.content, self.sha256), (before.oid or before.content, before.sha256)
                 return (*said, size) == (*then, former)
-        # "Not modified", judged by the ETag, does not tell a size, and an omitted value says nothing.
+        # The answer "Not modified" depends on the ETag only and has no size, and an omitted value says nothing.
         return (
             self.etag == before.etag
             and (bool(self.etag) or size == former)

@@ -250,7 +250,10 @@ class LocalMesh:
         for channel in self.channels:
             await channel.close()
         try:
-            for programs in (self.routers, self.pods):  # routers first: draining pods then find no successor
+            for programs in (
+                self.routers,
+                self.pods,
+            ):  # routers first, so that draining pods do not hand over their models
                 ended = await asyncio.gather(*(program.stop() for program in programs), return_exceptions=True)
                 for error in ended:
                     if isinstance(error, BaseException):

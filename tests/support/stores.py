@@ -260,7 +260,7 @@ class Azurite:
     def __init__(self, folder: Path) -> None:
         node = programs.node()
         assert node is not None
-        # Its program itself: the command of the package would start a child of its own.
+        # The program itself, because the package's command would start it as a child process.
         argv = [node, str(programs.AZURITE.path), "--blobHost", "127.0.0.1", "--inMemoryPersistence"]
         argv += ["--skipApiVersionCheck", "--disableTelemetry"]
         self._program = _Program(lambda port: [*argv, "--blobPort", str(port)], folder / "azurite.log")
@@ -306,7 +306,7 @@ class Azurite:
         await _put_all(client, objects)
 
     async def mark(self, bucket: str, key: str) -> None:
-        raise NotImplementedError("obstore writes no such keys, and azurite wants everything signed")
+        raise NotImplementedError("no folder markers in azurite: obstore cannot write their keys")
 
     def log(self) -> str:
         return self._program.log()

@@ -50,7 +50,7 @@ ENDLESS = 3600.0  # seconds
 DEVICE_MEMORY = 1 << 40
 """Bytes of the fake device of `--device cuda`; the agent decides how much of it is for models."""
 
-_LOOK = 0.005  # seconds between two looks at whether it is to end
+_LOOK = 0.005  # seconds between two checks whether a pause should end
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class TwinLoader(Loader):
             self._failed[load.order.path] += 1
             if not behaviour.fails or self._failed[load.order.path] <= behaviour.fails:
                 _fail(behaviour.fail, lambda: load.stop.asked)
-        # As if by a warm-up call of one element: what takes long is not run in the event loop the first time, either.
+        # As after a warm-up call of one element, so that even a slow model's first call runs outside the event loop.
         pace = (4, max(1000, int(behaviour.call * 1e9)))
         host, device = behaviour.size, behaviour.device
         if self._device.name == "cpu":

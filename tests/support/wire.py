@@ -37,9 +37,9 @@ class Transport:
 
     def __init__(self) -> None:
         self.written = b""
-        self.unsent = 0  # bytes that the peer has not taken, as the test says
+        self.unsent = 0  # bytes that the peer has not taken; the test sets this
         self.closed = self.aborted = self.eof = self.paused = False
-        self.protocol: Any = None  # that reads instead of the connection
+        self.protocol: Any = None  # the protocol that reads instead of the connection
 
     def write(self, data: bytes) -> None:
         assert not self.eof, "bytes were written after the end"

@@ -10,12 +10,14 @@ from tests.support.localmesh import LocalMesh
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options of `make test-vmodels`, `make test-compatibility` and `make test-streams`."""
     group = parser.getgroup("vmodels")
-    group.addoption("--vmodel-calls", type=int, default=250, help="Random calls of the vmodel API.")
-    group.addoption("--vmodel-moves", type=int, default=24, help="Moves of a vmodel under constant traffic.")
-    group.addoption("--vmodel-seed", type=int, help="Seed of the random calls; by default another one each time.")
+    group.addoption("--vmodel-calls", type=int, default=250, help="Number of random calls of the vmodel API.")
+    group.addoption("--vmodel-moves", type=int, default=24, help="Number of moves of a vmodel under constant traffic.")
+    group.addoption("--vmodel-seed", type=int, help="Seed of the random calls; random by default.")
     group = parser.getgroup("streams")
-    group.addoption("--streams", type=int, default=100, help="Streams that are open at once.")
-    group.addoption("--stream-bytes", type=parse_bytes, default=64 << 20, help="Bytes of a large message, or a flood.")
+    group.addoption("--streams", type=int, default=100, help="Number of streams that are open at once.")
+    group.addoption(
+        "--stream-bytes", type=parse_bytes, default=64 << 20, help="Number of bytes of a large message or a flood."
+    )
     parser.addoption("--every-way", action="store_true", help="Run each edge with each kind of foreign server.")
 
 

@@ -77,7 +77,7 @@ async def test_copies_of_one_registration_hold_one_content_until_it_is_reloaded(
             await callers.only(1.0)
             first = (await mesh.status("m"))["digest"]
 
-            # Replaced: a further copy is refused, and says how to go on.
+            # The file is replaced: a further copy is refused, and the error says how to go on.
             mesh.write("m.onnx", models.constant(2.0))
             await mesh.rest("PATCH", "/mesh/v1/models/m", {"min_copies": 2})
 
@@ -92,7 +92,7 @@ async def test_copies_of_one_registration_hold_one_content_until_it_is_reloaded(
             await reload(3.0)
             await moved(callers, 2.0, 3.0, generation=2, copies=2)
 
-            # Nothing that can be loaded: the old copies go on.
+            # The new content cannot be loaded: the old copies continue to serve.
             mesh.write("m.onnx", b"no model")
             await mesh.rest("POST", "/mesh/v1/models/m/reload")
 
@@ -102,7 +102,7 @@ async def test_copies_of_one_registration_hold_one_content_until_it_is_reloaded(
             await until(told, timeout=40, interval=0.1, why=lambda: mesh.routers[0].tail())
             await callers.only(3.0)
 
-            # A pod is killed in the middle; then the only one reloads.
+            # A pod is killed during a reload; then the remaining pod reloads.
             await reload(4.0)
             mesh.pods[1].kill9()
             await moved(callers, 3.0, 4.0, generation=4, copies=1)

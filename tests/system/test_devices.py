@@ -37,10 +37,10 @@ async def test_a_device_fills_and_empties_and_falls_back_to_the_cpu(a_mesh):
 
         for number, name in enumerate(("a", "b", "c")):
             await register(name, "net", number, "40MiB")
-            if number < 2:  # the router learns of the constraints by its watch, too
+            if number < 2:  # the router may not have received the constraints yet
                 await until(lambda name=name: _would_go(mesh, name, "pod-1"), why=f"{name} would go to pod-1")
             assert await call(name) == number
-            # The next choice is to know of it: a router learns from the pod's own figures.
+            # The router must know the pods' new figures before it chooses again.
             await until(lambda number=number: _used(mesh, number), why=f"{number + 1} copies published")
         assert await holders() == {"pod-1": ["a", "b"], "pod-2": ["c"]}
         on_gpu, on_cpu = (await mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
@@ -54,7 +54,7 @@ async def test_a_device_fills_and_empties_and_falls_back_to_the_cpu(a_mesh):
         assert await call("d") == 7
         assert await holders() == {"pod-1": ["b", "d"], "pod-2": ["c"]}
 
-        # One that no device holds, and one that a device holds only alone.
+        # A model that no device can hold, and a model that fills a device.
         await register("large", "strict", 8, "101MiB")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call("large")

@@ -277,7 +277,7 @@ async def test_a_model_that_kills_servers_is_quarantined(a_mesh):
             async def noticed(deaths: int = deaths) -> bool:
                 return len((await mesh.status("killer"))["killed"]) == deaths
 
-            await until(noticed, timeout=20, why="the death stands in the record")
+            await until(noticed, timeout=20, why="the death is in the record")
             assert (await mesh.status("killer"))["quarantined"] is (deaths == 3)
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await call

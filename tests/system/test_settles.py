@@ -15,7 +15,7 @@ from tests.support.waiting import until
 
 ONE = np.ones((1, 1), np.float32)
 COUNT = 300
-PAUSE = 0.05  # seconds, of each of the four callers
+PAUSE = 0.05  # seconds between two calls of each of the four callers
 CAPACITY = "3MiB"  # of each pod: about 35 models of this kind
 ALLOWED = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
 """No room at the moment, or a pod that has just ended: passing failures after which callers may retry."""

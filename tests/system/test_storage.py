@@ -132,7 +132,7 @@ async def test_the_next_load_finds_files_and_optimised_form_on_disk(a_mesh):
         client = Client(mesh.channel())
         path = mesh.write("intricate.onnx", models.intricate(6.0))
         written = os.stat(path).st_ctime_ns
-        # A file written a moment ago has no version that distinguishes it from another one yet.
+        # A file that was written a moment ago has no version: another write might leave the same time stamp.
         await until(lambda: time.time_ns() - written > 100_000_000)
         body = {"type": "onnx", "path": path.as_uri()}
         await mesh.rest("PUT", "/mesh/v1/models/m", body)

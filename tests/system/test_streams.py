@@ -223,7 +223,7 @@ async def test_idle_streams_cost_little_and_are_all_alive_afterwards(it, request
         async def passed_on():
             return await it.held() == 0
 
-        await until(passed_on, timeout=60, why="no stream counts the messages that it has passed on")
+        await until(passed_on, timeout=60, why="the router holds none of the messages that it has passed on")
         meter = processes.Meter.begin({name: [pid] for name, pid in it.pids.items()})
         await asyncio.sleep(2)
         busy = {name: processes.cpu_seconds(pid) - meter.start[name] for name, pid in it.pids.items()}

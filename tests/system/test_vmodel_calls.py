@@ -163,7 +163,7 @@ class Caller:
             if error.code() not in (grpc.StatusCode.FAILED_PRECONDITION, *UNKNOWN):
                 raise
         else:
-            # Its own target, until the next call of its own; its active model may have been left meanwhile.
+            # Only its target is certain: the vmodel may have left its active model meanwhile.
             if self.expected is not None and self.expected.target == model:
                 raise Wrong(f"{model} was unregistered, but {self.name} names it")
 
