@@ -2,8 +2,8 @@
 at the end.
 
 In a calm all troubles are healed. Changes under way must then be acknowledged, each registered model must answer
-through each router, and after that no call may fail for a while. At the end the `checker` judges all answers, from
-troubles and calms alike.
+through each router, and after that no call may fail with UNAVAILABLE for a while. At the end the `checker` judges all
+answers, from troubles and calms alike.
 """
 
 import asyncio

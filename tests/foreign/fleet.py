@@ -1,8 +1,7 @@
 """A mesh under troubles, as a run sees it: its pods by kind of server, its models, and its calls.
 
-One of the foreign servers is a child of its pod, and another one is a neighbour that the harness starts and restarts.
-Each model answers a number of its own, which no other registration answers. The fleet knows how to find that number in
-an answer.
+A foreign server is a child of its pod, or a neighbour that the harness starts and restarts. Each registration of a
+model answers a number that no other registration answers. The fleet knows how to find that number in an answer.
 """
 
 import abc

@@ -1,4 +1,5 @@
-"""One run: rounds of troubles under traffic, each followed by a calm in which every model answers again.
+"""One run: rounds of troubles under traffic, each followed by a calm in which all pods must be ready and a sample of
+the models must answer.
 
 Clients call models of both kinds through the mesh, and a writer registers some models again with other content. Every
 answer is recorded with its number, and `tests.chaos.checker` judges all answers at the end. A call may fail only while

@@ -1,9 +1,9 @@
 """The commands of the docs exactly as written, and a shell that runs them.
 
 The commands are the lines with a prompt in fenced `console` blocks, and all lines of `sh` blocks, found by page and
-heading. A test replaces the placeholders of the examples, such as an endpoint or a file, and nothing else. The table
-`RUN_BY` says which test runs which block, and what the test omits or changes. Another test compares the table with the
-pages, so every command added to a page must be run by a test. (`.ci/readme.py` does the same for the README.)
+heading. A test replaces the placeholders of the examples, such as an endpoint or a file. The table `RUN_BY` says which
+test runs which block, and what else the test omits or changes. Another test compares the table with the pages, so every
+command added to a page must be run by a test. (`.ci/readme.py` does the same for the README.)
 """
 
 import contextlib

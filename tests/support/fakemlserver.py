@@ -1,8 +1,8 @@
 """A stand-in for MLServer in the test's own process: the repository extension of V2, as MLServer 1.7 answers it.
 
 Like MLServer, it searches its whole repository for `model-settings.json` at each load, links included, loads every
-model of the name that it finds, and answers NOT_FOUND for one that it does not have. `make test-servers` tests the
-adapter with the real MLServer.
+model of the name that it finds, and answers NOT_FOUND if it finds none. `make test-servers` tests the adapter with the
+real MLServer.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Bad models: the caller gets the right status with the reason in the text, and the pod's other models keep
+"""Bad models and bad requests: the caller gets the right status and an error text, and the pod's other models keep
 answering."""
 
 import os

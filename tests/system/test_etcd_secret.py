@@ -1,4 +1,4 @@
-"""Changes of the Secret with the connection to etcd in a running mesh, none of whose processes may end."""
+"""A change of the password of etcd's user, and of the Secret with the connection to etcd, in a running mesh."""
 
 import asyncio
 import json
