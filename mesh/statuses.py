@@ -113,7 +113,7 @@ def shortened(text: str, limit: int = MAX_TEXT) -> str:
 
 
 class MeshError(Exception):
-    """A failure with its reason and a text that says what to do.
+    """A failure with its reason, and a text that says what happened and, if something can be done, what.
 
     `retry_after` is the time to wait before a retry, in seconds, or None if it is unknown. `details` are short strings
     for programs.

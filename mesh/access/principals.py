@@ -33,7 +33,7 @@ class Principal:
 
 
 def check_subject(subject: str) -> str:
-    """Returns a subject that a grant may name. Raises ValueError."""
+    """Returns the subject unchanged. Raises ValueError if a grant may not name it."""
     kind, _, rest = subject.partition(":")
     if subject.startswith(_ACCOUNT_OF):
         hint = f"serviceaccount:{subject.removeprefix(_ACCOUNT_OF)}"

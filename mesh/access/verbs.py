@@ -18,7 +18,7 @@ class Verb(enum.StrEnum):
 
 
 class Role(enum.StrEnum):
-    """The set of operations that a grant allows. `ROLES` lists the verbs of each role."""
+    """The set of operations that a grant allows. `ALLOWS` lists the verbs of each role."""
 
     INFER = "infer"
     READ = "read"

@@ -20,7 +20,8 @@ _TURN = 0.05  # seconds between two attempts at the lock
 
 
 class Folder:
-    """A store in a folder. If the folder is missing, creates it, with read permission for this user only."""
+    """A store in a folder. `read` creates a missing folder, with access for this user only. `timeout` is the time to
+    wait for the lock, in seconds."""
 
     def __init__(self, path: Path, *, timeout: float = 10.0) -> None:
         self.path = path
@@ -39,7 +40,7 @@ class Folder:
             raise StoreError(f"{error.filename or self.path} cannot be read: {error.strerror}") from error
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
-        """Replaces the certificate files."""
+        """Replaces the certificate files, and returns True: the lock excludes other writers."""
         try:
             self._write(content)
         except OSError as error:

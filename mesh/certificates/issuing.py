@@ -32,7 +32,8 @@ class Wanted:
 
     @classmethod
     def of(cls, names: Sequence[str], *, days: int, renew_before: int) -> "Wanted":
-        """Describes a certificate for the mesh's own name and `names`, without duplicates. Raises ValueError."""
+        """Describes a certificate for the mesh's own name and `names`, without duplicates. It is valid for `days`, and
+        is renewed `renew_before` days before its end. Raises ValueError."""
         if not 0 < renew_before < days:
             raise ValueError(
                 f"a certificate of {days} days cannot be renewed {renew_before} days before its end: choose 1 to "

@@ -51,7 +51,8 @@ class Renewal:
 
 
 def renew(content: Mapping[str, bytes], wanted: Wanted, now: datetime.datetime) -> Renewal:
-    """Renews everything that is due, and returns the content. The given content may be empty. Raises Foreign."""
+    """Renews everything that is due, and returns the new content with the reasons. The given content may be empty.
+    Raises Foreign."""
     why: list[str] = []
     found = _authorities(content)
     authorities = [pair for pair in found if pair.certificate.not_valid_after_utc > now]
@@ -178,7 +179,8 @@ def _key(content: Mapping[str, bytes], name: str, text: bytes) -> types.Certific
     try:
         return serialization.load_pem_private_key(text, None)  # type: ignore[return-value]  # which is what Mesh writes
     except (ValueError, TypeError) as error:
-        raise Foreign(f"{name} holds no key in PEM, or one with a password") from error
+        what = "a key with a password" if isinstance(error, TypeError) else "no key in PEM"
+        raise Foreign(f"{name} holds {what}") from error
 
 
 def _parts(text: bytes) -> list[bytes]:

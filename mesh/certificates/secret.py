@@ -46,8 +46,8 @@ class Cluster:
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not url and not host:
             raise StoreError(
-                "this is not a pod of a Kubernetes cluster (KUBERNETES_SERVICE_HOST is not set), and only a pod can "
-                "write a Secret (--secret)"
+                "without --kube-api, only a pod can write a Secret (--secret), and this is not a pod of a Kubernetes "
+                "cluster (KUBERNETES_SERVICE_HOST is not set)"
             )
         return cls(url.rstrip("/") or f"https://{f'[{host}]' if ':' in host else host}:{port}", account)
 
@@ -157,10 +157,15 @@ class Secret:
                     f"there is no {where.removeprefix('the ')}. Create it, because the right to create Secrets "
                     f"cannot be limited to one name: kubectl create secret generic {self.name} -n {namespace}"
                 )
-            case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            case HTTPStatus.UNAUTHORIZED:
                 why = (
-                    f"{where} may not be read and changed: {said}. The pod's ServiceAccount needs a Role with get, "
-                    f"update and patch on it"
+                    f"the Kubernetes API at {self._cluster.url} does not accept the token of the pod's "
+                    f"ServiceAccount: {said}. Check --kube-api and --kube-account"
+                )
+            case HTTPStatus.FORBIDDEN:
+                why = (
+                    f"{where} may not be read and changed: {said}. The pod's ServiceAccount needs a Role with get and "
+                    f"update on it"
                 )
             case _:
                 why = f"{where}: the API answers {status}: {said}"

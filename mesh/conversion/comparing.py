@@ -47,7 +47,8 @@ class OutputDifference:
 
 
 def matched(expected: dict[str, npt.NDArray[Any]], found: list[npt.NDArray[Any]]) -> list[str]:
-    """Returns the names of the methods whose answers the outputs are, for as many of the first outputs as have one."""
+    """Returns, for each output in order, the name of the method whose answer it is. Stops at the first output that no
+    method's answer fits."""
     names: list[str] = []
     for output in found:
         fitting = (
@@ -130,7 +131,7 @@ def _of_classes(
 
 
 def _text(value: Any, classes: npt.NDArray[Any]) -> str:
-    """Returns a class as `str` of the library's own would be: 1 may stand for True or 1.0."""
+    """Returns a class in the form in which `str` writes the library's own class: 1 may stand for True or 1.0."""
     if isinstance(value, str | bytes):
         return value if isinstance(value, str) else value.decode()
     return str(np.asarray(value).astype(classes.dtype).tolist()) if classes.dtype.kind in "biuf" else str(value)

@@ -75,8 +75,10 @@ def _expected(model: Any, layout: RowLayout, groups: Sequence[Group]) -> Expecte
             if group.given:
                 raise CannotConvert(f"the model itself refuses the given rows: {refusal}") from error
     if not any(answer for _, answer in found):
-        text = f"the model itself refuses all rows that were made up ({refusal or 'it has no method to call'})"
-        raise CannotConvert(f"{text}: give rows with --rows FILE")
+        if refusal:
+            text = f"the model itself refuses all rows that were made up ({refusal})"
+            raise CannotConvert(f"{text}: give rows with --rows FILE")
+        raise CannotConvert(f"the model answers to none of the methods {', '.join(answers.METHODS)}: {SERVE_IT}")
     return found
 
 

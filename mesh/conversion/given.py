@@ -32,7 +32,7 @@ def _numpy(path: Path, layout: RowLayout) -> Rows:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise CannotConvert(f"{path} is no array of numbers or text: {error}; save one with numpy.save") from error
+        raise CannotConvert(f"{path} is not an array of numbers or text: {error}; save one with numpy.save") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != len(layout.columns):
         shape = "x".join(map(str, getattr(array, "shape", ())))
         text = f"{path} holds an array of shape {shape}"
@@ -74,7 +74,6 @@ def _csv(path: Path, layout: RowLayout) -> Rows:
 
 
 def _typed(path: Path, column: Column, cells: list[Any]) -> Any:
-    """Returns a column's values in its type."""
     if column.type is ColumnType.TEXT:
         return np.asarray([str(cell) for cell in cells] + [None], dtype=object)[:-1]
     try:
@@ -82,10 +81,10 @@ def _typed(path: Path, column: Column, cells: list[Any]) -> Any:
         if column.type is ColumnType.NUMBER:
             return numbers
         if not np.all(numbers == np.round(numbers)) or np.any(np.abs(numbers) > 2**53):
-            raise ValueError(f"column {column.name} takes integers")
+            raise CannotConvert(f"{path}: column {column.name} takes integers, but has other numbers: correct the file")
         return numbers.astype(np.int64)
     except (ValueError, TypeError) as error:
-        raise CannotConvert(f"{path}: column {column.name} holds other things than numbers: {error}") from error
+        raise CannotConvert(f"{path}: column {column.name} takes numbers: {error}; correct the file") from error
 
 
 def _is_number(cell: str) -> bool:

@@ -20,7 +20,7 @@ INPUT = "input"
 """The name of the only input."""
 
 _VECTORIZERS = ("CountVectorizer", "TfidfVectorizer", "HashingVectorizer")
-_WIDTH = "--width gives the number"
+_WIDTH = "give the number with --width"
 
 
 class ColumnType(enum.Enum):
@@ -37,7 +37,7 @@ class Column:
 
     name: str
     type: ColumnType = ColumnType.NUMBER
-    values: list[Any] = field(default_factory=list)  # that the model was trained with, as far as it tells
+    values: list[Any] = field(default_factory=list)  # with which the model was trained, as far as it shows them
     categorical: bool = False  # it takes no other values
 
 
@@ -55,7 +55,8 @@ class RowLayout:
     flat: bool = False  # the library takes a list of texts instead of a table
 
     def for_library(self, rows: Rows) -> Any:
-        """Returns rows as the library takes them: shape (rows, columns)."""
+        """Returns rows as the library takes them: an array or a data frame of shape (rows, columns), or, if `flat` is
+        true, an array of texts. Raises CannotConvert if pandas is needed and missing."""
         if self.flat:
             return rows[0]
         if self.frame:
@@ -92,7 +93,7 @@ class RowLayout:
 
 
 def of_model(model: Any, width: int | None) -> RowLayout:
-    """Returns the layout of a model's rows. `width` is what the user says of their number of columns. Raises
+    """Returns the layout of a model's rows. `width` is the number of columns that the user has given, if any. Raises
     CannotConvert."""
     first = next(steps(model))
     if type(first).__name__ in _VECTORIZERS:
@@ -146,7 +147,7 @@ def _count(model: Any, width: int | None) -> int:
 
 
 def _note_types(step: Any, indices: Sequence[int], columns: list[Column]) -> None:
-    """Notes what a step, and the steps in it, tell about the columns that it sees."""
+    """Notes what a step, and the steps in it, reveal about the columns that it sees."""
     for each in steps(step) if not isinstance(step, str) else ():
         if (parts := branches(each)) is not None:
             for part, chosen in parts:

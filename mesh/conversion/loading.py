@@ -48,8 +48,7 @@ def file_of(path: Path) -> tuple[Path, sniffing.Kind | None]:
 
 
 def load(path: Path, kind: sniffing.Kind | None) -> LoadedModel:
-    """Loads the model from its file, of which `file_of` told the kind. Runs the code in a pickle. Raises
-    CannotConvert."""
+    """Loads the model from its file; `file_of` returns both. Runs the code in a pickle. Raises CannotConvert."""
     reader: Callable[[Path], Any]
     if kind in _XGBOOST or (kind is None and path.suffix in (".bst", ".ubj")):
         reader = _xgboost
@@ -71,7 +70,7 @@ def load(path: Path, kind: sniffing.Kind | None) -> LoadedModel:
             text = f"{path} needs the Python module {error.name}, which is not installed: install it, or run this "
             raise CannotConvert(f"{text}command in the environment that trained the model") from error
         except AttributeError as error:
-            text = f"{path} needs code that is not installed here ({error}): run this command in the environment "
+            text = f"{path} refers to something that is missing here ({error}): run this command in the environment "
             raise CannotConvert(f"{text}that trained the model") from error
         except Exception as error:  # a pickle raises whatever its code raises
             text = f"{type(error).__name__}: {error}"[:_TEXT]
@@ -89,7 +88,7 @@ def _pickle(path: Path) -> Any:
     if not any(hasattr(model, name) for name in ("predict", "transform")):
         what = f"{type(model).__module__}.{type(model).__qualname__}"
         raise CannotConvert(
-            f"{path} holds an object of {what}, which has neither predict nor transform: it is no model"
+            f"{path} holds an object of {what}, which has neither predict nor transform: it is not a model"
         )
     return model
 

@@ -24,7 +24,7 @@ _TEXT = 300  # characters of a library's error
 
 
 def make(model: Any, layout: RowLayout, number: npt.DTypeLike) -> Any:
-    """Returns the ONNX model (onnx.ModelProto) for a model, with inputs of that type for numbers. Raises
+    """Returns the ONNX model (onnx.ModelProto) for a model. `number` is the type of its numbers. Raises
     CannotConvert."""
     try:
         import onnxmltools
@@ -60,7 +60,8 @@ def make(model: Any, layout: RowLayout, number: npt.DTypeLike) -> Any:
 
 
 def rename(made: Any, names: Sequence[str]) -> None:
-    """Keeps the first outputs of an ONNX model, as many as there are names, under these names."""
+    """Keeps as many outputs of an ONNX model as there are names, and gives them these names. A name that an input has
+    too gets a `_` at its end."""
     inputs = {given.name for given in made.graph.input}
     names = [f"{name}_" if name in inputs else name for name in names]
     new = dict(zip([output.name for output in made.graph.output], names, strict=False))
@@ -166,7 +167,7 @@ def _parts(model: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the converters' remarks to themselves: the comparison shows what they are about."""
+    """Hides the converters' warnings and log lines, because the comparison shows what they are about."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

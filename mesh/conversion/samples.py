@@ -31,15 +31,15 @@ class Group:
         return len(self.rows[0]) if self.rows else 0
 
     def part(self, start: int, stop: int) -> "Group":
-        """Returns some of the rows."""
+        """Returns the rows from `start` to before `stop`."""
         return Group(self.what, [column[start:stop] for column in self.rows], self.given)
 
 
 def made_up(
     layout: RowLayout, known: npt.NDArray[Any] | None = None, *, missing: bool = True, seed: int = 0
 ) -> list[Group]:
-    """Returns groups of rows for a model, one with missing values if `missing`. `known` are rows of its training
-    data, if it has any. The same model and seed give the same rows."""
+    """Returns groups of rows for a model, one with missing values if `missing` is true and it takes numbers. `known`
+    are rows of its training data, if it has any. The same model and seed give the same rows."""
     random = np.random.default_rng(seed)
     kinds: dict[str, Callable[[Column], npt.NDArray[Any]]] = {
         "like the training data": lambda column: _between(column, random),

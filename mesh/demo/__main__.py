@@ -160,7 +160,11 @@ async def _ready(mesh: process.Process, base: str) -> None:
                 await asyncio.sleep(0.1)
     except TimeoutError:
         pass
-    raise DemoError("\n".join(("the mesh did not start:", *mesh.tail[-15:])))
+    ended = None if mesh.returncode is None else process.describe_exit(mesh.returncode)
+    why = (
+        f"the mesh was not ready within {START_TIMEOUT:g} s" if ended is None else f"the mesh did not start: it {ended}"
+    )
+    raise DemoError("\n".join((f"{why}; its last lines:", *mesh.tail[-15:])))
 
 
 if __name__ == "__main__":

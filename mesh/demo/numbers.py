@@ -1,7 +1,7 @@
 """Counters of the mesh, and the memory of its processes.
 
-The router's statistics distinguish hits from cold starts, which a client cannot. Pods count evictions. If a pod does
-not answer, its count is shown as unknown, because a table with a gap is better than none.
+The router's statistics distinguish hits from cold starts, which a client cannot. Pods count evictions. Pods that do not
+answer are left out.
 """
 
 import asyncio
@@ -39,7 +39,8 @@ class ProcessMemory:
 
 
 async def ask(session: aiohttp.ClientSession, base: str) -> Numbers:
-    """Reads the counters of the router at `base` and of the pods that it names."""
+    """Reads the counters of the router at `base` and of the pods that it names. Raises aiohttp.ClientError or
+    TimeoutError if the router gives no usable answer."""
     async with session.get(f"{base}/mesh/v1/stats", timeout=_TIMEOUT) as response:
         response.raise_for_status()
         stats = await response.json()

@@ -29,7 +29,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """True if there was at least one answer and all answers were right."""
+        """True if at least one request was sent, and all requests got right answers."""
         tally = self.tally
         return tally.requests > 0 and tally.right == tally.requests
 

@@ -62,7 +62,8 @@ async def run_demo(
                 took = time.monotonic() - started
             after = await numbers.ask(session, base)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise DemoError(f"{base} does not answer: {error!r}") from error
+            why = str(error) or type(error).__name__
+            raise DemoError(f"{base} gave no usable answer ({why}): check that a mesh runs there") from error
     taken = await asyncio.to_thread(numbers.processes, root_pid) if root_pid is not None else []
     return Report(len(fleet.models), fleet.memory_bytes, fleet.missing, took, tally, before, after, tuple(taken))
 

@@ -20,7 +20,7 @@ class NoSamples(Exception):
 
 
 async def prepare(folder: Path) -> tuple[Sample, ...]:
-    """Makes sure that the sample models are in `folder`. Raises NoSamples."""
+    """Returns the sample models in `folder`. A child process makes those that are missing. Raises NoSamples."""
     argv = process.python("mesh.demo.samples", str(folder))
     child = await process.spawn(argv, name="samples")
     try:

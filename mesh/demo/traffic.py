@@ -81,7 +81,7 @@ class Traffic:
         self._reference.prepare(self._ranked)
 
     async def run(self, *, seconds: float = 0.0, requests: int = 0) -> Tally:
-        """Sends requests until `seconds` have passed, `requests` have ended (0: no limit), or `stop()` is called."""
+        """Sends requests until `seconds` have passed or `requests` have ended (0: no limit), or `stop()` is called."""
         self._stopping = False
         self._left = requests or 2**62
         end = time.monotonic() + seconds if seconds else float("inf")

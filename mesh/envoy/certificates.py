@@ -3,8 +3,8 @@
 Envoy accepts every file that appears in a folder it watches. An expired certificate would silently replace a valid one,
 and every client would fail to connect. So Envoy does not watch the operator's folder. It reads copies, one file for
 each secret, in the router's folder. A copy is replaced, by a rename, only if the new files work: the key matches, the
-certificate is valid now, and the authorities can sign clients' certificates. Otherwise the current files stay in use. A
-log line for each attempt and a metric report such files, because with them the router's next start would fail.
+certificate is valid now, and the authorities can sign clients' certificates. Otherwise the current files stay in use.
+A log line and a metric report that, because the router's next start would fail.
 
 `config` tells Envoy to read the copies; `mesh.identity.credentials` defines what counts as expired.
 """
@@ -74,7 +74,7 @@ def read(tls: config.Tls) -> Files:
             ended = credentials.expired(client_ca, None)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{tls.client_ca} contains no certificate authority for clients: {_reason(error)}"
+                f"{tls.client_ca} cannot be used as the certificate authority for clients: {_reason(error)}"
             ) from error
         if ended:
             raise ValueError(
@@ -90,6 +90,8 @@ def _blocks(pem: bytes, kind: bytes) -> bytes:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename} cannot be read: {error.strerror}"
     return str(getattr(error, "strerror", None) or credentials.reason(error))
 
 

@@ -151,7 +151,7 @@ def encode(settings: EnvoySettings) -> bytes:
 
 def secrets(certificate: bytes, private_key: bytes, client_ca: bytes) -> dict[str, bytes]:
     """Returns the contents of the files of `secrets_dir`, by name. Each file has one secret. Envoy reads a file again
-    when a rename replaces it, and keeps existing connections. Raises ValueError for invalid PEM."""
+    when a rename replaces it, and keeps existing connections. Raises ValueError for PEM that is not ASCII."""
     found: dict[str, dict[str, Any]] = {
         _CERTIFICATE: {
             "tls_certificate": {

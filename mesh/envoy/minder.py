@@ -141,7 +141,7 @@ class Minder:
         try:
             settings = replace(
                 self._settings,
-                host=await _address_of(self._settings.host),
+                host=await _address_of(self._settings.host, "--listen"),
                 secrets_dir=str(self._run_dir),
             )
             try:
@@ -149,7 +149,7 @@ class Minder:
             except ports.Unusable as error:
                 raise EnvoyError(f"{error}: choose another address (--listen)") from error
             if (door := settings.management) is not None:
-                door = replace(door, host=await _address_of(door.host))
+                door = replace(door, host=await _address_of(door.host, "--management-listen"))
                 try:
                     ports.check_free(door.host, door.port)
                 except ports.Unusable as error:
@@ -263,10 +263,10 @@ class Minder:
         await self._supervisor.stop(2.0)
 
 
-async def _address_of(host: str) -> str:
+async def _address_of(host: str, option: str) -> str:
     """Returns an IP address of the host, because Envoy's static listener does not accept names."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise EnvoyError(f"cannot listen on {host}: {error.strerror}: choose another address (--listen)") from error
+        raise EnvoyError(f"cannot listen on {host}: {error.strerror}: choose another address ({option})") from error
     return str(sorted(found, key=lambda info: info[0] != socket.AF_INET)[0][4][0])

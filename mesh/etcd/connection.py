@@ -89,8 +89,8 @@ class Connection:
 
     async def switch(self, settings: EtcdSettings, timeout: float) -> None:
         """Switches to other settings if etcd accepts them within `timeout` seconds. Otherwise raises EtcdError, and
-        nothing changes. The test repeats the last read, so it also covers the user's permissions. Raises ValueError for
-        invalid settings (`endpoints.check`)."""
+        nothing changes. The test repeats the last read, if there was one, so it also covers the user's permissions.
+        Raises ValueError for invalid settings (`endpoints.check`)."""
         heir = Connection(settings)
         try:
             if (last := self._last_read) is not None:

@@ -42,8 +42,8 @@ class EtcdClosed(EtcdUnavailable):
 
 
 class EtcdReplaced(EtcdUnavailable):
-    """The end of a stream because the client has switched to changed credentials. Another attempt uses the new
-    credentials."""
+    """The end of a request or stream because the client has switched to changed credentials. Another attempt uses the
+    new credentials."""
 
 
 class EtcdDenied(EtcdError):
@@ -62,7 +62,8 @@ class EtcdCompacted(EtcdError):
     unknown."""
 
     def __init__(self, revision: int = 0) -> None:
-        super().__init__(f"etcd has compacted its history up to revision {revision or 'that it did not name'}")
+        kept = f"revision {revision}" if revision else "a revision that it did not name"
+        super().__init__(f"etcd has compacted its history up to {kept}")
         self.revision = revision
 
 

@@ -47,7 +47,7 @@ class Patience:
                     "the user's roles"
                 ) from error
             except EtcdUnavailable as error:
-                self.why = f"etcd cannot be reached: {error.detail}"
+                self.why = f"etcd is unavailable: {error.detail}"
                 now = time.monotonic()
                 if told is None or now - told >= self._remind:
                     told = now

@@ -28,7 +28,9 @@ _AGAIN_FIRST, _AGAIN_MAX = 1.0, 16.0
 
 _PROOF = 3.0  # seconds
 
-_FOLLOW = Duty("follow etcd's credentials", "changed ones are not noticed before etcd refuses", essential=False)
+_FOLLOW = Duty(
+    "follow etcd's credentials", "changed ones are noticed only when etcd refuses the old ones", essential=False
+)
 
 
 class Replacing(Protocol):
@@ -110,7 +112,7 @@ class Rotation:
             await self._connection.switch(found, _PROOF)
         except EtcdError as error:
             self._tried = loop.time()
-            self._refuse(f"etcd does not answer to the changed ones: {error}", of=type(error).__name__)
+            self._refuse(f"a test of the changed ones failed: {error}", of=type(error).__name__)
             return
         self.changes += 1
         self._candidate, self.refusal = None, ""

@@ -85,11 +85,9 @@ class Copies:
             self._handover = handover.Handover(new)
         elif self._handover.take(self.source, new, now):
             log.warning(
-                (
-                    "another authority, which did not sign the certificates that etcd's clients present: Both "
-                    "are trusted for now, and the new certificate is shown when the files have reached all "
-                    "processes"
-                ),
+                "the files have another authority, which did not sign the certificates that etcd's clients present: "
+                "both authorities are trusted for now, and the new certificate is presented when the files have "
+                "reached all processes",
                 folder=str(self.source),
                 shown_in_seconds=handover.SETTLE,
             )
@@ -113,9 +111,11 @@ class Copies:
 
 
 def run(argv: Sequence[str], environment: Mapping[str, str], copies: Copies, *, delay: float = 0.0) -> int:
-    """Runs etcd until it ends by itself or by SIGTERM. Returns etcd's exit status, as a shell would.
+    """Runs etcd until it ends by itself or by SIGTERM. Returns etcd's exit status, or, after a signal, 128 plus its
+    number.
 
-    `delay` is the number of seconds before a restart for a changed authority. It must differ between members."""
+    `delay` is the number of seconds before a restart for a changed authority. It must differ between members.
+    """
     trusted = copies.authorities
     child = subprocess.Popen(process.tethered(argv), env=environment)
     ending = False

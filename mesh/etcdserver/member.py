@@ -44,7 +44,7 @@ _PAUSE = 2.0
 
 
 class MemberError(Exception):
-    """A request that the other members have not fulfilled. The text comes from etcdctl."""
+    """A request that the other members have not fulfilled. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class ListedMember:
 
 
 def entries() -> list[ListedMember] | None:
-    """Returns the members that a majority lists, or None if no member answers."""
+    """Returns the members that a majority lists, or None if there is no usable answer."""
     try:
         said = _etcdctl("member", "list", "--write-out=json")
         return [ListedMember.of(fields) for fields in json.loads(said)["members"]]
@@ -180,10 +180,9 @@ def main() -> None:
         peers = dict(pair.split("=", 1) for pair in environment["ETCD_INITIAL_CLUSTER"].split(","))
         peers[name] = environment["ETCD_INITIAL_ADVERTISE_PEER_URLS"]
     except (KeyError, ValueError) as error:
-        sys.exit(
-            f"mesh.etcdserver.member: {error} is missing or invalid; it is set by the chart, whose etcd this "
-            "command starts"
-        )
+        invalid = "ETCD_INITIAL_CLUSTER is not a list of NAME=URL"
+        why = f"{error.args[0]} is not set" if isinstance(error, KeyError) else invalid
+        sys.exit(f"mesh.etcdserver.member: {why}; the chart sets it, whose etcd this command starts")
     try:
         copies = _copies(environment)
         if len(peers) > 1 and not has_data(data) and _joins_in_time(name, peers, _peer_tls(environment)):

@@ -19,7 +19,8 @@ _PEER = struct.Struct("3i")
 
 
 def private_bytes(pid: int, *, proc: Path = PROC) -> int:
-    """Returns the resident memory of a process without mapped files, or 0 if the process does not exist."""
+    """Returns the resident memory of a process in bytes, without mapped files and shared memory, or 0 if the process
+    does not exist."""
     try:
         _, total, shared, *_ = (proc / str(pid) / "statm").read_bytes().split()
     except (OSError, ValueError):

@@ -146,7 +146,7 @@ def _expired(ca: bytes, certificate: bytes) -> str | None:
 
 def expired(pem: bytes, some: int | None = 1) -> str:
     """Returns "has expired on ..." if each of the first `some` certificates (None: all) has expired, or else "". Raises
-    ValueError."""
+    ValueError for invalid PEM."""
     from cryptography import x509  # imported here: it takes megabytes that a process with valid files does not need
 
     ends = max(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(pem)[:some])
@@ -167,7 +167,7 @@ def load_chain(context: ssl.SSLContext, chain: bytes) -> None:
 
 
 def _handshake(accepting: ssl.SSLContext, connecting: ssl.SSLContext) -> dict[str, object]:
-    """Returns the certificate as the accepting end sees it. Raises ssl.SSLError."""
+    """Returns the accepting end's certificate, as the connecting end sees it. Raises ssl.SSLError."""
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = connecting.wrap_bio(back, there, server_hostname=NAME)
     waiting = [client, accepting.wrap_bio(there, back, server_side=True)]

@@ -102,8 +102,9 @@ class Identity:
         self.changes += 1
         if in_steps:
             log.warning(
-                "another authority: it did not sign the certificates that the mesh's processes present. Both are "
-                "trusted for now, and the new certificate is shown once the files have reached all pods",
+                "the files have another authority, which did not sign the certificates that the mesh's processes "
+                "present: both authorities are trusted for now, and the new certificate is presented once the files "
+                "have reached all pods",
                 folder=str(self.folder),
                 shown_in_seconds=SETTLE,
             )
@@ -118,7 +119,7 @@ class Identity:
         if not self._handover.step(self.folder, self._elapsed()):
             return False
         self.changes += 1
-        trusted = "the old one too" if self._handover.under_way else "that alone"
+        trusted = "the old one too" if self._handover.under_way else "only the new one"
         log.info("the certificate of the new authority is presented", trusted=trusted)
         return True
 

@@ -19,7 +19,8 @@ _RUN_PREFIX = "mesh-up-"
 
 
 class DataFolder:
-    """`with DataFolder(path) as folder:` holds the lock. Raises UpError if another mesh holds the lock."""
+    """The lock on a data directory, as a context manager. Entering it raises UpError if another mesh holds the lock, or
+    if the directory cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()

@@ -82,7 +82,7 @@ class Printer:
         self._thread.start()
 
     def line(self, name: str, line: str) -> None:
-        """Prints one line of the output of `name`."""
+        """Prints one line of the output of `name`, unless `quiet` hides lines of its level."""
         data = parse(line)
         if (20 if data is None else level_of(data)) < self._least:
             return

@@ -126,8 +126,10 @@ async def _sees_pods(session: aiohttp.ClientSession, settings: UpSettings) -> st
         async with session.get(url, headers=headers, timeout=PROBE_TIMEOUT) as response:
             pods = json.loads(await response.read())["pods"]
             ready = [pod["pod"] for pod in pods if pod.get("state") == "ready" and not pod.get("suspect")]
-    except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
-        return f"{url} does not answer: {error!r}"
+    except (aiohttp.ClientError, OSError) as error:
+        return f"{url} does not answer: {str(error) or type(error).__name__}"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{url} answers without a list of pods: {error!r}"
     return "" if len(ready) >= settings.all_pods else f"it sees {len(ready)} of {settings.all_pods} runtime pods"
 
 
@@ -136,7 +138,7 @@ async def _probed(session: aiohttp.ClientSession, url: str) -> str:
         async with session.get(url, timeout=PROBE_TIMEOUT) as response:
             return "" if response.ok else (await response.text(errors="replace")).strip() or f"HTTP {response.status}"
     except (aiohttp.ClientError, OSError) as error:
-        return f"{url} does not answer: {error!r}"
+        return f"{url} does not answer: {str(error) or type(error).__name__}"
 
 
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
@@ -153,5 +155,5 @@ async def _healthy(session: aiohttp.ClientSession, url: str) -> str:
         async with session.get(url, timeout=PROBE_TIMEOUT) as response:
             body = await response.text(errors="replace")
     except (aiohttp.ClientError, OSError) as error:
-        return f"{url} does not answer: {error!r}"
+        return f"{url} does not answer: {str(error) or type(error).__name__}"
     return "" if '"health":"true"' in body.replace(" ", "") else body.strip()

@@ -34,7 +34,9 @@ class LocalServer:
         """Parses `TYPE,...=COMMAND`. Raises ValueError."""
         types, separator, command = (part.strip() for part in text.partition("="))
         if not separator or not types or not command or " " in types:
-            raise ValueError(f"{text!r} does not say which types a server takes, and how to start it: TYPE,...=COMMAND")
+            raise ValueError(
+                f"{text!r} does not say which types a server takes, and how to start it: write TYPE,...=COMMAND"
+            )
         return cls(types, command)
 
 
@@ -152,8 +154,10 @@ class UpSettings:
                 file.touch(mode=0o600)
                 file.write_text(auth.fresh() + "\n")
             return file.read_text().split()[-1]
-        except (OSError, LookupError) as error:
-            raise UpError(f"{file} cannot be used for the admin's key ({error}): remove it") from error
+        except LookupError as error:
+            raise UpError(f"{file} contains no key: remove it, and the next start creates one") from error
+        except OSError as error:
+            raise UpError(f"{file}, the file of the admin's key, cannot be used: {error.strerror}") from error
 
     @property
     def samples_dir(self) -> Path:
@@ -172,6 +176,6 @@ def reachable(address: str) -> str:
 
 def default_capacity(pods: int, *, meminfo: Path = memory.MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
     """Returns the capacity of each pod in bytes: an equal part of half of the free memory, within the limits of this
-    machine and container."""
+    machine and container, and at least 64 MiB."""
     free = memory.available_bytes(meminfo=meminfo, cgroup=cgroup)
     return max(int(free * MEMORY_SHARE / pods) // 2**20, 64) * 2**20

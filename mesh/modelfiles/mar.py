@@ -50,7 +50,7 @@ def read(folder: Path) -> Manifest:
         raise BadManifest(f"{where} cannot be read: {error.strerror}") from error
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
-        raise BadManifest(f"{where} is not an object with an object `model`")
+        raise BadManifest(f"{where} has no object `model`")
     handler = model.get("handler")
     if not isinstance(handler, str) or not handler.strip():
         raise BadManifest(f"{where} names no handler: make the archive with torch-model-archiver --handler")
@@ -70,6 +70,6 @@ def _check_file(folder: Path, name: Any, where: str) -> None:
             raise BadManifest(f"{where} leads out of the archive: {name!r}")
         there = file.exists()
     except (OSError, RuntimeError) as error:  # names that are too long, and links that lead to themselves
-        raise BadManifest(f"{where} is no usable name: {name[:100]!r}") from error
+        raise BadManifest(f"{where} is not a usable name: {name[:100]!r}") from error
     if not there:
         raise BadManifest(f"{name!r}, which {where} names, is missing")

@@ -31,11 +31,11 @@ class Message:
     fields: tuple["Field", ...] = ()
 
     def all(self, name: str) -> list["Value"]:
-        """Returns the values of all fields of a name."""
+        """Returns the values of all fields with that name."""
         return [field.value for field in self.fields if field.name == name]
 
     def without(self, *names: str) -> "Message":
-        """Returns the message without the fields of these names."""
+        """Returns the message without the fields that have one of these names."""
         return Message(tuple(field for field in self.fields if field.name not in names))
 
     def plus(self, fields: Iterable["Field"]) -> "Message":
@@ -94,7 +94,7 @@ class _Parser:
         self._kind, self._text, self._line = next(self._tokens)
 
     def _take(self, *marks: str) -> str:
-        """Returns the mark that comes next, and goes on behind it, or returns ""."""
+        """Consumes and returns the next token if it is one of these marks; returns "" otherwise."""
         if self._kind != "mark" or self._text not in marks:
             return ""
         mark = self._text
@@ -103,12 +103,12 @@ class _Parser:
 
     def _expected(self, what: str) -> BadText:
         found = repr(self._text[:_SHOWN]) if self._text else "the end"
-        return BadText(f"line {self._line}: {what} is expected, and there is {found}")
+        return BadText(f"line {self._line}: expected {what}, but found {found}")
 
     def message(self, end: str, depth: int) -> Message:
         """Reads fields up to a mark, or up to the end of the text."""
         if depth > _MAX_DEPTH:
-            raise BadText(f"line {self._line}: messages are more than {_MAX_DEPTH} deep in each other")
+            raise BadText(f"line {self._line}: messages are nested more than {_MAX_DEPTH} levels deep")
         fields: list[Field] = []
         while not (self._take(end) if end else self._kind == "end"):
             if self._kind != "word" or not _NAME.fullmatch(self._text):
@@ -168,7 +168,7 @@ class _Parser:
                 else:
                     continue
             if number > 255:
-                raise BadText(f"line {self._line}: {found[0]!r} is no escape")
+                raise BadText(f"line {self._line}: {found[0]!r} is not a valid escape")
             parts.append(bytes([number]))
         parts.append(text[at:].encode())
         return b"".join(parts)

@@ -30,7 +30,7 @@ class Kind:
     what: str  # a noun phrase with its article
     type: str = ""  # the model type under which servers take it; "": none
     todo: str = ""  # the way out, if it is not to register it with that type
-    code: bool = False  # who loads it runs code in it
+    code: bool = False  # loading it runs code in it
     archive: bool = False  # it may hold a model of another kind
 
     @property

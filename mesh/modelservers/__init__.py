@@ -5,7 +5,8 @@
 - `machines` knows on which machines a server can run;
 - `torchserve` finds a TorchServe that users have installed, and `availability` says what is missing to start a server;
 - `ovms` writes the configuration file of OpenVINO Model Server;
-- `locks/` has these lock files, and `launchers/` a program for each server, which runs in the server's environment and
-  imports nothing of Mesh, with the runtime by which MLServer serves Python code of users;
+- `locks/` has these lock files;
+- `launchers/` has a program for each server, and the runtime with which MLServer serves users' Python code. They run in
+  the server's environment, and import nothing of Mesh;
 - `handlers/` has modules that are copied beside models, where a server imports them.
 """

@@ -86,7 +86,8 @@ def python_of(folder: Path) -> Path:
 
 
 def version(kind: str) -> str:
-    """Returns the version of a server in its lock: that of the package with its name, or what a comment says."""
+    """Returns the version of a server in its lock: that of the package with its name, or the one in a comment, or "" if
+    the lock has neither."""
     found = re.search(rf"^(?:# )?{re.escape(kind)}==([^\s;\\]+)", lock_of(kind).read_text(), re.MULTILINE)
     return found[1] if found else ""
 

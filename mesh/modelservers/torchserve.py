@@ -75,7 +75,7 @@ def _java() -> Path:
     said = _run([program, "-version"])
     found = _VERSION.search(said)
     if found is None or int(found[1]) < OLDEST_JAVA:
-        version = f"is version {found[1]}" if found else "does not tell its version"
+        version = f"is version {found[1]}" if found else "does not print its version"
         raise NotFound(f"{needed}, and {program} {version}: install one, or set JAVA_HOME")
     return Path(program)
 

@@ -66,8 +66,10 @@ def _load(path: Path) -> dict[str, Any]:
             raw = file.read(_LARGEST + 1)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if len(raw) > _LARGEST:
+        raise ValueError(f"{path} has more than {_LARGEST} bytes, the limit of a Secret: name the right file")
     try:
-        data = json.loads(raw) if len(raw) <= _LARGEST else None
+        data = json.loads(raw)
     except (ValueError, RecursionError):
         data = None  # the parser's own text might quote a password
     if not isinstance(data, dict):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EtcdFiles:
-    """The sources of EtcdSettings, as absolute paths; "" means no file. If `config` is set, all others are ""."""
+    """The sources of EtcdSettings, as absolute paths; "" means no file. If `config` is set, it is the only source."""
 
     config: str = ""  # ModelMesh's JSON, which may name files beside it
     root_prefix: str = ""  # from that file: the prefix of the keys, fixed for the life of the process

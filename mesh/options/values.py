@@ -37,7 +37,8 @@ def parse_span(text: str, unlimited: str) -> float | None:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Parses host and port from `127.0.0.1:8033`, `[::1]:8033`, `:8033` (all interfaces) or `8033` (loopback)."""
+    """Parses host and port from `127.0.0.1:8033`, `[::1]:8033`, `:8033` (all interfaces) or `8033` (loopback). Raises
+    ValueError with a text for the user."""
     host, colon, port = text.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{text!r} is not an address: write HOST:PORT, such as 127.0.0.1:8033")

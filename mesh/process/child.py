@@ -261,13 +261,13 @@ def _popen(
 
 
 def describe_exit(returncode: int) -> str:
-    """Describes an exit status for people: `ended with status 1`, `killed by SIGKILL`."""
+    """Describes an exit status for people, as a predicate: `ended with status 1`, `was killed by SIGKILL`."""
     if returncode >= 0:
         return f"ended with status {returncode}"
     try:
-        return f"killed by {signal.Signals(-returncode).name}"
+        return f"was killed by {signal.Signals(-returncode).name}"
     except ValueError:
-        return f"killed by signal {-returncode}"
+        return f"was killed by signal {-returncode}"
 
 
 class _Output(asyncio.Protocol):

@@ -47,7 +47,8 @@ def check_free(host: str, port: int) -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Returns a TCP port without a listener, and reserves it for a server for as long as this process lives.
+    """Returns a TCP port without a listener, and reserves it for a server until this process ends, or has reserved 256
+    others.
 
     The port is bound but not listened on, so no other process gets it before that server has started. The server can
     still listen on it, because servers set SO_REUSEADDR; searches for a free port, such as this one, do not.

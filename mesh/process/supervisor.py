@@ -182,7 +182,7 @@ class Supervisor:
             await self.child.terminate(grace)
 
     def kill(self) -> None:
-        """Kills the child, and then handles its end like any other death."""
+        """Kills the child. `run` then handles its end like any other death."""
         if self.child is not None:
             self.child.kill()
 

@@ -59,7 +59,7 @@ def digest_of(key: bytes) -> str:
 
 
 def check_name(name: str, what: str) -> str:
-    """Returns the name of a key or grant. Raises ValueError."""
+    """Returns the name unchanged. Raises ValueError if `what`, a key or a grant, cannot have it."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"{name[:100]!r} is not a valid name for {what}: use at most 63 letters, digits, dots, dashes and "
@@ -69,7 +69,7 @@ def check_name(name: str, what: str) -> str:
 
 
 def check_groups(groups: object) -> tuple[str, ...]:
-    """Returns the names of groups, without `group:`. Raises ValueError."""
+    """Returns the names of groups (without `group:`), each once. Raises ValueError."""
     if not isinstance(groups, list | tuple) or not all(isinstance(one, str) for one in groups):
         raise ValueError("groups must be a list of strings")
     if len(groups) > MAX_GROUPS:

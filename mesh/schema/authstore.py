@@ -90,8 +90,8 @@ class AuthStore:
             living = [one for one in record.secrets if not one.expired(now)]
             if len(living) > 1 and overlap:
                 text = (
-                    f"the key {name} is already being rotated, and its old secret is still valid: "
-                    "end the old one now, and rotate again (--overlap 0)"
+                    f"the key {name} is already being rotated, and its old secret is still valid: wait until it "
+                    "expires, or end it now (--overlap 0)"
                 )
                 raise MeshError(Reason.PRECONDITION, text)
             kept = [replace(one, expires=min(one.expires or now + overlap, now + overlap)) for one in living[-1:]]
@@ -136,7 +136,7 @@ class AuthStore:
     async def apply(self, wanted: Mapping[str, Grant]) -> tuple[list[str], list[str]]:
         """Creates, replaces and removes grants, so that those in etcd are the wanted ones. Returns the names that were
         written, and those that were removed. Grants that were created together with a key stay. Raises CONFLICT if
-        grants are changed by another request meanwhile."""
+        another request changes grants meanwhile; a part of the changes may then have been made."""
         for name in wanted:
             _name(name, "a grant")
         present = await self._grants()

@@ -25,7 +25,7 @@ def read(token: bytes) -> tuple[bytes, int, int] | None:
 
 
 def revision(token: bytes) -> int:
-    """Returns the create revision in a token, or 0 if the token has none."""
+    """Returns the create revision in a token, or 0 if the token is invalid."""
     found = read(token)
     return 0 if found is None else found[1]
 

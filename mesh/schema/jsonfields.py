@@ -38,7 +38,7 @@ def read_object(value: bytes) -> dict[str, Any]:
 
 
 def write_object(data: Mapping[str, Any]) -> bytes:
-    """Writes a JSON object, without spaces."""
+    """Encodes a JSON object, without spaces."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     try:
         return text.encode()

@@ -42,7 +42,9 @@ def check_id(model_id: str, what: str = "model") -> str:
     except UnicodeEncodeError:  # lone surrogates
         size = 0
     if not size or "\0" in model_id:
-        raise ValueError(f"{what} id has characters that a key cannot hold")
+        raise ValueError(
+            f"{what} id has characters that a key cannot hold (NUL, or half of a surrogate pair): choose another"
+        )
     if size > MAX_ID_BYTES:
         raise ValueError(f"{what} id is longer than {MAX_ID_BYTES} bytes: choose a shorter one")
     return model_id
@@ -189,8 +191,8 @@ class ModelRecord:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.digest_ms / 1000))
         return (
             f"its content has changed: this registration was first loaded at {when} with the digest {self.digest}, and "
-            f"the path now has content with {digest}. `mesh reload` moves all copies to the new content; "
-            "or register it under another id"
+            f"the path now has content with {digest}. Run `mesh reload` to move all copies to the new content, or "
+            "register it under another id"
         )
 
     def reloaded(self) -> "ModelRecord":

@@ -94,7 +94,8 @@ class Distribution:
         self.sum += value
 
     def quantile(self, q: float) -> float:
-        """Returns the q-quantile (q from 0 to 1), interpolated inside its bucket, or 0 without observations."""
+        """Returns the q-quantile (q from 0 to 1), interpolated inside its bucket, or 0 without observations. A quantile
+        above the last bound is given as that bound."""
         return quantile(self.bounds, self.counts, q)
 
     def read(self) -> object:
@@ -147,7 +148,8 @@ class Metric(Generic[Child]):
             self.labels()  # a metric without labels exists from the start, at zero
 
     def labels(self, *values: str) -> Child:
-        """Returns the series of these label values, in the order of the metric's labels."""
+        """Returns the series of these label values, in the order of the metric's labels. Beyond `MAX_SERIES` series,
+        returns the series `other`. Raises ValueError for another number of values."""
         child = self._children.get(values)
         if child is None:
             if len(values) != len(self.label_names):
@@ -209,7 +211,8 @@ class Histogram(Metric[Distribution]):
 
 
 class Registry:
-    """The metrics of one process. Adding a metric again under the same name returns the same metric.
+    """The metrics of one process. Adding a metric again under the same name returns the same metric, or raises
+    ValueError if it has another type, other labels or other buckets.
 
     If `process` is set, snapshots also contain the memory, CPU time and open files of this process under that label.
     """
@@ -228,7 +231,8 @@ class Registry:
         return self._add(name, Gauge(name, help, "gauge", tuple(labels), Level, merge=merge))
 
     def histogram(self, name: str, help: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
-        """Adds a histogram; `buckets` are upper bounds, ascending, without infinity."""
+        """Adds a histogram; `buckets` are upper bounds, ascending, without infinity. Raises ValueError for any
+        others."""
         bounds = tuple(float(bound) for bound in buckets)
         if not bounds or list(bounds) != sorted(set(bounds)):
             raise ValueError(f"the buckets of {name} must ascend")
@@ -260,8 +264,8 @@ class Registry:
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Merges the snapshots of several processes. Leaves out a metric whose type, labels or buckets differ from those in
-    the first snapshot with it."""
+    """Merges the snapshots of several processes. Leaves out the values of a metric whose type, labels or buckets differ
+    from those in the first snapshot with it."""
     merged: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[tuple[str, ...], Any]] = {}
     for snapshot in snapshots:

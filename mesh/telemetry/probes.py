@@ -48,7 +48,7 @@ class Probes:
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> int:
-        """Starts to listen, and returns the port. Raises OSError if it is taken."""
+        """Starts to listen, and returns the port. Raises OSError if the address cannot be used."""
         app = web.Application()
         app.router.add_get("/ready{slash:/?}", functools.partial(self._answer, self._ready))
         app.router.add_get("/live{slash:/?}", functools.partial(self._answer, self._live))

@@ -151,7 +151,7 @@ class Following:
 
     def _fail(self, why: str) -> None:
         if why != self._trouble:
-            log.error("the keys of an issuer of tokens cannot be read; the last keys stay in use", why=why)
+            log.error("the keys of an issuer of tokens cannot be read; keys that were read before stay in use", why=why)
         self._failures, self._failed, self._trouble = self._failures + 1, self._failed + 1, why
         self._pause = min(2 * self._pause, self._pauses[1])
         retry = min(_RETRY[0] * 2 ** min(self._failed - 1, 10), _RETRY[1])

@@ -81,7 +81,12 @@ class Reviewer:
 
     def _judged(self, status: int, raw: bytes) -> Review:
         where = f"the Kubernetes API at {self._cluster.url}"
-        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        if status == HTTPStatus.UNAUTHORIZED:
+            raise LocationError(
+                f"{where} does not accept the token of this pod's ServiceAccount ({status}): check that the pod mounts "
+                "a token of this cluster (automountServiceAccountToken)"
+            )
+        if status == HTTPStatus.FORBIDDEN:
             raise LocationError(
                 f"{where} does not let this pod review tokens ({status}): bind its ServiceAccount to the ClusterRole "
                 "system:auth-delegator, or verify tokens by the cluster's keys (--auth-kubernetes keys)"
@@ -91,7 +96,7 @@ class Reviewer:
         try:
             review = _review(orjson.loads(raw)["status"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LocationError(f"{where} answers with no TokenReview") from error
+            raise LocationError(f"{where} does not answer with a TokenReview") from error
         if review.authenticated and self._audiences and not set(self._audiences) & set(review.audiences):
             # Kubernetes' documentation demands this check: a server that knows no audiences ignores them.
             return Review(False, error=f"the token is not for the audience {self._audiences[0]}")

@@ -149,8 +149,8 @@ def session(tls: "ssl.SSLContext | bool", *, inside: bool = False) -> aiohttp.Cl
 async def get(
     http: aiohttp.ClientSession, url: str, *, wall: Callable[[], float], headers: Mapping[str, str] | None = None
 ) -> tuple[bytes, float | None]:
-    """Returns the body at a URL, and by how many seconds this machine's clock is ahead of the server's. Raises
-    LocationError."""
+    """Returns the body at a URL, and by how many seconds this machine's clock is ahead of the server's, or None if the
+    server does not give the time. Raises LocationError."""
     try:
         async with http.get(url, headers={"accept": _ACCEPT, **(headers or {})}, allow_redirects=False) as got:
             if got.status != _OK:

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 
 def check(url: str) -> str:
-    """Returns a URL that keys may be read from. Raises ValueError."""
+    """Returns the URL unchanged. Raises ValueError if keys may not be read from it."""
     try:
         parts = urlsplit(url)
         host = parts.hostname

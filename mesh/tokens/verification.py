@@ -77,7 +77,7 @@ def verify(token: bytes, unverified: Unverified, keys: KeySet, algorithms: Seque
     algorithm = unverified.algorithm
     if algorithm not in algorithms:
         raise TokenError(
-            f"the token is signed by {algorithm!r:.20}, which is not accepted: {', '.join(algorithms)} are"
+            f"the token is signed by {algorithm!r:.20}, which is not accepted: use one of {', '.join(algorithms)}"
         )
     if not keys.named(unverified.key_id):
         raise UnknownKeyError(f"the issuer of the token has no key {unverified.key_id!r:.100}")

@@ -1,8 +1,8 @@
 """A limit on the bytes of bodies, of requests and replies, that one process holds for all its connections.
 
 The limits on the size of a message and on the number of connections bound memory only by their product: 16 MiB times
-thousands. So code that is about to hold a body asks this budget first, with the size that the head or prefix announces,
-before it reads any of the body.
+thousands. So code that is about to hold a body first asks this budget for as many bytes as the head or the prefix
+announces.
 
 One caller must not use up what others need, so the bound depends on the kind of body. Large requests are refused once
 half of the budget is used. Large replies, which have already been computed, are refused once seven eighths are used.
@@ -55,7 +55,8 @@ class Budget:
         self._peak = 0  # and since the heap was trimmed
 
     def take(self, size: int, most: int) -> bool:
-        """Reserves `size` bytes, unless that would exceed `most`, which is one of the three bounds."""
+        """Reserves `size` bytes and returns True. Returns False, and counts a refusal, if the budget would then hold
+        more than `most`, which is one of the three bounds."""
         held = self.held + size
         if held > most:
             self.refused += 1
@@ -81,8 +82,8 @@ class Budget:
         self.held -= size
 
     def settle(self) -> bool:
-        """Ends a second of observation. Returns True if trimming the heap is worthwhile: in that second the budget held
-        far fewer bytes than at the peak before."""
+        """Ends a second of observation; called once a second. Returns True if trimming the heap is worthwhile: in that
+        second the budget held at most half of the peak since the last trim, and at least 16 MiB less."""
         self.short, self._lately = self._lately, False
         highest, self._highest = self._highest, self.held
         self._peak = max(self._peak, highest)
@@ -96,9 +97,10 @@ class Budget:
         return Hold(self)
 
     def refusal(self, what: str) -> MeshError:
-        """Returns the error for a body without room; `what` names the body."""
+        """Returns the error for a body for which the budget has no room; `what` names the body."""
         text = (
-            f"{what} was refused: bodies in flight fill the budget of {self.limit} bytes (set by {OPTION}); try again"
+            f"{what} was refused: the budget of {self.limit} bytes for bodies in flight (set by {OPTION}) has no room "
+            "for it; try again later, or raise the budget"
         )
         return MeshError(Reason.OVERLOADED, text, retry_after=_RETRY, details={"option": OPTION})
 

@@ -107,7 +107,7 @@ class Call(ABC):
 
     @abstractmethod
     async def write(self, frame: bytes) -> None:
-        """Sends one message, or the next piece of one if it `takes_pieces`, once the transport has room. Raises
+        """Sends one message once the transport has room, or, if `takes_pieces` is true, the next piece of one. Raises
         `CallCancelled`."""
 
     @abstractmethod

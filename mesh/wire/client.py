@@ -61,9 +61,9 @@ class Pool:
         budget: budgets.Budget = budgets.UNBOUNDED,
         pieces: policy.Pieces = policy.NONE,
     ) -> None:
-        """Makes a pool; `address` is "host:port" or "unix:/path", times are in seconds, `max_message` (of replies) is
-        in bytes. Replies to calls that take `pieces` have its limit instead. With an `identity`, TCP connections use
-        mutual TLS, which `connect_timeout` covers too.
+        """Makes a pool. `address` is "host:port" or "unix:/path"; times are in seconds. `max_message` is the size of
+        the largest message of a reply in bytes; for calls that take pieces, the limit of `pieces` applies instead. With
+        an `identity`, TCP connections use mutual TLS, which `connect_timeout` covers too.
 
         Replies count in `budget` while they arrive. Connections are opened when there is something to send. Raises
         ValueError for an invalid address.
@@ -133,8 +133,8 @@ class Pool:
         return stream
 
     async def call(self, method: bytes, headers: call.Headers, frame: bytes, *, timeout: float) -> Reply:
-        """Makes one unary call. Raises `Lost`, and TimeoutError after `timeout` seconds. Cancelling it cancels the
-        call."""
+        """Makes one unary call, and returns the reply, whatever its status. Raises `Lost`, and TimeoutError after
+        `timeout` seconds. Cancelling it cancels the call."""
         sink = RequestStream()
         sink.exchange = self.send(method, headers, frame, sink, timeout=metadata.format_timeout(timeout))
         try:
@@ -234,7 +234,8 @@ class Pool:
         return owner
 
     async def _connect(self) -> None:
-        """Opens one connection for the call that has waited longest, or fails that call with the reason."""
+        """Opens one connection, and gives it to the call that has waited longest. If that fails, calls for which no
+        other connection is being opened are lost."""
         loop = asyncio.get_running_loop()
         why = ""
         connection = None
@@ -254,7 +255,7 @@ class Pool:
                 else:
                     _, connection = await loop.create_connection(self._connection, self._host, self._port)
         except TimeoutError:
-            why = f"{self.address} accepted no connection within {self._connect_timeout:g} s"
+            why = f"cannot connect to {self.address}: no connection within {self._connect_timeout:g} s"
         except (OSError, UnicodeError) as error:
             why = f"cannot connect to {self.address}: {error}"
         finally:
@@ -276,7 +277,7 @@ class Pool:
         return clientconnection.ClientConnection(self, self._max_message, random.randint(*_PATIENCE))
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Closes connections that have been idle for `idle_timeout`."""
+        """Closes connections that have been idle for about `idle_timeout`."""
         self._tick += 1
         cold = [connection for connection in self._idle if self._tick - connection.idle_since > connection.patience]
         try:
@@ -300,7 +301,7 @@ def _lines(headers: call.Headers, timeout: bytes | None, encoding: bytes) -> byt
 
 
 async def _whole(stream: ReplyStream) -> Reply:
-    """Returns the reply to a unary call that arrived as a stream."""
+    """Reads the reply to a unary call from a stream. Several messages, or OK without a message, become INTERNAL."""
     frame = await stream.read()
     if frame is not None and await stream.read() is not None:
         stream.cancel()

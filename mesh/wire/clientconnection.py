@@ -218,8 +218,8 @@ class ClientConnection(asyncio.Protocol):
     # --- large replies ---
 
     def _large(self, data: bytes) -> bool:
-        """Hands a large message that begins in this read to a `LargeBody`. Returns False if none begins, and the read
-        must be parsed."""
+        """Handles a read in which a large message begins, and lets a `LargeBody` read the rest if possible. Returns
+        False if none begins: then the caller parses the read."""
         at = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
         if at < len(_HEAD_ENDS):
             return False
@@ -268,7 +268,7 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Notifies the call in flight of the end."""
+        """Reports the call in flight as lost."""
         self._pool.left(self)
         self._reader = None
         if self._held:
@@ -296,7 +296,7 @@ class ClientConnection(asyncio.Protocol):
     # --- parser callbacks ---
 
     def on_message_begin(self) -> None:
-        """Notes the first byte of a reply."""
+        """Raises ValueError for a second reply, which nobody has asked for, so that the parser stops."""
         if self._complete:  # a second, unsolicited reply: parse no further
             raise ValueError("more than one reply")
 
@@ -380,8 +380,8 @@ class ClientConnection(asyncio.Protocol):
     # --- outcomes of a reply ---
 
     def _begin(self, owner: exchange.Exchange) -> None:
-        """Turns the reply into a stream if its head has arrived and its end has not. Waits if the first message is
-        incomplete."""
+        """Turns a reply that has begun and not ended into a stream. If only a part of its first message has arrived,
+        waits for the rest, unless the call takes the message in pieces."""
         body = self._body
         try:
             if body and not self._in_pieces and framing.frame_end(body, 0, self._limit) > len(body):
@@ -438,7 +438,7 @@ class ClientConnection(asyncio.Protocol):
         return inbox.Inbox(self._limit, self._hold, budget, budget.replies, pieces=policy)
 
     def _leave(self, keep: bool) -> None:
-        """Removes all state of the call."""
+        """Returns the connection to the pool if `keep` is true; closes it otherwise."""
         if keep:
             self._pool.release(self)
         else:
@@ -485,7 +485,7 @@ class ClientConnection(asyncio.Protocol):
                 pool.tails.keep(tail, self._trailers.copy())
 
     def _reply(self) -> replies.Reply:
-        """Returns the status and metadata of the bytes received so far."""
+        """Returns a reply with the status and metadata received so far, and without a message."""
         special = self._special
         status = special.get(b"grpc-status")
         raw = special.get(b"grpc-message", b"")
@@ -530,10 +530,10 @@ class ClientConnection(asyncio.Protocol):
 
 
 def _broken(error: framing.FrameError) -> replies.Reply:
-    """Returns the reply to report for a reply with broken framing."""
+    """Returns the failure that replaces a reply which breaks the framing or is too large."""
     if error.reason is statuses.Reason.BAD_REQUEST:  # the reason for requests; in a reply the server is at fault
         return _failure(statuses.Reason.INTERNAL, f"the reply is broken: {error.text}")
-    text = f"of the reply, {error.text}"
+    text = f"in the reply, {error.text}"
     return _failed(statuses.MeshError(error.reason, text, details=error.details, retry_after=error.retry_after))
 
 

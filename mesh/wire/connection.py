@@ -52,7 +52,7 @@ class Inbound(Protocol):
 
     @property
     def received(self) -> int:
-        """Bytes of the body that have arrived while it waits for its turn."""
+        """Number of bytes of the body that have arrived while the request waits for its turn."""
 
     @property
     def missing(self) -> int:
@@ -203,7 +203,8 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     # --- transport callbacks ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Joins the server."""
+        """Adds the connection to the server. Closes a `secure` one whose peer has no certificate with the mesh's
+        name."""
         self.transport = transport  # type: ignore[assignment]  # uvloop's do not derive from asyncio's
         self.transport.set_write_buffer_limits(high=_WRITE_HIGH)
         self.peer = _peer(self.transport)
@@ -244,7 +245,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
             log.exception("parser callback failed", peer=self.peer)
-            self._malformed("internal error: this request could not be parsed")
+            self._malformed("internal error: this request could not be parsed; the server's log has the cause")
         except httptools.HttpParserUpgrade:
             self._malformed("only HTTP/1.1 is supported here", upgrade=True)
         except httptools.HttpParserError as error:
@@ -374,8 +375,8 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     # --- for subclasses ---
 
     def _large(self, data: bytes) -> bool:
-        """Hands a large message that begins in this read to a `LargeBody`, bypassing the parser. Returns False if none
-        begins, and the read must be parsed."""
+        """Handles a read in which a large message begins, and lets a `LargeBody` read the rest if possible. Returns
+        False if none begins: then the caller parses the read."""
         return False
 
     def on_headers_complete(self) -> None:
@@ -425,7 +426,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         self._throttle()
 
     async def room(self) -> None:
-        """Waits until the peer has taken most of what was written. Raises `CallCancelled`."""
+        """Waits until the peer has taken most of what was written, or the connection is closing."""
         while self.stalled and not self._closing:
             waiter = self._loop.create_future()
             self._rooms.append(waiter)
@@ -445,7 +446,8 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         return descriptor
 
     def retire(self) -> None:
-        """Closes the connection once the call in flight is answered, or immediately if there is none."""
+        """Closes the connection if it is idle. Otherwise it is closed after the next answer, because the server is
+        closing."""
         if self._active is None and not self._queue and self._incoming is None:
             self._close(True)
 
@@ -566,7 +568,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         if self._incoming is not None and self._incoming.phase >= ANSWERED:
             self._close(False)
         else:
-            self._malformed(f"more than {self._max_headers} bytes of headers", large=True)
+            self._malformed(f"more than {self._max_headers} bytes of headers or trailers: send fewer", large=True)
 
     def _malformed(self, why: str, *, large: bool = False, upgrade: bool = False) -> None:
         """Ends the input, because nothing more on this connection can be parsed. Earlier requests are still

@@ -11,8 +11,8 @@ _MAX_DEPTH = 100  # nested groups, the same limit as protobuf's
 def fields(message: memoryview, *, limit: int = MAX_FIELDS) -> Iterator[tuple[int, int, int]]:
     """Yields the tag of each field of an encoded message, and the start and end of its value.
 
-    A group, which no message of Mesh has, counts as one field. Raises ValueError for malformed input, or for more than
-    `limit` fields.
+    A group, which no message of Mesh has, is yielded as one field. Raises ValueError for malformed input, or for more
+    than `limit` fields.
     """
     at, end = 0, len(message)
     left = limit
@@ -45,7 +45,7 @@ def _skip_group(message: memoryview, at: int, tag: int, left: int) -> tuple[int,
     end = len(message)
     while open_groups:
         if left <= 0 or len(open_groups) > _MAX_DEPTH:
-            raise ValueError("a group with too many fields")
+            raise ValueError("a group with too many fields or levels")
         left -= 1
         if at >= end:
             raise ValueError("truncated group")
@@ -87,7 +87,7 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:
-            raise ValueError("malformed number")
+            raise ValueError("malformed or truncated number")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
@@ -97,7 +97,7 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def text_field(tag: int, encoded: bytes) -> bytes:
-    """Encodes a string or bytes field; returns nothing for an empty one."""
+    """Encodes a string or bytes field; returns b"" for an empty one."""
     length = len(encoded)
     if length < 0x80:
         return b"%c%c%b" % (tag, length, encoded) if length else b""

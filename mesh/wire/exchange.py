@@ -154,8 +154,8 @@ class Exchange:
                 waiter.set_result(None)
 
     def _finish(self, over: replies.Lost) -> None:
-        """Drops all references: sinks often hold their exchange, and a cycle for each call would burden the garbage
-        collector."""
+        """Marks the call as over, and drops all references: sinks often hold their exchange, and a cycle for each call
+        would burden the garbage collector."""
         self.over = over
         self.connection = None
         self.request = ()
@@ -195,7 +195,7 @@ class Exchange:
 
 
 def _tell(sink: Sink | None, callback: str, outcome: object) -> bool:
-    """Calls the sink. An exception from it is logged and harms neither the connection nor other calls."""
+    """Calls a method of the sink. If it raises, logs the exception and returns False."""
     try:
         getattr(sink, callback)(outcome)
     except Exception:

@@ -21,7 +21,7 @@ _WINDOW = {b"gzip": inflate.GZIP, b"deflate": inflate.ZLIB}
 
 
 class FrameError(statuses.MeshError):
-    """The error of a malformed frame, or of one above the limit; `reason` says which."""
+    """The error of a frame that is malformed, above the limit, or without room in the budget; `reason` says which."""
 
     @classmethod
     def above(cls, what: str, limit: int, option: str = statuses.MAX_MESSAGE) -> "FrameError":
@@ -46,7 +46,7 @@ def unpack(frame: bytes, encoding: bytes = b"", *, limit: int) -> bytes:
     """Returns the message of one whole frame, decompressed if its flag says so.
 
     `encoding` is the value of `grpc-encoding`: b"gzip", b"deflate", or b"" and b"identity" for none. `limit` is the
-    maximum size of the message in bytes, after decompression; no more is ever allocated. Raises `FrameError`.
+    maximum size of the message in bytes, after decompression, which stops at it. Raises `FrameError`.
     """
     end = frame_end(frame, 0, limit)
     if end != len(frame):
@@ -85,8 +85,8 @@ def frame_end(
 
 
 def announced(buffer: bytes | bytearray | memoryview, limit: int) -> int:
-    """Returns the length of the frame at the start of the buffer, as far as it is known. The result is never longer
-    than the longest valid frame."""
+    """Returns the size of the frame at the start of the buffer, prefix included, with a message of at most `limit`
+    bytes. If the prefix is incomplete, returns the size of a prefix."""
     if len(buffer) < PREFIX:
         return PREFIX
     return PREFIX + min(int.from_bytes(buffer[1:PREFIX], "big"), limit)
@@ -103,9 +103,10 @@ def is_frame(data: bytes | memoryview, limit: int) -> bool:
 
 
 def beginning(frame: bytes, encoding: bytes, size: int) -> bytes:
-    """Returns the first `size` bytes of a compressed frame's message, or fewer if it is shorter. Raises FrameError.
+    """Returns at least the first `size` bytes of a compressed frame's message, or all of a shorter one. Raises
+    FrameError.
 
-    Only those bytes are unpacked, however long the message is.
+    Unpacks at most 256 KiB more than that, however long the message is.
     """
     try:
         return inflate.beginning(memoryview(frame)[PREFIX:], _window(encoding), size)

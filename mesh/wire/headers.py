@@ -39,7 +39,7 @@ SPI_STUCK = "mesh-stuck"  # reply: the failed load still runs and cannot be ende
 
 
 def named_as(alias: str, version: str) -> bytes:
-    """Returns the value of `AS`."""
+    """Returns the value of `AS` for an alias and the name of its version."""
     return f"{_quoted(alias)}/{_quoted(version)}".encode()
 
 

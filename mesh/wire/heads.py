@@ -48,7 +48,8 @@ class Memo(dict[bytes, V], Generic[V]):
         self.rest = 0  # messages for which the look-up is still skipped; callers count it down
 
     def worth(self, key: bytes) -> bool:
-        """Returns whether the result for this key, which was not found, should be kept."""
+        """Counts a failed look-up, and returns whether the result for this key should be kept: the key was seen before,
+        and is not too long."""
         self.missed += 1
         if self.missed > _PATIENCE:  # heads that never repeat, for example because of a trace id
             self.missed = 0
@@ -130,7 +131,8 @@ def plain(head: bytes) -> bool:
 
 
 def split_reply(data: bytes) -> Answer | None:
-    """Splits a read that may be one whole reply with one chunk; its head and tail decide whether it is."""
+    """Splits a read that may be one whole reply with one chunk. Returns None if it cannot be. The caller checks the
+    head and the tail."""
     if len(data) > _MAX_SMALL:
         return _split_large_reply(data)
     head, _, body = data.partition(_END)

@@ -139,7 +139,7 @@ class Inbox:
         self._wake()
 
     def take(self) -> bytes | None:
-        """Returns the next frame, or the next piece of one, if it is already here."""
+        """Returns the next frame, or the next piece of one, or None if neither has arrived."""
         if not self._frames:
             if not self._parts:
                 return None

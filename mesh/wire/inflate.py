@@ -27,7 +27,7 @@ class InflateError(ValueError):
 
 
 class TooLong(ValueError):
-    """The error that the unpacked data would exceed the limit."""
+    """The error for data that would exceed the limit when unpacked."""
 
 
 class Inflater:
@@ -76,7 +76,7 @@ class Inflater:
 
 
 def whole(data: bytes | memoryview, window: int, limit: int) -> bytes:
-    """Returns all of the unpacked data. Raises TooLong above `limit` bytes, InflateError."""
+    """Returns all of the unpacked data. Raises TooLong above `limit` bytes, and InflateError for invalid data."""
     inflater = Inflater(window)
     parts: list[bytes] = []
     size = 0

@@ -25,8 +25,8 @@ costs (2 us)."""
 
 Begun = bytes | bytearray | memoryview
 Memory = Callable[[int, Begun], memoryview]
-"""Returns memory for a message of that many bytes, which begins with the given ones. The message is then this memory,
-which is used like bytes, but has none of their methods."""
+"""A function that returns memory for a message of that many bytes, whose beginning is given. The handler gets a view of
+this memory instead of bytes."""
 
 MAPPED = 1 << 20
 """Bytes of a message above which it is read into such memory. Smaller messages are always bytes."""
@@ -213,8 +213,8 @@ class LargeBody(asyncio.BufferedProtocol):
 
 
 def begins(data: memoryview, limit: int) -> tuple[int, int, int] | None:
-    """Returns the size of the frame, the size of the chunk, and the position in `data` at which both begin, if a body's
-    first chunk begins a large message that has not arrived completely. Returns None otherwise."""
+    """Returns the size of the frame, the size of its first chunk, and the position in `data` at which both begin.
+    Returns None unless a large message begins in `data` and at least `LEAST` bytes of it are missing."""
     head = _CHUNK.match(data)
     if head is None:
         return None

@@ -22,8 +22,8 @@ class LocalAnswer:
     trailers: list[wire.Header] = field(default_factory=list)
 
     def metadata(self, name: bytes) -> bytes | None:
-        """Returns the first value with that name in the trailers or headers. A failed call may have all of them in
-        either place."""
+        """Returns the first value with that name in the trailers or headers, or None. A failed call may have all of
+        them in either place."""
         return next((value for part in (self.trailers, self.headers) for key, value in part if key == name), None)
 
     @property
@@ -109,7 +109,7 @@ class LocalCall(wire.Call):
         self._start = list(headers)
 
     async def write(self, frame: bytes) -> None:
-        """Takes the reply's only message. A unary call cannot carry more."""
+        """Takes the reply's only message. A second message ends the call with INTERNAL. Raises `CallCancelled`."""
         if self._cancelled:
             raise wire.CallCancelled("the caller has gone")
         if self._first is not None:
@@ -132,7 +132,8 @@ class LocalCall(wire.Call):
 
 
 def begin(call: LocalCall, dispatch: wire.Handler) -> None:
-    """Starts the call. The handler enforces its deadline, as for every call."""
+    """Passes the call to the handler, which enforces its deadline. If the handler raises, the call fails with
+    INTERNAL."""
     try:
         dispatch(call)
     except Exception:
@@ -150,7 +151,8 @@ async def make(
     peer: str,
     encoding: bytes = b"",
 ) -> LocalAnswer:
-    """Makes a call and waits for its answer until the deadline. If the wait is cancelled, so is the call."""
+    """Makes a call and waits for its answer, which is DEADLINE_EXCEEDED once the deadline has passed. If the wait is
+    cancelled, so is the call."""
     answer: asyncio.Future[LocalAnswer] = asyncio.get_running_loop().create_future()
 
     def done(came: LocalAnswer) -> None:

@@ -23,7 +23,7 @@ _FRAMING = frozenset({b"connection", b"content-length", b"expect", b"keep-alive"
 
 
 class PlainOwner(connection.Owner[PlainRequest, Head], Protocol):
-    """The server, as its connections see it, which also defines the form of refusals."""
+    """The server as its connections see it. It also defines the form of refusals."""
 
     opening: Opening | None
 

@@ -8,7 +8,8 @@ owner, Envoy or one of our pools, closes them.
 Bodies hold memory while they arrive and leave, so peers must keep up a minimum rate, which is checked once a second.
 While the budget for bodies is short, the minimum rate is sixteen times as high.
 
-The sweep also finds disconnected peers of connections whose reading is paused because their handler takes no more.
+Once a second, the server also looks for disconnected peers of connections whose reading is paused because their handler
+takes no more.
 """
 
 import asyncio
@@ -59,7 +60,7 @@ class ServerStatistics:
     calls_in_flight: int
     calls: int  # calls passed to the handler so far
     errors: int  # calls whose handler raised
-    refused: int  # requests refused, before or after a handler saw them, because they were malformed or above a limit
+    refused: int  # requests that the server itself refused, before or after a handler saw them
     slow: int  # bodies cut off because their peers were too slow
 
 

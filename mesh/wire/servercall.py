@@ -56,7 +56,7 @@ class CallConnection(Protocol):
         """Pauses reading while the reader of the call's messages wants no more, and resumes reading later."""
 
     async def room(self) -> None:
-        """Waits until the peer has taken most of what was written. Raises `CallCancelled`."""
+        """Waits until the peer has taken most of what was written, or the connection is closing."""
 
 
 class ServerCall(call.Call):
@@ -224,7 +224,7 @@ class ServerCall(call.Call):
         self.body = body
 
     def stop(self, refusal: refusals.Refusal) -> None:
-        """Refuses the call, if no answer has been given."""
+        """Marks the call as refused. The connection sends the refusal."""
         self.refusal = refusal
 
     @property
@@ -393,7 +393,7 @@ class ServerCall(call.Call):
             transport.writelines((b"%x\r\n" % len(frame), frame, b"\r\n"))
 
     def finish(self, code: int = 0, text: str = "", trailers: call.Headers = ()) -> None:
-        """Ends the reply."""
+        """Ends the reply. If nothing was sent yet, sends the head too."""
         if self.phase == OPEN:
             if code:
                 self.fail(code, text, trailers=trailers)

@@ -80,13 +80,13 @@ class Nothing:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (pickle.dumps({"a": 1}), "it is no model"),
+        (pickle.dumps({"a": 1}), "it is not a model"),
         (b"\x80\x04not a pickle", "cannot be loaded"),
         (b"", "is an empty file"),
         (b"CBM1rest", "CatBoost exports ONNX itself"),
         (b"tree\nversion=v4\nnonsense", "cannot be loaded"),
         (pickle.dumps(Nothing()).replace(b"test_cli_convert", b"test_cli_xonvert"), "which is not installed"),
-        (pickle.dumps(Nothing()).replace(b"Nothing", b"Nowhere"), "needs code that is not installed here"),
+        (pickle.dumps(Nothing()).replace(b"Nothing", b"Nowhere"), "refers to something that is missing here"),
         (None, "cannot be read: No such file"),
     ],
 )
@@ -104,10 +104,10 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes | None, says: st
     [
         ("rows.csv", "1,2,3\n", "has 3 columns, but the model takes 4"),
         ("rows.csv", "", "has no rows"),
-        ("rows.csv", "a,b,c,d\n1,2,3,x\n", "column x3 holds other things than numbers"),
+        ("rows.csv", "a,b,c,d\n1,2,3,x\n", "column x3 takes numbers"),
         ("rows.csv", "a,b,c,d\n1,2,3,4\n1,2\n", "has 2 columns, but the first line has 4"),
         ("rows.csv", "a,b,c,d\n,2,3,4\n", "the model itself refuses the given rows"),
-        ("rows.npy", "no array", "is no array of numbers or text"),
+        ("rows.npy", "no array", "is not an array of numbers or text"),
         ("none.csv", None, "cannot be read: No such file"),
     ],
 )

@@ -249,7 +249,7 @@ def test_the_width_is_needed_only_if_the_model_is_silent() -> None:
     with pytest.raises(CannotConvert, match="have 4 columns, not 3"):
         converted(model, width=3)
     del model.n_features_in_
-    with pytest.raises(CannotConvert, match="--width gives the number"):
+    with pytest.raises(CannotConvert, match="give the number with --width"):
         converted(model)
     assert converted(model, width=4).exact
 

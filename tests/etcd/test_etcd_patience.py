@@ -28,7 +28,7 @@ async def test_it_is_done_as_soon_as_etcd_is_there() -> None:
     work = Work(patience, *(EtcdUnavailable(f"no {number}") for number in range(3)))
     with capture_logs() as lines:
         assert await patience.until_done(work) == 7
-    assert work.whys == ["", *(f"etcd cannot be reached: no {number}" for number in range(3))]
+    assert work.whys == ["", *(f"etcd is unavailable: no {number}" for number in range(3))]
     assert patience.why == ""
     assert [(line["event"], line.get("why")) for line in lines] == [
         ("waiting for etcd", "no 0"),

@@ -188,4 +188,4 @@ def test_a_start_without_its_settings_says_so(tmp_path: Path) -> None:
         [sys.executable, "-m", "mesh.etcdserver.member"], capture_output=True, text=True, timeout=60, env={}
     )
     assert done.returncode == 1
-    assert "'ETCD_NAME' is missing" in done.stderr
+    assert "ETCD_NAME is not set" in done.stderr

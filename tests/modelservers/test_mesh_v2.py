@@ -121,7 +121,7 @@ def test_a_number_in_place_of_typed_contents_is_refused(datatype: str, field: in
         ("FP32", [2], bytes(7), "7 bytes are not a whole number"),
         ("FP32", [-1], bytes(4), "negative size"),
         ("FP32", [1 << 40, 1 << 40], b"", "too large"),
-        ("COMPLEX", [1], bytes(8), "is no datatype of V2"),
+        ("COMPLEX", [1], bytes(8), "is not a datatype of V2"),
         ("BYTES", [1], b"\x05\0\0\0abc", "ends beyond"),
     ],
 )

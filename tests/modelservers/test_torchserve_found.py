@@ -43,7 +43,7 @@ def test_what_is_missing_is_named(machine: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(NotFound, match=r"needs Java 11 or later, and .*java is version 8"):
         torchserve.find()
     program(machine / "java", "#!/bin/sh\necho hello\n")
-    with pytest.raises(NotFound, match="does not tell its version"):
+    with pytest.raises(NotFound, match="does not print its version"):
         torchserve.find()
     (machine / "java").unlink()
     with pytest.raises(NotFound, match=r"there is none on PATH.*openjdk"):

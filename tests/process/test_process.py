@@ -329,7 +329,7 @@ def test_a_parent_that_died_before_the_tether_was_tied_is_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "text"), [(0, "ended with status 0"), (-9, "killed by SIGKILL"), (-200, "killed by signal 200")]
+    ("status", "text"), [(0, "ended with status 0"), (-9, "was killed by SIGKILL"), (-200, "was killed by signal 200")]
 )
 def test_exit_statuses_for_people(status: int, text: str) -> None:
     assert process.describe_exit(status) == text

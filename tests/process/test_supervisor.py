@@ -85,7 +85,7 @@ async def test_one_that_dies_is_started_again() -> None:
             os.kill(before, signal.SIGKILL)
             await until(lambda: one.ready == count + 1)  # noqa: B023
             assert one.pid != before
-        assert [ended.how for ended in one.deaths] == ["killed by SIGKILL"] * 3
+        assert [ended.how for ended in one.deaths] == ["was killed by SIGKILL"] * 3
         assert [life.number for life in one.lives] == [1, 2, 3, 4]
         assert (one.supervisor.state, one.supervisor.starts, one.supervisor.deaths) == (State.READY, 4, 3)
     assert not one.lost

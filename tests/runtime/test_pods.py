@@ -197,7 +197,7 @@ async def test_a_pod_that_comes_before_etcd_waits_for_it(own_etcd: EtcdServer, k
 
         async def says_so() -> bool:
             status, text = await pod.probe("/ready", probe)
-            return status == 503 and f"etcd cannot be reached: read at {own_etcd.endpoint}" in text
+            return status == 503 and f"etcd is unavailable: read at {own_etcd.endpoint}" in text
 
         await until(says_so, timeout=30, interval=0.05, why="/ready names etcd")
         assert (await pod.probe("/live", probe))[0] == 200

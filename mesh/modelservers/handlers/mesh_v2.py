@@ -147,7 +147,7 @@ def _check(name: str, datatype: str, shape: list[int], raw: bytes) -> None:
         if rest:
             raise BadRequest(f"input {name!r}: {len(raw)} bytes are not a whole number of elements of {datatype}")
     else:
-        raise BadRequest(f"input {name!r}: {datatype or 'no datatype'} is no datatype of V2")
+        raise BadRequest(f"input {name!r}: {datatype or 'no datatype'} is not a datatype of V2")
     if found != count:
         raise BadRequest(f"input {name!r}: the shape {shape} has {count} elements, but {found} were sent")
 
@@ -231,7 +231,8 @@ def _text(value: Any) -> str:
 
 
 def response(name: str, number: str, tensors: Sequence[Tensor], typed: bool) -> bytes:
-    """Returns an encoded ModelInferResponse. Contents are typed if `typed`, and all datatypes have typed contents."""
+    """Returns an encoded ModelInferResponse. Its contents are typed if `typed` is true and all datatypes have typed
+    contents, and raw otherwise."""
     typed = typed and all(tensor[1] in _TYPED for tensor in tensors)
     parts = [_field(1, name.encode()), _field(3, number.encode())]
     for title, datatype, shape, raw in tensors:
@@ -256,7 +257,7 @@ def pack(datatype: str, numbers: Sequence[Any]) -> bytes:
         found = [one if isinstance(one, (bytes, bytearray)) else str(one).encode() for one in numbers]
         return b"".join(struct.pack("<I", len(one)) + one for one in found)
     if datatype not in CODES:
-        raise ValueError(f"{datatype!r} is no datatype of V2 that an answer can have")
+        raise ValueError(f"{datatype!r} is not a datatype of V2 that an answer can have")
     try:
         return struct.pack(f"<{len(numbers)}{CODES[datatype]}", *numbers)
     except struct.error as error:

@@ -68,7 +68,7 @@ def _packages(library: str, runtime: str) -> tuple[Any, Any, Any]:
 
 
 COMPLETED = {"mlserver_catboost": complete_catboost, "mlserver_xgboost": complete_xgboost}
-"""What completes a package, by the package's name."""
+"""The functions that complete packages, by the packages' names."""
 
 
 async def serve(given: dict[str, Any]) -> None:

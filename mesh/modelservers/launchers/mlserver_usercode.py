@@ -170,7 +170,7 @@ def encode(name: str, value: Any) -> tuple[str, list[int], list[Any]]:
 
 
 def _strings(values: list[Any]) -> list[Any]:
-    """Returns str for texts in UTF-8, unless one of the values is another one."""
+    """Returns all values as str if all are UTF-8, otherwise all as bytes. Raises TypeError if one is neither."""
     if not all(isinstance(one, str | bytes) for one in values):
         raise TypeError("neither text nor bytes")
     try:

@@ -37,8 +37,8 @@ def backends(packages: Path, folder: Path) -> Path:
 
 
 def clean(owner: int) -> None:
-    """Removes shared memory that killed servers have left: those of this pod's agent, and of agents that have ended.
-    Its names contain the agent's process id."""
+    """Removes the shared memory that killed servers of this pod's agent, or of agents that have ended, have left. Its
+    names contain the agent's process id."""
     for left in _SHARED.glob(f"{_PREFIX}*"):
         agent = left.name.removeprefix(_PREFIX).partition("-")[0]
         if not agent.isdecimal() or (int(agent) != owner and Path(f"/proc/{agent}").exists()):

@@ -169,7 +169,7 @@ class GrpcCall:
 
 def _refusal(size: int, limit: int) -> Reply:
     """Returns the end of an answer whose message `grpc.aio` has refused as too large, with Mesh's own error text."""
-    error = too_large(f"of the reply, a message of {size} bytes", limit)
+    error = too_large(f"in the reply, a message of {size} bytes", limit)
     trailers = [(wire.DETAILS, wire.encode_bin(error.grpc_details()))]
     return Reply(int(error.reason.code), error.text, trailers=trailers)
 

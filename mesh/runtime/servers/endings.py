@@ -28,10 +28,10 @@ def death_of(ended: Ended, *, crashed_in: int, kills: tuple[int, int]) -> Death:
     if code >= 0:
         return Death(how, EndCause.EXIT)
     if -code in _CRASHES:
-        return Death(f"was {how}", EndCause.CRASH, crashed_in)
+        return Death(how, EndCause.CRASH, crashed_in)
     if -code != signal.SIGKILL:
-        return Death(f"was {how}", EndCause.KILLED)
+        return Death(how, EndCause.KILLED)
     before, after = kills
     if after == before >= 0:
-        return Death(f"was {how} from outside", EndCause.KILLED)
-    return Death(f"was {how}{', as the machine ran out of memory' if after >= 0 else ''}", EndCause.MEMORY)
+        return Death(f"{how} from outside", EndCause.KILLED)
+    return Death(f"{how}{', as the machine ran out of memory' if after >= 0 else ''}", EndCause.MEMORY)

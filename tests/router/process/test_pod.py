@@ -322,7 +322,7 @@ async def test_without_etcd_it_runs_and_says_that_it_is_not_ready(a_router, own_
 
     async def says_so():
         status, text = await router.get("/ready")
-        return status == 503 and f"etcd cannot be reached: read at {own_etcd.endpoint}" in text
+        return status == 503 and f"etcd is unavailable: read at {own_etcd.endpoint}" in text
 
     await until(says_so, timeout=30, interval=0.05)
     assert (await router.get("/live"))[0] == 200

@@ -53,7 +53,7 @@ async def test_a_kill_is_for_memory_where_the_kernel_counts_one_more(
     server = a_server(Board.create(tmp_path / "b", 4), on_death=print)
     monkeypatch.setattr(serverprocess, "oom_kills", lambda: after)
     server._oom_kills = before
-    assert server._death(Ended("killed by SIGKILL", -signal.SIGKILL, None)).cause is cause
+    assert server._death(Ended("was killed by SIGKILL", -signal.SIGKILL, None)).cause is cause
 
 
 async def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:

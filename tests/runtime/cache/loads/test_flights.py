@@ -544,9 +544,9 @@ async def test_a_server_that_dies_while_it_loads(pod: FakePod, suspect: bool) ->
 
 
 async def test_no_server_no_load(pod: FakePod) -> None:
-    pod.server.why_down = "the model server killed by SIGKILL"
+    pod.server.why_down = "the model server was killed by SIGKILL"
     outcome = await pod.load("m")
-    assert outcome == Refused(Reason.UNAVAILABLE, "the model server killed by SIGKILL")
+    assert outcome == Refused(Reason.UNAVAILABLE, "the model server was killed by SIGKILL")
     await pod.nothing_left("m")
 
 
