@@ -37,7 +37,7 @@ class Folder:
             found = {name: path for name in ENTRIES if (path := self.path / name).exists()}
             return {name: path.read_bytes() for name, path in found.items()}, None
         except OSError as error:
-            raise StoreError(f"{error.filename or self.path} cannot be read: {error.strerror}") from error
+            raise StoreError(f"{error.filename or self.path} cannot be created or read: {error.strerror}") from error
 
     async def write(self, content: Mapping[str, bytes], version: object) -> bool:
         """Replaces the certificate files, and returns True: the lock excludes other writers."""

@@ -78,7 +78,7 @@ def _expected(model: Any, layout: RowLayout, groups: Sequence[Group]) -> Expecte
         if refusal:
             text = f"the model itself refuses all rows that were made up ({refusal})"
             raise CannotConvert(f"{text}: give rows with --rows FILE")
-        raise CannotConvert(f"the model answers to none of the methods {', '.join(answers.METHODS)}: {SERVE_IT}")
+        raise CannotConvert(f"the model has no usable method ({', '.join(answers.METHODS)}): {SERVE_IT}")
     return found
 
 

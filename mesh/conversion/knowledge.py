@@ -51,7 +51,7 @@ def _of_step(step: Any, indices: Sequence[int], columns: Sequence[Column]) -> No
 
 
 def _values(model: Any) -> Iterator[tuple[int, float]]:
-    """Yields values by the numbers of their columns."""
+    """Yields the values that a model knows, each with the number of its column."""
     mean, scale = getattr(model, "mean_", None), getattr(model, "scale_", None)
     if isinstance(mean, np.ndarray) and isinstance(scale, np.ndarray) and mean.shape == scale.shape:
         for away in (-3, -1, 0, 1, 3):

@@ -87,7 +87,7 @@ async def register(session: aiohttp.ClientSession, base: str, fleet: Fleet) -> N
         if "error" in answer:
             raise DemoError(f"the fleet cannot be registered: {answer['error']}")
     if not answers or not answers[-1].get("finished"):
-        raise DemoError("the import of the fleet was interrupted")
+        raise DemoError("the import of the fleet was interrupted: run the demo again")
     if answers[-1].get("existing"):
         await _reload_changed(session, base, fleet)
 

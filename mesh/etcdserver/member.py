@@ -135,7 +135,7 @@ def _joins_in_time(name: str, peers: Mapping[str, str], tls: ssl.SSLContext | No
 
 
 def _peer_tls(environment: Mapping[str, str]) -> ssl.SSLContext | None:
-    """Returns the TLS settings between members. Raises OSError for files that cannot be read."""
+    """Returns the TLS settings between members, or None without TLS. Raises OSError for files that cannot be read."""
     if not (ca := environment.get("ETCD_PEER_TRUSTED_CA_FILE")):
         return None
     context = ssl.create_default_context(cafile=ca)

@@ -90,13 +90,16 @@ def context(folder: Path, side: int, ca: bytes, certificate: bytes, private_key:
     try:
         made.load_verify_locations(cadata=ca.decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
-        raise IdentityError(f"{folder}/ca.crt contains no certificate authority in PEM: {reason(error)}") from error
+        raise IdentityError(
+            f"{folder}/ca.crt contains no certificate authority in PEM: {reason(error)}. `mesh certificates` creates "
+            "one"
+        ) from error
     try:
         load_chain(made, certificate + b"\n" + private_key)
     except (ssl.SSLError, ValueError) as error:
         raise IdentityError(
-            f"{folder}/tls.crt does not work with {folder}/tls.key: {reason(error)}. Both are PEM, the key without a "
-            "password"
+            f"{folder}/tls.crt does not work with {folder}/tls.key: {reason(error)}. Both must be PEM, the key without "
+            "a password"
         ) from error
     return made
 

@@ -119,8 +119,10 @@ class Identity:
         if not self._handover.step(self.folder, self._elapsed()):
             return False
         self.changes += 1
-        trusted = "the old one too" if self._handover.under_way else "only the new one"
-        log.info("the certificate of the new authority is presented", trusted=trusted)
+        if self._handover.under_way:
+            log.info("the certificate of the new authority is presented; the old authority is still trusted")
+        else:
+            log.info("the handover to the new authority has ended; the old authority is no longer trusted")
         return True
 
     async def run(self) -> None:

@@ -103,7 +103,7 @@ class UpSettings:
             if port == 0 and option != "--rest-listen":
                 raise UpError(f"{option}: port 0 cannot be used here, because clients must know the port: name one")
         if self.own_pods < 1:
-            raise UpError(f"--pods: a mesh needs at least 1 runtime pod, not {self.own_pods}")
+            raise UpError("--pods: a mesh needs at least 1 runtime pod with a server that Mesh starts itself, not 0")
         for kind in dict.fromkeys(self.adapted):
             if lacks := availability.missing(kind):
                 raise UpError(f"--server: {lacks}")
@@ -157,7 +157,10 @@ class UpSettings:
         except LookupError as error:
             raise UpError(f"{file} contains no key: remove it, and the next start creates one") from error
         except OSError as error:
-            raise UpError(f"{file}, the file of the admin's key, cannot be used: {error.strerror}") from error
+            raise UpError(
+                f"{file}, the file of the admin's key, cannot be used ({error.strerror}): let this user read and "
+                "write it"
+            ) from error
 
     @property
     def samples_dir(self) -> Path:

@@ -137,10 +137,12 @@ class _Unpacking:
                 if entry.content is not None:
                     self._write(target, entry.content)
             except (FileExistsError, IsADirectoryError, NotADirectoryError):
-                raise BadArchive(f"the archive has two entries with the same path: {_shown(entry.name)}") from None
+                raise BadArchive(
+                    f"the archive has two entries with the same path: {_shown(entry.name)}; leave one out"
+                ) from None
 
     def _parts(self, name: str) -> list[str]:
-        """Returns the elements of an entry's path. Raises BadArchive."""
+        """Returns the elements of an entry's path, and counts the entry. Raises BadArchive."""
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if name.startswith("/") or ".." in parts:
             raise BadArchive(f"the archive holds a path that leads out of it: {_shown(name)}; use relative paths")
@@ -149,12 +151,16 @@ class _Unpacking:
                 f"the archive holds a name with a backslash or a NUL: {_shown(name)}; separate folders by /"
             )
         if any(len(os.fsencode(part)) > _NAME for part in parts):
-            raise BadArchive(f"the archive holds a name of more than {_NAME} bytes: {_shown(name)}")
+            raise BadArchive(f"the archive holds a name of more than {_NAME} bytes: {_shown(name)}; shorten it")
         if len(parts) > self._limits.depth:
-            raise BadArchive(f"the archive holds folders more than {self._limits.depth} deep: {_shown(name)}")
+            raise BadArchive(
+                f"the archive holds folders more than {self._limits.depth} deep: {_shown(name)}; nest fewer"
+            )
         self._files += 1
         if self._files > self._limits.files:
-            raise BadArchive(f"the archive holds more than {self._limits.files:,} files")
+            raise BadArchive(
+                f"the archive holds more than {self._limits.files:,} files: pack only what the model needs"
+            )
         return parts
 
     def _write(self, target: Path, content: IO[bytes]) -> None:
@@ -166,11 +172,15 @@ class _Unpacking:
         while chunk := content.read(_CHUNK):
             self._bytes += len(chunk)
             if self._bytes > self._limits.bytes:
-                raise BadArchive(f"the archive holds more than {self._limits.bytes:,} bytes")
+                raise BadArchive(
+                    f"the archive holds more than {self._limits.bytes:,} bytes: pack only what the model needs"
+                )
             if self._bytes > self._free:
-                raise BadArchive("the archive would fill more than half of the disk's free space")
+                raise BadArchive(
+                    "the archive would fill more than half of the disk's free space: give the pod more disk"
+                )
             if self._stop is not None and self._stop.is_set():
-                raise BadArchive("the unpacking was ended")
+                raise BadArchive("the unpacking was cancelled")
             if file is not None:
                 file.write(chunk)
 

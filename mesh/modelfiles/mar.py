@@ -43,14 +43,14 @@ def read(folder: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         if isinstance(error, BadManifest):
             raise
-        raise BadManifest(f"{where} is not valid JSON") from error
+        raise BadManifest(f"{where} is not valid JSON: make the archive with torch-model-archiver") from error
     except FileNotFoundError as error:
         raise BadManifest(f"the archive lacks {where}: make it with torch-model-archiver") from error
     except OSError as error:
         raise BadManifest(f"{where} cannot be read: {error.strerror}") from error
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
-        raise BadManifest(f"{where} has no object `model`")
+        raise BadManifest(f"{where} has no object `model`: make the archive with torch-model-archiver")
     handler = model.get("handler")
     if not isinstance(handler, str) or not handler.strip():
         raise BadManifest(f"{where} names no handler: make the archive with torch-model-archiver --handler")
@@ -72,4 +72,4 @@ def _check_file(folder: Path, name: Any, where: str) -> None:
     except (OSError, RuntimeError) as error:  # names that are too long, and links that lead to themselves
         raise BadManifest(f"{where} is not a usable name: {name[:100]!r}") from error
     if not there:
-        raise BadManifest(f"{name!r}, which {where} names, is missing")
+        raise BadManifest(f"{name!r}, which {where} names, is missing: add it to the archive")

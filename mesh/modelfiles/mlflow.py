@@ -31,12 +31,12 @@ def flavours(folder: Path) -> Mapping[str, Mapping[str, Any]]:
             raise BadDescription(f"{DESCRIPTION} has more than {_MAX_BYTES} bytes")
         described = yaml.safe_load(file.read_bytes())
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise BadDescription(f"{DESCRIPTION} is not valid YAML") from error
+        raise BadDescription(f"{DESCRIPTION} is not valid YAML: save the model again") from error
     except OSError as error:
         raise BadDescription(f"{DESCRIPTION} cannot be read: {error.strerror}") from error
     found = described.get("flavors") if isinstance(described, dict) else None
     if not isinstance(found, dict) or not found:
-        raise BadDescription(f"{DESCRIPTION} names no flavors")
+        raise BadDescription(f"{DESCRIPTION} names no flavors: save the model again")
     return {str(name): value if isinstance(value, dict) else {} for name, value in found.items()}
 
 
@@ -65,5 +65,5 @@ def file_of(folder: Path, model_type: str) -> Path:
     if not file.is_relative_to(folder.resolve()):
         raise BadDescription(f"{DESCRIPTION} names a file outside of the model's folder: {name!r}")
     if not file.exists():
-        raise BadDescription(f"{name}, which {DESCRIPTION} names, is missing")
+        raise BadDescription(f"{name}, which {DESCRIPTION} names, is missing: copy all files of the model")
     return file

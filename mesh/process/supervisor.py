@@ -242,7 +242,6 @@ class Supervisor:
             await asyncio.wait({died, ready})
 
     async def _until_dead(self) -> Ended:
-        """Waits for the end of a life."""
         assert self.child is not None
         while True:
             turned()
@@ -269,7 +268,6 @@ class Supervisor:
             await asyncio.Event().wait()
 
     def _watch_over(self, child: Process) -> None:
-        """Watches this life, its start included."""
         program = self.program
         if program.ask is not None:
             self._answers = Answers(program.ask, name=program.name)

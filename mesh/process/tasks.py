@@ -72,7 +72,6 @@ class _Standing:
         self.hang = hang.Hang(hang.HangLimits(silent=turns, suspect=turns, interval=_LOOK))
 
     def hangs(self, now: float) -> bool:
-        """Checks the duty, and returns whether it hangs."""
         verdict = self.hang.look(hang.Observation(now, "S", 0.0, False, self.pulse.last))
         return verdict.doing is hang.ProcessState.HUNG
 

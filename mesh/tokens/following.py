@@ -131,7 +131,9 @@ class Following:
             published = await self._location.read()
             self._take(published, keyset.parse(published.raw, self._algorithms))
         except (LocationError, ValueError) as error:
-            self._fail(str(error) if isinstance(error, LocationError) else f"the issuer's keys cannot be used: {error}")
+            self._fail(
+                str(error) if isinstance(error, LocationError) else f"the issuer's key set cannot be used: {error}"
+            )
         finally:
             self._reading = None
 

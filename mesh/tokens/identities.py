@@ -50,7 +50,7 @@ def account(name: object, groups: Iterable[object] | None = None) -> Principal:
 def _groups(found: Any) -> list[str]:
     given = [found] if isinstance(found, str) else found if isinstance(found, list) else []
     if len(given) > MAX_GROUPS:
-        raise TokenError(f"the token has more than {MAX_GROUPS} groups")
+        raise TokenError(f"the token has more than {MAX_GROUPS} groups: request one with fewer")
     return [
         subject
         for one in given
@@ -75,7 +75,6 @@ def _text(value: object) -> bool:
 
 
 def _usable(subject: str) -> bool:
-    """Returns whether a grant may name the subject."""
     try:
         check_subject(subject)
     except ValueError:

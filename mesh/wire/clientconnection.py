@@ -95,7 +95,6 @@ class ClientConnection(asyncio.Protocol):
         self._reset()
 
     def _reset(self) -> None:
-        """Prepares for the next reply."""
         if self._held:
             self._pool.budget.give(self._held)
             self._held = 0
@@ -397,7 +396,6 @@ class ClientConnection(asyncio.Protocol):
         owner.begun(self._headers, self._special.get(b"grpc-encoding", b""), box)
 
     def _finish(self, owner: exchange.Exchange) -> None:
-        """Ends the call with the whole reply."""
         if self._refusal is not None:
             self._refuse(owner, self._refusal)
             return

@@ -349,7 +349,6 @@ class Connection(asyncio.Protocol, Generic[M, K]):
             self.transport.set_protocol(reader)
 
     def _read_again(self) -> None:
-        """Makes this connection the reader again."""
         if self._reader is not None:
             self._reader.drop()
             self._reader = None

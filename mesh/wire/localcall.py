@@ -85,7 +85,7 @@ class LocalCall(wire.Call):
             try:
                 callback()
             except Exception:
-                log.exception("handler failed on a cancel", method=self.method)
+                log.exception("handler failed to handle a cancelled call", method=self.method)
 
     async def read(self) -> bytes | None:
         """Returns the call's only message, then None. Raises `CallCancelled`."""

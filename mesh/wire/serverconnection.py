@@ -101,7 +101,6 @@ class ServerConnection(connection.Connection[servercall.ServerCall, call.Head]):
     # --- heads seen before ---
 
     def _recognised(self, seen: heads.Request, known: call.Head) -> bool:
-        """Passes on a request whose head is known; returns False if the parser must judge it."""
         _, sized, timeout, body = seen
         if sized is not known.sized or not framing.is_frame(body, self.limit):
             return False
@@ -124,7 +123,6 @@ class ServerConnection(connection.Connection[servercall.ServerCall, call.Head]):
         return True
 
     def _learn(self, seen: heads.Request) -> None:
-        """Caches the parser's result for a read that brought exactly one request."""
         if len(self._queue) != 1 or not self._between:
             return
         head, sized, _, body = seen

@@ -158,7 +158,7 @@ async def test_models_that_were_made_again_are_reloaded(mesh, tiny):
 
 
 async def test_nobody_there(tiny):
-    with pytest.raises(DemoError, match="does not answer"):
+    with pytest.raises(DemoError, match="gave no usable answer"):
         await run_demo("http://127.0.0.1:1", tiny, requests=1)
 
 

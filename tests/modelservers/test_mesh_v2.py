@@ -122,7 +122,7 @@ def test_a_number_in_place_of_typed_contents_is_refused(datatype: str, field: in
         ("FP32", [-1], bytes(4), "negative size"),
         ("FP32", [1 << 40, 1 << 40], b"", "too large"),
         ("COMPLEX", [1], bytes(8), "is not a datatype of V2"),
-        ("BYTES", [1], b"\x05\0\0\0abc", "ends beyond"),
+        ("BYTES", [1], b"\x05\0\0\0abc", "longer than the rest of them"),
     ],
 )
 def test_contents_that_do_not_fit_their_shape_are_refused(kind: str, shape: list[int], raw: bytes, says: str) -> None:

@@ -119,7 +119,7 @@ class MeshHandler:
             flat = torch.frombuffer(bytearray(raw), dtype=_TYPES[datatype]) if raw else torch.empty(0)
             made[name] = flat.to(_TYPES[datatype]).reshape(shape).to(self._device)
         if len(made) != len(tensors):
-            raise v2.BadRequest("two inputs have the same name")
+            raise v2.BadRequest("two inputs have the same name: give each a name of its own")
         with torch.no_grad():
             if made and set(made) <= set(self._arguments):
                 result = self._model(**made)
@@ -141,7 +141,9 @@ class MeshHandler:
             inputs = []
             for title, datatype, shape, raw in tensors:
                 if datatype == "BF16":
-                    raise v2.BadRequest(f"input {title!r}: BF16 has no form in JSON")
+                    raise v2.BadRequest(
+                        f"input {title!r}: this model gets its inputs as JSON, which has no BF16: send FP32"
+                    )
                 data = v2.values(datatype, raw)
                 if datatype == "BYTES":
                     data = [base64.b64encode(one).decode() for one in data]

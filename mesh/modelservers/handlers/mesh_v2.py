@@ -157,7 +157,7 @@ def _strings(raw: bytes) -> Iterator[bytes]:
     while at < len(raw):
         end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
         if at + 4 > len(raw) or end > len(raw):
-            raise BadRequest("a string of raw contents ends beyond them")
+            raise BadRequest("a string in the raw contents is longer than the rest of them")
         yield bytes(raw[at + 4 : end])
         at = end
 
@@ -179,7 +179,7 @@ def _fields(message: Any) -> Iterator[tuple[int, Any]]:
         else:
             raise BadRequest("the request is not a message of V2")
         if at + length > end:
-            raise BadRequest("the request is not a message of V2: a field ends beyond it")
+            raise BadRequest("the request is not a message of V2: a field is longer than the rest of it")
         yield key >> 3, message[at : at + length]
         at += length
 

@@ -37,7 +37,7 @@ class PythonModel(MLModel):  # type: ignore[misc]  # MLServer is in another envi
             outputs = self._model.predict({one.name: _array(one) for one in payload.inputs})
             wanted = [one.name for one in payload.outputs or ()] or list(outputs)
             if unknown := [name for name in wanted if name not in outputs]:
-                raise usercode.BadTensors(f"the model has no output {unknown[0]}, but {', '.join(outputs)}")
+                raise usercode.BadTensors(f"the model has no output {unknown[0]}: it has {', '.join(outputs)}")
             made = [_output(name, outputs[name]) for name in wanted]
         except usercode.BadTensors as error:
             raise InferenceError(str(error)) from error
