@@ -131,7 +131,10 @@ def test_authorities_for_clients_follow_the_same_rule(tls: config.Tls, tmp_path:
         config.Tls(certificate=tls.certificate, private_key=tls.private_key, client_ca=str(ca)), tmp_path / "run"
     )
     edge.start()
-    for content, why in ((b"nothing", "no certificate authority"), (chain(EXPIRED).encode(), "has expired")):
+    for content, why in (
+        (b"nothing", "cannot be used as the certificate authority"),
+        (chain(EXPIRED).encode(), "has expired"),
+    ):
         put(ca, content)
         assert not edge.look()
         assert why in edge.refusal

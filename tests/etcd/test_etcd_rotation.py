@@ -247,7 +247,10 @@ async def test_a_client_certificate_is_followed(tmp_path: Path) -> None:
             client.put(**_files(authority, (one[0], other[1])))
             await until(lambda: "does not work with its key" in etcd.statistics().refusal, why="a pair of two")
             client.put(**_files(authority, Authority().issue("client")))
-            await until(lambda: "etcd does not answer" in etcd.statistics().refusal, why="an authority unknown to etcd")
+            await until(
+                lambda: "a test of the changed ones failed" in etcd.statistics().refusal,
+                why="an authority unknown to etcd",
+            )
             await etcd.put(b"k", b"2")
             client.put(**_files(authority, one))
             await until(lambda: etcd.settings.certificate == one[0], timeout=30, why="the renewed one is taken")

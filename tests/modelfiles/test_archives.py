@@ -142,7 +142,7 @@ def test_unpacking_stops_when_nobody_waits(tmp_path: Path) -> None:
     zipped(tmp_path / "archive", [("a", b"1")])
     stop = threading.Event()
     stop.set()
-    with pytest.raises(BadArchive, match="was ended"):
+    with pytest.raises(BadArchive, match="was cancelled"):
         archives.unpack(tmp_path / "archive", tmp_path / "into", stop=stop)
 
 
