@@ -8,9 +8,11 @@ Its packages, each of which imports only those below it (a contract of import-li
     blame/         the pod's writes to models' records, for example about models that may have killed a server
     servers/       the model server for its agent: a child process, and the SPI by which it is called
     server/        the ONNX model server, a separate process
+    relay/         the relay to any other model server, a separate process
+    port/          the rules of the data port, which the ONNX server and the relay share
     sharedmemory/  the use board, shared by the agent and the process that answers on the data port
-    turns          the order of waiting loads, for both processes
-    duties         the long-lived tasks of both
+    turns          the order of waiting loads, for the agent and the ONNX server
+    duties         the long-lived tasks of the agent, the ONNX server and the relay
 
 Read first: `agent.assembly` (the parts), `cache.assembly` and then `cache.loads.flights` (what happens when a router
 asks for a model).

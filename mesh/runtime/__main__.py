@@ -126,8 +126,8 @@ def main(
 
 
 async def serve(settings: RuntimeSettings) -> int:
-    """Runs the pod until a signal. SIGTERM or SIGINT drains it, and a second signal ends it immediately. Returns the
-    exit status."""
+    """Runs the pod until a signal, or until it cannot continue. SIGTERM or SIGINT drains it, and a second signal ends
+    it immediately. Returns the exit status: 0 after a signal, and 1 if the pod could not start or continue."""
     loop = asyncio.get_running_loop()
     leave, at_once = asyncio.Event(), asyncio.Event()
 

@@ -13,7 +13,7 @@ LOSSES = Duty("lost copies", "copies that the model server has lost look as if t
 RELIEF = Duty("relief", "a server that has lost all its threads is not replaced", turns=120)
 LAST_LOOKS = Duty("last looks at the memory", "a death for lack of memory is blamed on a model", turns=30)
 HOUSEKEEPING = Duty("housekeeping", "copies of deleted models stay, and perhaps keys of this pod", turns=300)
-CERTIFICATES = Duty("follow certificates", "it shows the mesh a certificate until it expires", turns=30)
+CERTIFICATES = Duty("follow certificates", "the pod keeps its certificate until it expires", turns=30)
 RATE = Duty("rate", "placement and `mesh top` do not know the pod's rate", essential=False)
 ACTIVITY = Duty("activity", "placement does not know the rates of copies", essential=False)
 OPTIMISING = Duty("optimising", "models are optimised at each load", essential=False)
@@ -37,7 +37,7 @@ AGENT = (
 )
 
 BEAT = Duty("beat", "the agent considers the server hung, and replaces it", turns=30)
-SERVER_CERTIFICATES = Duty("follow certificates", "routers are shown a certificate until it expires", turns=30)
+SERVER_CERTIFICATES = Duty("follow certificates", "the data port keeps its certificate until it expires", turns=30)
 TLS_MEMORY = Duty("memory of connections", "TLS connections take memory from models", turns=30)
 
 SERVERS = (BEAT, SERVER_CERTIFICATES, TLS_MEMORY)

@@ -64,8 +64,8 @@ class Turns:
 
     @asynccontextmanager
     async def apart(self, model_id: str, *, idle_ms: int = 0) -> AsyncIterator[None]:
-        """Holds one turn that no other load shares. It begins once no other load has a turn, and later loads wait for
-        its end."""
+        """Holds one turn that no other load shares. The turn begins once no other load has one. Later loads then wait
+        for its end, but no longer than until this load is long."""
         loop = asyncio.get_running_loop()
         async with self._apart, self._turn(model_id, idle_ms) as own:
             limit = loop.time() + APART

@@ -86,14 +86,13 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             generation=request.generation,
         )
         if not want.model_id or want.revision <= 0:
-            refused = pb.LoadReply.Refused(
-                reason=Reason.BAD_REQUEST.name, text=("the request names no model id, or no create revision")
-            )
+            lacks = "create revision above 0" if want.model_id else "model id"
+            refused = pb.LoadReply.Refused(reason=Reason.BAD_REQUEST.name, text=f"the request names no {lacks}")
             return pb.LoadReply(refused=refused)
         return _reply(await self._loads.load(want), self._standing.incarnation)
 
     async def Unload(self, request: pb.UnloadRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.UnloadReply:
-        """Withdraws a copy."""
+        """Withdraws a copy or a load. Replies once the copy answers no more calls, and says whether there was one."""
         why = request.reason or "requested by a router"
         had = await self._loads.withdraw(request.model_id, request.create_revision, why)
         return pb.UnloadReply(had_copy=had)
@@ -101,7 +100,8 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
     async def Describe(
         self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.DescribeReply:
-        """Describes this pod."""
+        """Replies with the pod's state, its copies and its latest decisions. A request can ask for one model, for the
+        copies in use, or only for the latest questions about room."""
         pod, ledger = self._standing, self._ledger
         if request.questions:
             lines = [render(question, answer) for question, answer in self._cache.victims.questions]

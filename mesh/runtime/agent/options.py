@@ -100,9 +100,10 @@ class Memory:
             raise typer.BadParameter(str(error), param_hint="--eviction") from error
 
     def split(self, *, foreign: bool, at_hand: int = 0) -> tuple[int, int]:
-        """Returns the bytes for models and for the whole model server, or 0 if a foreign server decides. One that has
-        an adapter decides nothing, and may take the `at_hand` bytes. Raises BadParameter if there is too little
-        memory."""
+        """Returns two numbers of bytes: for models, and for the whole model server, where 0 means no limit. With a
+        foreign server, the capacity auto gives 0 for models, because the server reports its capacity; a server with an
+        adapter reports none, and gets most of the `at_hand` bytes. Raises BadParameter for a size that is not valid, or
+        if there is too little memory."""
         if at_hand and self.capacity == "auto":
             return capacity.auto_capacity(at_hand), 0
         if foreign:
@@ -362,7 +363,7 @@ class ModelServer:
         typer.Option(
             envvar="MESH_SERVER_METRICS",
             metavar="ADDRESS",
-            help="Address of the metrics of the server of --server or --server-command, HOST:PORT, which tell the "
+            help="Address of the metrics of the server of --server or --server-command, HOST:PORT, which contain the "
             "memory of its GPUs, as Triton's do; default: none.",
         ),
     ] = ""
@@ -407,7 +408,8 @@ class ModelServer:
         return checked.address(self.server_metrics, "--server-metrics") if self.server_metrics else ""
 
     def served(self, *, ours: bool) -> tuple[str, ...]:
-        """Returns the model types that the server accepts, or none if it accepts all types."""
+        """Returns the model types that the server accepts, or an empty tuple if it accepts all. `ours` is True for the
+        ONNX server."""
         if not self.types:
             if self.adapter:
                 return kinds.KINDS[self.adapter].served(allow_code=self.allow_code, installed=self.installed)
@@ -450,7 +452,7 @@ class ModelServer:
         if self.server_memory_limit != "auto" and not self.server:
             raise typer.BadParameter("it needs --server", param_hint="--server-memory-limit")
         if self.adapter and not self.types and not self.served(ours=False):
-            text = f"{self.adapter} here serves only models that run code: add it if you trust their authors"
+            text = f"{self.adapter} here serves only models that run code: add this option if you trust their authors"
             raise typer.BadParameter(text, param_hint="--allow-code")
         if self.server_memory not in ("auto", "none"):
             raise typer.BadParameter(f"{self.server_memory!r} is neither auto nor none", param_hint="--server-memory")

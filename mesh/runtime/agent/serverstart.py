@@ -187,7 +187,8 @@ class ServerStart:
         log.info("model server in use", version=status.version, capacity=format_bytes(capacity_bytes))
 
     def _equip(self, used: int, total: int) -> None:
-        """Makes a device's memory available to models, as far as the model server reports it. Raises StartError."""
+        """Gives models the memory of a device of `total` bytes, of which `used` are in use. Does nothing if `total` is
+        0. Raises StartError."""
         wanted = self._settings.device_capacity
         if not total:
             if wanted:
@@ -196,7 +197,7 @@ class ServerStart:
         try:
             models = capacity.device_capacity(wanted, used, total)
         except ValueError as error:
-            raise StartError(f"--device-capacity: {error}") from error
+            raise StartError(f"--device-capacity: {error}" if wanted else str(error)) from error
         self._cache.ledger.equip(models)
         self._cache.device_memory.limit_bytes = total
         log.info("device in use", capacity=format_bytes(models), of=format_bytes(total))

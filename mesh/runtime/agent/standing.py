@@ -150,7 +150,7 @@ class AgentStanding:
     # --- for routers and operators
 
     def resident_bytes(self) -> int:
-        """Returns the private memory of the model server, in bytes."""
+        """Returns the private memory of the model server, or of the relay to a foreign one, in bytes."""
         return self._server.resident_bytes
 
     def calls(self) -> int:

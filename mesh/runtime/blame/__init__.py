@@ -1,1 +1,2 @@
-"""Evidence about models that kill their server: the models at work when a server died, and traces of killed pods."""
+"""The pod's writes to models' records, and evidence about models that kill their server: the models at work when a
+server died, and the traces of killed pods."""

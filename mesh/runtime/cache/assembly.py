@@ -175,7 +175,8 @@ class Cache:
     async def adopt(
         self, *, capacity_bytes: int, load_concurrency: int, load_timeout: float, default_bytes: int
     ) -> None:
-        """Applies what a model server reports about itself. Call this method before the first load."""
+        """Applies what a foreign server reports about itself. `load_timeout` is in seconds, and `default_bytes` the
+        size of a model of which nothing is known. Call this method before the first load."""
         self.ledger.resize(capacity_bytes)
         await self.account.prepare()
         self.admission.resize(load_concurrency)

@@ -60,7 +60,8 @@ class Housekeeping:
                 log.info("housekeeping was postponed", error=error.detail)
 
     async def check(self) -> int:
-        """Makes one check. Returns the number of unloaded copies. Raises EtcdError."""
+        """Compares all copies and loads with the registry once, and withdraws those whose registration has ended.
+        Returns their number. Raises EtcdError."""
         held = [
             (entry.model_id, entry.revision)
             for entry in self._ledger.entries.values()

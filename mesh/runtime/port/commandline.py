@@ -36,7 +36,7 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 
 def address(text: str) -> tuple[str, int]:
-    """Parses HOST:PORT."""
+    """Parses HOST:PORT for argparse. Raises ArgumentTypeError."""
     try:
         return parse_address(text)
     except ValueError as error:
@@ -44,7 +44,7 @@ def address(text: str) -> tuple[str, int]:
 
 
 def size(text: str) -> int:
-    """Parses a number of bytes."""
+    """Parses a number of bytes, which may have a unit, for argparse. Raises ArgumentTypeError."""
     try:
         return parse_bytes(text)
     except ValueError as error:

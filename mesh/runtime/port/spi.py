@@ -41,7 +41,7 @@ async def answered(context: Context) -> AsyncIterator[None]:
 
 
 def sent(context: Context) -> dict[str, str]:
-    """Returns the metadata of a call."""
+    """Returns the metadata of a call as texts."""
     pairs: Iterable[tuple[str, str | bytes]] = context.invocation_metadata() or ()
     return {key: value if isinstance(value, str) else value.decode("latin-1") for key, value in pairs}
 
@@ -65,7 +65,8 @@ def unload_grace(context: Context, most: float) -> float:
 
 
 async def listen(servicer: modelruntime_pb2_grpc.ModelRuntimeServicer, path: Path) -> grpc.aio.Server:
-    """Serves the SPI on a unix socket, in place of one that a killed process left. Raises OSError, RuntimeError."""
+    """Starts to serve the SPI on a unix socket, in place of one that a killed process left. Raises OSError,
+    RuntimeError."""
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     modelruntime_pb2_grpc.add_ModelRuntimeServicer_to_server(servicer, server)
     with contextlib.suppress(FileNotFoundError):

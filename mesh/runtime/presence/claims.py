@@ -1,6 +1,6 @@
 """The right to load a model: one transaction that writes this pod's copy if no other pod has a claim.
 
-The transaction succeeds only if the model still has the same registration, and as many copies in other pods as the
+The transaction succeeds only if the model still has the same registration, and no more copies in other pods than the
 caller expects, so two routers, or two views of the mesh, never load a model twice. The same transaction returns the
 model's record, and whether a few other models have copies in other pods (the choice of victims may depend on that), so
 that neither costs another round trip.
@@ -68,7 +68,7 @@ class Claims:
     async def claim(
         self, model_id: str, copy: records.CopyRecord, *, expected: int = 0, ask: Sequence[str] = ()
     ) -> Verdict:
-        """Claims the model for `copy` if exactly `expected` other pods have a copy. Also reads whether the models in
+        """Claims the model for `copy` if at most `expected` other pods have a copy. Also reads whether the models in
         `ask` have copies in other pods.
 
         Overwrites a key that this pod has left behind. If cancelled, cleans up in the background.

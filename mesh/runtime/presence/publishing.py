@@ -77,10 +77,10 @@ class Presence:
         on_lost: Callable[[str], None],
     ) -> None:
         """Makes a presence that is not published yet. `ttl` is in seconds. `on_stale` is called with the id of a model
-        whose registration has ended, and returns once no call is answered from its copy. `on_usurped` is called when
-        another pod has taken the name. `is_alive` returns whether the pod of a record under this name is alive, or None
-        if that is unknown. `on_lost` is called with the reason why this pod is no longer published, unless the presence
-        was closed."""
+        whose registration has ended, and returns once no call is answered from its copy. `on_usurped` is called with
+        the reason once another pod has taken the name. `is_alive` returns whether the pod of a record under this name
+        is alive, or None if that is unknown. `on_lost` is called with the reason why this pod is no longer published,
+        unless the presence was closed."""
         self.pod = pod
         self.key = keys.pod(pod)
         self._etcd = etcd

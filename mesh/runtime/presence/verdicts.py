@@ -23,12 +23,12 @@ class Elsewhere:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """The answer that the registration is not the current one."""
+    """The answer that the registration, or the generation of its content, is not the current one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """The lack of an answer, because etcd is unavailable or this pod has no lease."""
+    """The lack of an answer: etcd is unavailable, this pod has no lease, or the keys in question keep changing."""
 
     why: str
 

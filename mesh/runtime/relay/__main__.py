@@ -16,8 +16,8 @@ log = logs.get("mesh.runtime.relay")
 
 
 def main() -> None:
-    """Relays calls until SIGTERM, and exits with 0. Exits with 1 if the relay cannot start, with 2 if the command line
-    is wrong, or with a status of `mesh.runtime.port.outcomes` if the model server is lost."""
+    """Relays calls until SIGTERM, and exits with 0. Exits with 1 if the relay cannot start or continue, with 2 if the
+    command line is wrong, and with a status of `mesh.runtime.port.outcomes` if the model server is lost."""
     given = settings.parse(sys.argv[1:])
     faulthandler.enable()
     logs.configure(level=given.log_level, fmt=given.log_format, process="relay")

@@ -43,7 +43,7 @@ _OTHER = len(METHODS) - 1
 
 
 class _NotHere(Exception):
-    """The error for a call that no model has answered, so that another copy may answer it."""
+    """The error for a call for which no model has run, so that another copy may answer it."""
 
 
 class RelayPort:
@@ -71,8 +71,8 @@ class RelayPort:
         self._loop = asyncio.get_running_loop()
 
     def forwards(self, call: Call) -> bool:
-        """Returns whether a call's messages are only passed on, so that large ones may arrive in pieces. They are if no
-        id is written into them, and if the egress can write pieces."""
+        """Returns whether large messages of a call may arrive in pieces: the egress can write pieces, and no id is
+        written into the call's messages."""
         if not self._egress.takes_pieces or self.methods is None:
             return False
         try:
@@ -87,7 +87,7 @@ class RelayPort:
         try:
             model_id, token, named_as = named(call)
             if not model_id:
-                raise MeshError(Reason.BAD_REQUEST, "the call names no model: its router sends mm-model-id-bin")
+                raise MeshError(Reason.BAD_REQUEST, "the call names no model: send its id as mm-model-id-bin")
             copy = self._table.copies.find(model_id, token)
             if copy is None or self.methods is None:
                 answers.not_here(call, self._board, method, started_ns)
@@ -196,7 +196,7 @@ class RelayPort:
         task = asyncio.current_task()
         assert task is not None
         try:
-            # Not before this task runs: if its caller has gone by then, it would be cancelled and never count its end.
+            # Only now: a task that is cancelled before its first step would never count the call's end.
             call.on_cancel(lambda: _cancel(task))
             async with asyncio.timeout_at(call.deadline), copy.gate:
                 if not carried.began_ns:
@@ -212,7 +212,7 @@ class RelayPort:
             self._count(carried, code)
 
     def _failed(self, carried: Carried, error: BaseException) -> int:
-        """Answers a call that has failed here. Returns the code of the answer."""
+        """Answers a call that has failed here, unless its caller has gone. Returns the code to count."""
         call = carried.call
         match error:
             case _NotHere():
@@ -234,7 +234,6 @@ class RelayPort:
         return int(failure.reason.code)
 
     def _count(self, carried: Carried, code: int) -> None:
-        """Counts the end of a call."""
         carried.call.on_cancel(None)
         if self._silence is not None:
             self._silence.ended(carried, code)
@@ -293,7 +292,7 @@ class RelayPort:
             raise _refusal(error) from None
 
     def _left(self, call: Call) -> float | None:
-        """Returns the seconds until a call's deadline."""
+        """Returns the seconds until a call's deadline, at least a millisecond, or None if it has no deadline."""
         return None if call.deadline is None else max(0.001, call.deadline - self._loop.time())
 
     async def _stream(self, carried: Carried, answer: Answer) -> int:
@@ -321,8 +320,8 @@ class RelayPort:
             following.cancel()  # no effect after the end
 
     def _ended(self, carried: Carried, reply: Reply, returned: Headers = ()) -> int:
-        """Answers a call with the server's status, and its only message if it has one. Returns the code of the answer;
-        raises _NotHere."""
+        """Answers a call with the server's status, and with its only message if it has one. Returns the code of the
+        answer. Raises _NotHere."""
         call, copy = carried.call, carried.copy
         trailers = metadata.to_client(reply.trailers)
         if reply.code == Code.OK:
@@ -364,7 +363,7 @@ class RelayPort:
             pass  # the call has ended, and its answer has the reason
 
     def _read(self, carried: Carried, frame: bytes) -> bytes:
-        """Returns a frame for the server, with the model's id in its place. Raises MeshError."""
+        """Returns a frame for the server, with the server's name for the model in place of the id. Raises MeshError."""
         if not carried.path:
             return frame
         message = framing.unpack(frame, carried.call.encoding, limit=self._max_message)

@@ -20,7 +20,8 @@ from mesh.wire.reply import Lost, Reply
 _INFER, _METADATA = PREFIX + b"ModelInfer", PREFIX + b"ModelMetadata"
 
 VERSIONED = frozenset((_INFER, _METADATA))
-"""The methods whose requests name a version, in field 2."""
+"""The methods from whose requests the relay removes the version, which is in field 2, if the server has versions of its
+own."""
 
 
 class Outcomes(Protocol):
@@ -30,10 +31,10 @@ class Outcomes(Protocol):
         """Receives the complete reply to a call that was sent without a task."""
 
     def outcome(self, carried: "Carried", outcome: ReplyStream | Lost) -> None:
-        """Receives any other outcome of such a call."""
+        """Receives any other outcome of a call that was sent without a task."""
 
     def ended(self, carried: "Carried", error: BaseException) -> None:
-        """Ends such a call early."""
+        """Ends a call that was sent without a task, before its outcome is known."""
 
 
 class Carried:
@@ -97,7 +98,8 @@ class Carried:
         return bool(self._alias or self._version) and self.call.method in (_INFER, _METADATA)
 
     def named(self, frame: bytes, encoding: bytes, *, limit: int) -> bytes:
-        """Returns the frame of a reply, under the name that the call used if it is a V2 message."""
+        """Returns the frame of a reply. If the call `renames`, replaces the server's name for the model, and its
+        version, with those that the call used. `limit` is the largest message in bytes."""
         if self.takes_pieces:
             return frame
         call = self.call

@@ -3,7 +3,7 @@
 All servers have the same interface. `SpiControl` manages a server that speaks the SPI itself; for other servers,
 `adapters` has one module each. What a server reports about its device is in trailers (`reported`).
 
-All methods raise AioRpcError with the server's own status, or MeshError if the control itself refuses. If the server
+The methods raise AioRpcError with the server's own status, or MeshError if the control itself refuses. If the server
 does not have the model, the error is NOT_FOUND, or one of the other forms that `verdicts` recognises.
 """
 
@@ -30,10 +30,12 @@ class Control(Protocol):
     """True if the server speaks the SPI only under the former name of its service."""
 
     takes_versions: bool
-    """True if the server gets the version that a V2 call names. Otherwise it would take Mesh's versions for its own."""
+    """True if the relay leaves the version that a V2 call names in the call. A server with an adapter would take it for
+    a version of its own."""
 
     def resume(self, *, former: bool) -> None:
-        """Continues with a server that reported to a former relay that it is ready."""
+        """Continues with a server that reported to an earlier relay that it is ready. `former` is this attribute's
+        value there."""
 
     def name(self, model_id: str) -> str:
         """Returns the name by which the server knows a model. The same id has the same name in every relay."""
@@ -44,18 +46,20 @@ class Control(Protocol):
     async def load(
         self, request: pb.LoadModelRequest, *, timeout: float | None
     ) -> tuple[pb.LoadModelResponse, Trailers]:
-        """Loads a model. If the load fails or is cancelled, the caller unloads the model."""
+        """Loads a model. If the load fails or is cancelled, the caller must unload the model."""
 
     async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
-        """Unloads a model, even one whose load has only begun. May raise NOT_FOUND for an unknown model."""
+        """Unloads a model, even one whose load has only begun. May raise NOT_FOUND for an unknown model, and
+        TimeoutError if the server answers but has not unloaded the model in time."""
 
     async def size(
         self, request: pb.ModelSizeRequest, *, timeout: float | None
     ) -> tuple[pb.ModelSizeResponse, Trailers]:
-        """Returns the bytes of a loaded model, or 0 if the server does not know."""
+        """Returns the size of a loaded model in bytes, or 0 if the server does not know it, and the trailers of the
+        answer."""
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
-        """Returns the number of bytes that a model would need."""
+        """Returns the number of bytes that a model will probably need."""
 
 
 class SpiControl:
@@ -68,7 +72,8 @@ class SpiControl:
         self._stub = modelruntime_pb2_grpc.ModelRuntimeStub(channel)
 
     def resume(self, *, former: bool) -> None:
-        """Continues with a server that reported to a former relay that it is ready."""
+        """Continues with a server that reported to an earlier relay that it is ready. With `former`, calls the SPI by
+        the former name of its service."""
         if former:
             self._use_former_name()
 
@@ -77,14 +82,15 @@ class SpiControl:
         return model_id
 
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
-        """Returns the server's status. Finds out by which name the server knows the SPI."""
+        """Returns the server's status. If the server does not implement `mmesh.ModelRuntime`, calls the SPI by the
+        former name of its service, now and later."""
         request = pb.RuntimeStatusRequest()
         try:
             return await _answer(self._stub.runtimeStatus(request, timeout=timeout))
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNIMPLEMENTED or self.former:
                 raise
-            log.info("model server does not have mmesh.ModelRuntime: its former name is tried")
+            log.info("model server does not implement mmesh.ModelRuntime: trying the former name of this service")
             self._use_former_name()
             return await _answer(self._stub.runtimeStatus(request, timeout=timeout))
 
@@ -101,11 +107,11 @@ class SpiControl:
     async def size(
         self, request: pb.ModelSizeRequest, *, timeout: float | None
     ) -> tuple[pb.ModelSizeResponse, Trailers]:
-        """Returns the bytes of a loaded model."""
+        """Returns the size that the server states, in bytes."""
         return await _answer(self._stub.modelSize(request, timeout=timeout))
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
-        """Returns the number of bytes that a model would need."""
+        """Returns the number of bytes that the server expects a model to need."""
         response: pb.PredictModelSizeResponse = await self._stub.predictModelSize(request, timeout=timeout)
         return response
 

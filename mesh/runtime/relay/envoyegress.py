@@ -19,7 +19,7 @@ from mesh.wire.streams import ReplyStream, RequestStream
 
 _MAX_CONNECTIONS = 60_000  # one for each call in flight
 _AGAIN = 0.02  # seconds until Envoy's end has been noticed
-_CONNECTING = 10.0  # seconds; the kernel accepts at once, so what passes is the time that a busy machine lets us wait
+_CONNECTING = 10.0  # seconds; the kernel accepts at once, but a busy machine may make this process wait
 
 
 class EnvoyEgress:
@@ -90,7 +90,7 @@ class EnvoyEgress:
         return self._pool.send(method, headers, frame, sink, timeout=_written(timeout), encoding=encoding)
 
     def is_final(self, reply: Reply) -> bool:
-        """Returns False for an answer of Envoy itself."""
+        """Returns False if Envoy itself has answered, in place of the server."""
         return reply.code == Code.OK or not any(name == LOCAL for name, _ in reply.headers)
 
     def resume(
@@ -133,7 +133,8 @@ class EnvoyCall:
     __slots__ = ("_again", "_cancelled", "_egress", "_stream")
 
     def __init__(self, egress: EnvoyEgress, stream: RequestStream, again: Callable[[], RequestStream] | None) -> None:
-        """Makes a call that has not begun. `again` sends the request again; it is None if this is not possible."""
+        """Wraps the stream of a call that was sent. `again` sends the request again; it is None if this is not
+        possible."""
         self._egress = egress
         self._stream = stream
         self._again = again

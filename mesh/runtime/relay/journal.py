@@ -2,7 +2,7 @@
 
 A server must drop all its models before it reports that it is ready. A relay that takes over from a dead one must
 therefore not ask for that report, and reads this file instead. Each change is appended as one line, which the kernel
-keeps even if the writer is killed. The file is removed once the server itself has ended.
+keeps even if the writer is killed. The file is removed once the server is lost.
 
 A copy is identified by its model's id and its token. The token alone is not enough: models that were registered in one
 transaction have equal tokens.
@@ -22,7 +22,7 @@ class Held:
 
     model_id: str
     token: str
-    slot: int
+    slot: int  # of the use board; -1: none
     concurrency: int = 0  # maximum calls at once; 0: no limit
 
 
@@ -75,7 +75,7 @@ class Journal:
         self._append({"gone": model_id, "token": token})
 
     def discard(self) -> None:
-        """Removes the file, because the server has ended."""
+        """Removes the file, because the server is lost."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 

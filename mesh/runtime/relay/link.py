@@ -31,7 +31,7 @@ log = logs.get(__name__)
 LOOK = 5.0
 """Seconds between two requests to the server."""
 
-_ANSWER = 3.0  # seconds for an answer, after which it is looked at more closely
+_ANSWER = 3.0  # seconds for an answer; without one, a handshake shows whether the server is stopped
 _NOTICING, _LOOKS = 0.01, 100  # seconds between looks at whether a lost connection was noticed, and their number
 _LOCAL = re.compile("closed|removed|reset|refused|failed to connect|pipe|GOAWAY|recvmsg|transport", re.IGNORECASE)
 """Words in the texts of failures that gRPC itself reports."""
@@ -111,8 +111,8 @@ class Link:
     async def broken(self, epoch: int, text: str, channel: grpc.aio.Channel | None = None) -> bool:
         """Returns whether a call failed with UNAVAILABLE because its connection, of `epoch`, was lost, and not because
         the server answered so. `text` is the text of the failure, which may arrive before the channel changes its
-        state. `channel` is the channel that carried the call. If it is a separate channel, which is not watched here,
-        the text alone decides."""
+        state, so this method waits for up to a second. `channel` is the channel that carried the call. If it is a
+        separate channel, which is not watched here, only the epoch and the text decide."""
         ready = grpc.ChannelConnectivity.READY
         if channel is not None and channel is not self.channel:
             return self.epoch != epoch or _LOCAL.search(text) is not None
@@ -144,7 +144,7 @@ class Link:
                 async with asyncio.timeout(self._hang_timeout):
                     why = await self._look(trusting=resumed)
             except TimeoutError:
-                self._end(HUNG, f"does not answer for {self._hang_timeout:g} s")
+                self._end(HUNG, f"has not answered for {self._hang_timeout:g} s")
                 return
             if why:
                 self._end(GONE, why)
@@ -162,11 +162,11 @@ class Link:
             if await self._asked() or await handshake.runs(self._server, within=self._hang_timeout):
                 continue
             if self._up.is_set():
-                self._end(HUNG, f"does not answer for {self._hang_timeout:g} s")
+                self._end(HUNG, f"has not answered for {self._hang_timeout:g} s")
 
     async def survey(self) -> bool:
-        """Asks the server about every copy, and withdraws the copies that are lost. Returns True if the server has at
-        least one copy, or does not say."""
+        """Asks the server about every copy. If it has lost only some, or none, withdraws these and returns True. If it
+        has lost all, withdraws none and returns False. Raises AioRpcError if the connection is lost."""
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def held(model_id: str) -> tuple[str, bool | None]:
@@ -182,8 +182,8 @@ class Link:
         return True
 
     async def holds(self, model_id: str, *, timeout: float | None = None) -> bool | None:
-        """Returns whether the server has a model, or None if the server does not say. Raises AioRpcError if the
-        connection is lost."""
+        """Returns whether the server has a model, or None if the server does not say. Raises AioRpcError if the server
+        cannot be reached or does not answer within `timeout` seconds."""
         try:
             _, told = await self.control.size(pb.ModelSizeRequest(modelId=model_id), timeout=timeout)
             self.note(told)
@@ -224,7 +224,7 @@ class Link:
             # A server that holds no models has none to lose, and may be a new one that waits for the agent.
             silent = not ids or await self.holds(ids[0]) is None
             if (silent and not trusting) or not await self.survey():
-                return "was restarted, and its models are lost"
+                return "counts as restarted: it confirms none of its models"
         except grpc.aio.AioRpcError:
             return "has ended: the connection was lost again"
         return ""

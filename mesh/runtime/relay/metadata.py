@@ -33,8 +33,8 @@ def to_client(received: Iterable[Header]) -> list[Header]:
 
 
 def pairs(sent: Headers) -> Pairs:
-    """Returns metadata in the form that `grpc.aio` requires. Raises ValueError for a binary value that is not
-    base64."""
+    """Returns metadata in the form that `grpc.aio` requires. Raises ValueError for a binary value that is not base64,
+    and for a text that is not ASCII."""
     made: list[tuple[str, str | bytes]] = []
     for name, value in sent:
         if name.endswith(b"-bin"):

@@ -1,7 +1,8 @@
 """The relay's process: its parts, its start and its shutdown.
 
-The relay ends at SIGTERM, or when the server is lost, with an exit status that says so (`port.outcomes`). The server is
-not a child of the relay, so that it outlives a relay that dies: it is a child of the agent, or was started by others.
+The relay ends at SIGTERM, if one of its essential tasks ends, or when the server is lost. In the last case, its exit
+status says what happened to the server (`port.outcomes`). The server is not a child of the relay, so that it outlives a
+relay that dies: it is a child of the agent, or was started by others.
 """
 
 import asyncio
@@ -49,7 +50,8 @@ _LAST_WORDS = 0.05  # seconds for answers to calls that were never sent, once th
 
 
 async def serve(settings: RelaySettings) -> int:
-    """Relays calls until SIGTERM, or until the server is lost. Returns the exit status. Raises `CannotStart`."""
+    """Relays calls until SIGTERM, or until an essential task ends. Returns the exit status. If the server is lost,
+    exits the process immediately instead. Raises CannotStart."""
     loop = asyncio.get_running_loop()
     leave = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, leave.set)
@@ -96,16 +98,23 @@ async def serve(settings: RelaySettings) -> int:
     tasks.run(duties.BEAT, lambda: _beat(board, budget, link))
     try:
         bound = await _listen(data, settings, identity)
-        address = format_address(settings.host, bound)
-        servicer = RelaySpi(settings, link, table, port, tasks, data_address=address, pid=os.getpid(), silence=silence)
-        if left is not None:
-            status, held = left
+    except (OSError, RuntimeError) as error:
+        wanted = format_address(settings.host, settings.port)
+        raise CannotStart(f"cannot listen on {wanted} (--data): {error}") from error
+    address = format_address(settings.host, bound)
+    servicer = RelaySpi(settings, link, table, port, tasks, data_address=address, pid=os.getpid(), silence=silence)
+    if left is not None:
+        status, held = left
+        try:
             table.resume(status, held, named=link.control.name)
-            servicer.resume(status)
-            log.info("relay continues with the copies of the former one", copies=len(held))
+        except OSError as error:
+            raise CannotStart(f"cannot write the journal (--journal): {error}") from error
+        servicer.resume(status)
+        log.info("relay continues with the copies of the former one", copies=len(held))
+    try:
         server = await listen(servicer, settings.spi)
     except (OSError, RuntimeError) as error:
-        raise CannotStart(f"cannot listen on {settings.spi} or {settings.host}:{settings.port}: {error}") from error
+        raise CannotStart(f"cannot serve the SPI on {settings.spi} (--spi): {error}") from error
     if identity is not None:
         tasks.run(duties.SERVER_CERTIFICATES, identity.run)
 
@@ -148,7 +157,6 @@ async def serve(settings: RelaySettings) -> int:
 
 
 async def _egress(settings: RelaySettings, link: Link, budget: Budget, *, on_lost: Callable[[str], None]) -> Egress:
-    """Returns the egress, which is ready to carry calls to the server. Raises CannotStart."""
     if settings.egress == "grpc":
         return GrpcEgress(link, max_message=settings.max_message)
     folder = settings.spi.parent

@@ -1,8 +1,8 @@
 """The memory of a device, which a server may report in the trailers of its SPI answers.
 
 The SPI has one number for a model's size. A server that keeps models on a device may add trailers, as Mesh's own does:
-`mesh-device-total` and `mesh-device-used` to its status, `mesh-host-bytes` and `mesh-device-bytes` to loads, and
-`mesh-device-used` to any answer. Each is a number of bytes.
+`mesh-device-total` and `mesh-device-used` to its status, `mesh-host-bytes`, `mesh-device-bytes` and `mesh-device-used`
+to loads, and `mesh-device-used` to sizes. Each is a number of bytes.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,8 @@ Trailers = tuple[tuple[str, str], ...]
 
 
 def passed_on(trailers: Iterable[tuple[str, str | bytes]] | None) -> Trailers:
-    """Returns the trailers that the relay passes on to the agent."""
+    """Returns the trailers about the device's memory, which the relay passes on to the agent. Leaves out values that
+    are not numbers."""
     return tuple(
         (key, value) for key, value in trailers or () if key in _NAMES and isinstance(value, str) and value.isdecimal()
     )

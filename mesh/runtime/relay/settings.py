@@ -26,10 +26,10 @@ class RelaySettings:
     journal: Path | None = None  # file from which a later relay of this pod continues
     egress: Literal["envoy", "grpc"] = "grpc"  # what carries calls to the server
     adapter: str = ""  # the kind of a server that does not speak the SPI
-    server_models: Path | None = None  # the folder from which such a server reads its models
-    metrics: str = ""  # address of the server's metrics, which tell the memory of its GPUs; "": none
+    server_models: Path | None = None  # the folder from which a server with an adapter reads its models
+    metrics: str = ""  # address of the server's metrics, which contain the memory of its GPUs; "": none
     allow_code: bool = False  # models may run code when they are loaded
-    server_rest: str = ""  # HOST:PORT of the REST API by which such a server is managed
+    server_rest: str = ""  # HOST:PORT of the REST API by which OVMS is managed
     load_timeout: float = 0.0  # time limit of one load; 0: the server's own
     hang_timeout: float = 12.0  # silence of the server after which it counts as hung
     max_message: int = 16 << 20
@@ -40,7 +40,7 @@ class RelaySettings:
 
 
 def parse(argv: Sequence[str]) -> RelaySettings:
-    """Parses a command line. If it is wrong, ends the process with a message, as argparse does."""
+    """Parses a command line. If it is wrong, ends the process with a message and status 2, as argparse does."""
     parser = commandline.parser(
         "python -m mesh.runtime.relay", "Relays a pod's calls to a model server. Normally started by the pod's agent."
     )
@@ -81,19 +81,19 @@ def parse(argv: Sequence[str]) -> RelaySettings:
         "--server-models",
         type=Path,
         metavar="DIR",
-        help="Folder from which such a server reads its models; needed with --adapter.",
+        help="Folder from which a server with an --adapter reads its models; needed with --adapter.",
     )
     add(
         "--metrics",
         default="",
         metavar="ADDRESS",
-        help="Address of the server's metrics, HOST:PORT, which tell the memory of its GPUs; default: none.",
+        help="Address of the server's metrics, HOST:PORT, which contain the memory of its GPUs; default: none.",
     )
     add(
         "--server-rest",
         default="",
         metavar="HOST:PORT",
-        help="Address of the REST API by which such a server is managed; needed for ovms.",
+        help="Address of the REST API by which OVMS is managed; needed with --adapter ovms.",
     )
     add("--allow-code", action="store_true", help="Allow models that run code when they are loaded, such as pickles.")
     add("--journal", type=Path, metavar="PATH", help="File from which a later relay continues; default: none.")
@@ -114,6 +114,8 @@ def parse(argv: Sequence[str]) -> RelaySettings:
     given = vars(parser.parse_args(argv))
     if given["adapter"] and given["server_models"] is None:
         parser.error("--adapter needs --server-models")
+    if given["adapter"] == kinds.OVMS.name and not given["server_rest"]:
+        parser.error("--adapter ovms needs --server-rest")
     host, port = given.pop("data")
     return RelaySettings(host=host, port=port, **given)
 

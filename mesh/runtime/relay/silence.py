@@ -43,7 +43,8 @@ class Silence:
         self, link: Link, ask: Question, *, hang_timeout: float, look: float = LOOK, step: float = _STEP
     ) -> None:
         """Makes a watch. `ask` asks the server's event loop a question and returns with the answer. A server that is
-        silent for `hang_timeout` seconds without an excuse counts as hung."""
+        silent for `hang_timeout` seconds without an excuse counts as hung. `look` is the pause before each question,
+        `step` the time between two looks while an answer is due."""
         self.suspects: frozenset[RelayedCopy] | None = None  # once the server is given up
         self._link = link
         self._ask = ask
@@ -77,7 +78,7 @@ class Silence:
 
     @contextmanager
     def loading(self, seconds: float, *, began: float | None = None) -> Iterator[None]:
-        """Allows silence during a load that takes at most this long. `began` is its start, by default now."""
+        """Allows silence during a load that takes at most `seconds` from now. `began` is its start, by default now."""
         key = object()
         started = time.monotonic() if began is None else began
         self._loads[key] = (started, time.monotonic() + seconds)
@@ -91,7 +92,8 @@ class Silence:
     # --- the watch
 
     async def run(self) -> None:
-        """Asks one question after the other, until the server is given up or this task is cancelled."""
+        """Asks one question after the other until the server is given up, and then waits until this task is
+        cancelled."""
         while self.suspects is None:
             await asyncio.sleep(self._look)
             turned()

@@ -1,8 +1,7 @@
-"""The SPI that the relay offers to its agent. The relay carries out the agent's requests by the foreign server's own
-SPI.
+"""The SPI that the relay offers to its agent. A `Control` of the foreign server carries out the agent's requests.
 
 The relay adds what the ONNX server does itself: copies have tokens, and slots of the use board. In an unload, the copy
-first stops answering calls, then calls in flight are ended, and then the server unloads the model.
+first stops accepting calls, then its calls in flight end or are ended, and then the server unloads the model.
 
 A server must drop its models before it reports READY, so the relay asks for its status only until it is READY. A relay
 that takes over from a dead one answers from the journal.
@@ -39,7 +38,7 @@ UNLOAD_GRACE = 30.0  # maximum seconds for calls in flight
 
 _STATUS_TIMEOUT = 8.0  # seconds
 _PREDICT_TIMEOUT = 0.5  # seconds, the predecessor's
-_LAST_WORDS = 0.5  # seconds between the answer to such a load and the end of this process
+_LAST_WORDS = 0.5  # seconds between the answer to a load that the server does not end, and the end of this process
 
 _CLEAN_UP = 10.0
 """Seconds for the unload after a load that took too long. The agent waits for the answer to a load for 15 seconds
@@ -81,7 +80,8 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         self.ready.set()
 
     async def runtimeStatus(self, request: pb.RuntimeStatusRequest, context: spi.Context) -> pb.RuntimeStatusResponse:
-        """Asks the server for its status until it is READY, and answers with this status."""
+        """Answers with the server's status. Once the server has reported READY, repeats this report without asking the
+        server."""
         async with spi.answered(context), self._asking:
             status = self._status
             if status is None:
@@ -100,16 +100,16 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         return status
 
     async def _reach(self) -> None:
-        """Waits for a connection to the server. Raises MeshError."""
         try:
             async with asyncio.timeout(_STATUS_TIMEOUT):
                 await self._link.connected()
         except TimeoutError:
-            text = f"nothing listens at the model server's address {self._settings.server}"
+            server, waited = self._settings.server, f"{_STATUS_TIMEOUT:g} s"
+            text = f"no connection to the model server at {server} for {waited}: check that it runs and listens there"
             raise MeshError(Reason.UNAVAILABLE, text) from None
 
     async def loadModel(self, request: pb.LoadModelRequest, context: spi.Context) -> pb.LoadModelResponse:
-        """Loads a model at the server, and answers when the copy can serve."""
+        """Loads a model at the server, and answers when the copy can serve. Refuses a second copy of the same id."""
         async with spi.answered(context):
             told = spi.sent(context)
             slot = spi.slot_of(request, told)
@@ -164,7 +164,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         return nullcontext() if self._silence is None else self._silence.loading(seconds, began=began)
 
     async def _answers(self, within: float, began: float) -> None:
-        """Gives the server up unless it answers within a number of seconds. An endless load blocks some servers, even
+        """Gives the server up if it does not answer within `within` seconds. An endless load blocks some servers, even
         if the load is cancelled."""
         try:
             with self._allowed(within, began):
@@ -189,7 +189,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             log.warning("the model server has not ended a load yet", model=model_id)
 
     async def unloadModel(self, request: pb.UnloadModelRequest, context: spi.Context) -> pb.UnloadModelResponse:
-        """Unloads a model at the server, and answers once the model is gone."""
+        """Ends the copy's calls, has the server unload the model, and answers once it has."""
         async with spi.answered(context):
             token = spi.sent(context).get(headers.SPI_COPY, "").encode()
             copy = self._table.withdraw(request.modelId, token)

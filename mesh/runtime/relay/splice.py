@@ -31,7 +31,7 @@ def append(message: bytes, number: int, values: Sequence[bytes]) -> bytes:
 
 
 def drop(message: bytes, number: int) -> bytes:
-    """Returns the message without a field, which is the same object if it does not have the field. Raises
+    """Returns the message without a field. If it does not have the field, returns the same object. Raises
     SpliceError."""
     if not any(True for _ in _fields(message, 0, len(message), number)):
         return message

@@ -83,7 +83,7 @@ class Table:
         self._losses: dict[str, float] = {}  # monotonic times of losses, by id
 
     def row(self, slot: int | None) -> Row:
-        """Returns the writer of a slot. Without a slot, returns one whose counts no process reads."""
+        """Returns the writer of a slot. For None, returns a writer whose counts no process reads."""
         return self._board.row(self._board.nobody if slot is None else slot)
 
     def resume(
@@ -93,7 +93,7 @@ class Table:
         *,
         named: Callable[[str], str] = lambda model_id: model_id,
     ) -> None:
-        """Takes over the copies of a relay that died. `named` returns a model's name at the server. Call it after
+        """Takes over the copies of a relay that died. `named` returns the server's name for a model. Call it after
         `Board.attach`."""
         for one in held:
             row = self.row(one.slot if one.slot >= 0 else None)
@@ -104,12 +104,13 @@ class Table:
         self._journal.begin(status, held)
 
     def begin(self, status: pb.RuntimeStatusResponse, *, former: bool) -> None:
-        """Begins with a server that has no copies. `former` is recorded for the next relay (`Link.former`)."""
+        """Begins with a server that has no copies. `former` is recorded for the next relay (`Control.former`)."""
         self._journal.former = former
         self._journal.begin(status, [])
 
     def loaded(self, copy: RelayedCopy, *, slot: int | None, concurrency: int) -> None:
-        """Adds a copy that can serve."""
+        """Adds a copy that can serve. `slot` is None if the copy has none. `concurrency` limits its calls; 0 means no
+        limit."""
         copy.limit(concurrency)
         copy.row.mark(SlotState.LOADED)
         self.copies.add(copy)
@@ -117,8 +118,8 @@ class Table:
         self._journal.add(Held(copy.model_id, token, -1 if slot is None else slot, concurrency))
 
     def withdraw(self, model_id: str, token: bytes) -> RelayedCopy | None:
-        """Removes a copy before its unload, so that it answers no more calls, and returns the copy. Returns None if it
-        is not here. An empty token matches any copy."""
+        """Removes a copy before its unload, so that it answers no more calls, and returns the copy, even if it was
+        withdrawn before. Returns None for an unknown copy. An empty token matches any copy that answers calls."""
         if (going := self.going.get((model_id, token))) is not None:
             return going
         for copy in self.copies.all_of(model_id):
@@ -136,8 +137,9 @@ class Table:
         copy.row.mark(SlotState.FREE)
 
     def lose(self, copy: RelayedCopy, why: str) -> bool:
-        """Withdraws a copy that the server no longer has. Returns False if the model was lost a moment ago and has been
-        loaded again since, because the server then answers *not found* for another reason."""
+        """Withdraws a copy that the server no longer has. Returns False, and keeps the copy, if the model was lost
+        within the last minute and this copy has not answered a call with success: the server then says *not found* for
+        another reason."""
         if copy not in self.copies.all_of(copy.model_id):
             return True  # several calls find out about one loss
         now = time.monotonic()

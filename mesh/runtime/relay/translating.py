@@ -54,7 +54,7 @@ class TranslatingEgress(WithoutPost):
         encoding: bytes,
         pieces: bool = False,
     ) -> Outgoing:
-        """Sends a request of one message."""
+        """Sends a request of one message. Raises MeshError if it cannot be translated."""
         theirs = self._translation.method(method)
         if theirs is None:
             return self._carrier.send(method, headers, frame, timeout=timeout, encoding=encoding)

@@ -90,11 +90,15 @@ async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -
     data = Server(port.handle, max_message=settings.max_message, budget=budget, memory=blocks.memory)
     try:
         bound = await data.listen_tcp(settings.host, settings.port, identity=identity)
-        address = format_address(settings.host, bound)
-        servicer = Spi(settings, loader, copies, used, data_address=address, pid=os.getpid())
+    except (OSError, RuntimeError) as error:
+        wanted = format_address(settings.host, settings.port)
+        raise CannotStart(f"cannot listen on {wanted} (--data): {error}") from error
+    address = format_address(settings.host, bound)
+    servicer = Spi(settings, loader, copies, used, data_address=address, pid=os.getpid())
+    try:
         spi = await listen(servicer, settings.spi)
     except (OSError, RuntimeError) as error:
-        raise CannotStart(f"cannot listen on {settings.spi} or {settings.host}:{settings.port}: {error}") from error
+        raise CannotStart(f"cannot serve the SPI on {settings.spi} (--spi): {error}") from error
     limit = 0
     if settings.memory_limit:
         try:

@@ -32,7 +32,7 @@ class ServerSettings:
 
 
 def parse(argv: Sequence[str]) -> ServerSettings:
-    """Parses a command line. If it is wrong, ends the process with a message, as argparse does."""
+    """Parses a command line. If it is wrong, ends the process with a message and status 2, as argparse does."""
     parser = commandline.parser(
         "python -m mesh.runtime.server", "The ONNX model server. Normally started by its agent."
     )

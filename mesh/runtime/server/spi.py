@@ -11,9 +11,10 @@ Optional additions to the SPI's own messages:
   memory `mesh-device-total` and `mesh-device-used` (bytes used by all processes, before any model is loaded here).
 
 Failures of `loadModel`: INVALID_ARGUMENT (no model, or one that cannot be served), NOT_FOUND (no such file),
-RESOURCE_EXHAUSTED (it needs too much memory), DEADLINE_EXCEEDED (it takes too long), INTERNAL, with the reason as text.
-Trailing metadata `mesh-stuck` says that the load still runs and cannot be ended. DEADLINE_EXCEEDED from `unloadModel`
-means that a call or load of the model cannot be stopped: only a restart frees its memory.
+RESOURCE_EXHAUSTED (it needs too much memory), DEADLINE_EXCEEDED (it takes too long), UNAVAILABLE (too many loads cannot
+be ended), INTERNAL, with the reason as text. Trailing metadata `mesh-stuck` says that the load still runs and cannot be
+ended. DEADLINE_EXCEEDED from `unloadModel` means that a call or load of the model cannot be stopped: only a restart
+frees its memory.
 
 `runtimeStatus` unloads all models before it answers, as the SPI demands. It is meant for the start of an agent, not as
 a liveness probe; for that, read the use board's `beat_ns`.

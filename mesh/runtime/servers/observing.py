@@ -36,7 +36,7 @@ class ServerMemory:
         self._family: frozenset[int] = frozenset()
         self._looked = self._searched = -1e9
         self.lives = 0  # number of servers found so far
-        self.why = "it was not looked for yet" if watched else "--server-memory is none"
+        self.why = "this pod has not looked for the server yet" if watched else "--server-memory is none"
 
     @property
     def what(self) -> str:
@@ -47,7 +47,8 @@ class ServerMemory:
 
     @property
     def limit_bytes(self) -> int | None:
-        """The limit of the server's own cgroup, or None if it is unknown."""
+        """The limit of the server's own cgroup in bytes, or None if the server has no cgroup of its own, or its limit
+        is unknown."""
         return None if self._group is None else groups.limit_bytes(self._group)
 
     async def find(self) -> bool:
@@ -94,10 +95,11 @@ class ServerMemory:
         if child and (found in processes.tree(child) or (not found and not self._address.startswith("unix:"))):
             return child
         if not found:
-            self.why = "its processes are not visible from here: it runs on another machine, or in another container"
+            where = "on another machine or in another container"
+            self.why = f"its processes are not visible from here, for example because it runs {where}"
             return 0
         if os.getpid() in processes.tree(found):
-            self.why = f"the process {found} that listens for it also runs this pod"
+            self.why = f"the process {found}, which listens at its address, also runs this pod"
             return 0
         return found
 

@@ -150,7 +150,7 @@ class ServerProcess:
 
     @property
     def resident_bytes(self) -> int:
-        """The private memory of the running server, without mapped files, or 0 if none runs."""
+        """The private memory of the running server in bytes, without mapped files, or 0 if none runs."""
         return processes.private_bytes(self.pid)
 
     @property
@@ -169,8 +169,8 @@ class ServerProcess:
         return time.monotonic() - self._down_since if self._down_since else 0.0
 
     async def start(self, plan: Plan) -> Status:
-        """Starts the server for the first time. Raises ServerFailed with the server's last lines; the method may then
-        be called again."""
+        """Starts the server for the first time, and waits until it is ready. Raises ServerFailed with the server's last
+        lines; the method may then be called again."""
         began = time.monotonic()
         self.plan = plan
         # Until it is ready, START_TIMEOUT limits its silence.

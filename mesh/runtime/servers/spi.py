@@ -100,7 +100,7 @@ class Spi:
 
     async def status(self, *, timeout: float) -> Status:
         """Asks for the status. Use this only at a start, because a server drops all models before it reports that it is
-        ready."""
+        ready. Raises SpiError."""
         reply, told = await self._call(self._stub.runtimeStatus, pb.RuntimeStatusRequest(), timeout=timeout)
         return Status(
             ready=reply.status == pb.RuntimeStatusResponse.READY,
@@ -114,7 +114,7 @@ class Spi:
         )
 
     async def predict(self, model_id: str, model_type: str, path: str, key: str) -> int:
-        """Returns the number of bytes that the server expects a model to need, or 0 if the server cannot tell. Raises
+        """Returns the number of bytes that the server expects a model to need, or 0 if the server does not know. Raises
         SpiError."""
         request = pb.PredictModelSizeRequest(modelId=model_id, modelType=model_type, modelPath=path, modelKey=key)
         reply, _ = await self._call(self._stub.predictModelSize, request, timeout=_PREDICT_TIMEOUT)
@@ -132,7 +132,9 @@ class Spi:
         timeout: float,
         optimised: str = "",
     ) -> Size:
-        """Loads a model and returns its size once it can serve. Raises SpiError."""
+        """Loads a model and returns its size once it can serve. `copy` is the copy's token, `slot` its slot on the use
+        board, and `optimised` the path of the model's optimised form, or "". Raises SpiError, also after `timeout`
+        seconds."""
         metadata: list[tuple[str, str | bytes]] = [(headers.SPI_COPY, copy.decode())]
         if slot is not None:
             metadata.append((headers.SPI_SLOT, str(slot)))
@@ -164,8 +166,8 @@ class Spi:
         return True
 
     async def unload(self, model_id: str, *, copy: bytes, timeout: float) -> None:
-        """Unloads a model. Does nothing for an unknown model. Raises SpiError, after which the model may still be
-        loaded."""
+        """Unloads a copy, and does nothing for an unknown model. `copy` is the copy's token. Raises SpiError, also
+        after `timeout` seconds; the model may then still be loaded."""
         metadata = [(headers.SPI_COPY, copy.decode())]
         request = pb.UnloadModelRequest(modelId=model_id)
         try:

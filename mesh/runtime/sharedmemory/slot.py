@@ -91,7 +91,7 @@ class Row:
         struct.pack_into("8Q", self._map, self._at, *numbers)
 
     def mark(self, state: SlotState) -> None:
-        """Sets the copy's state to LOADED, UNLOADING or FREE."""
+        """Sets the copy's state to LOADED, UNLOADING, LOST or FREE."""
         struct.pack_into("Q", self._map, self._at, state)
 
     def begin(self, now_ns: int, *, runs: int = 0) -> None:

@@ -17,7 +17,7 @@ KEPT = 512
 class Decision:
     """One decision. The first of `models` is the model that the decision is about; the others are involved."""
 
-    kind: str  # evict, refuse, unload, withdraw
+    kind: str  # evict, fail, refuse or unload
     models: tuple[str, ...]
     why: str
     at: float  # monotonic seconds

@@ -126,7 +126,7 @@ class Optimising:
             model=model_id,
             before_ms=told.get("before_ms"),
             after_ms=told.get("after_ms"),
-            why=told.get("why") or ("" if kept else "its files have been removed meanwhile"),
+            why=told.get("why") or ("" if kept else "the disk has no room for it, or it is no longer of use"),
         )
 
 

@@ -61,7 +61,7 @@ def device_capacity(wanted: int, used: int, total: int) -> int:
     free = max(0, int(total * DEVICE_EVICT) - used)
     if wanted > free:
         text = f"{format_bytes(wanted)} requested for models, but of the device's {format_bytes(total)}"
-        raise ValueError(f"{text} only {format_bytes(free)} are free")
+        raise ValueError(f"{text} only {format_bytes(free)} are free: request less")
     if free < SESSION_BYTES:
         text = f"{format_bytes(used)} of the device's {format_bytes(total)} are in use by others, and no model fits"
         raise ValueError(f"{text} into the rest: free memory, or use --device cpu")

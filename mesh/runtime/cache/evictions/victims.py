@@ -44,7 +44,7 @@ class Victims:
         for_whom: str = "",
         growing: Collection[str] | None = None,
     ) -> room.RoomDecision:
-        """Returns the decision which copies must be evicted so that `need` fits.
+        """Decides which copies must be evicted so that `need` fits.
 
         `spares` is the number of copies in other pods, for each model asked about. `keep` has the keys of entries that
         are never victims. `growing` is given for a load that is in memory already and needs more: it has the keys of
@@ -77,8 +77,7 @@ class Victims:
         for_whom: str = "",
         without: Collection[str] = (),
     ) -> room.RoomDecision:
-        """Returns the decision which copies must be evicted to free this many bytes of the disk, by the same rules as
-        for memory.
+        """Decides which copies must be evicted to free this many bytes of the disk, by the same rules as for memory.
 
         A pull under way counts with all the space that it may need. `without` has the keys of loads without files on
         disk, because they wait for space.

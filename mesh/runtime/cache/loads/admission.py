@@ -110,7 +110,8 @@ class Admission:
         return self._turns.ahead_of(entry.model_id)
 
     def expected(self, entry: CacheEntry) -> Forecast:
-        """Returns the time at which a load in progress, whose files are here, should be done, for operators. O(n)."""
+        """Returns a forecast of when a load in progress will be done, for operators. The load's files must be here.
+        O(n)."""
         usual, gone, mean = entry.usual_ms, self._ledger.asked_ms(entry), round(self._server.mean_ms)
         if entry.state is EntryState.LOADING:
             return forecast(usual, begun_ms=gone)
@@ -146,7 +147,7 @@ class Admission:
             if (refused := await self._reserve(ticket)) is not None:
                 return refused
             if not await self._wait_for_space(entry):
-                text = f"{entry.footprint} did not become free within {_SPACE_WAIT:g} s: victims have calls in flight"
+                text = f"the victims of this load did not free {entry.footprint} within {_SPACE_WAIT:g} s"
                 return Refused(Reason.NO_ROOM, text)
             if entry.begun:
                 known = await self._take_turn(ticket)

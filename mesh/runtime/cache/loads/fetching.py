@@ -57,7 +57,7 @@ class Fetching:
             removing, spares = self._removing, await granted
             refused = await self._rooms.disk(entry, short, removing=removing, place=place, spares=spares)
             if refused is None and time.monotonic() - began > _ROOM_WAIT:
-                text = f"the pod's disk: other loads have taken its room for {_ROOM_WAIT:g} s"
+                text = f"the pod's disk: for {_ROOM_WAIT:g} s, other loads have taken the room for the model's files"
                 refused = Refused(Reason.NO_ROOM, text)
             if refused is not None:
                 raise NotFetched(refused)

@@ -51,7 +51,7 @@ class _LoadFlight:
         self.stale = False  # withdrawn because its registration is not the current one
 
     def withdraw(self, why: str, *, stale: bool = False) -> None:
-        """Ends the load, with the outcome stale if `stale` is True, or else withdrawn."""
+        """Ends the load. Its outcome is then Stale if `stale` is True, or else a refusal with the reason `why`."""
         if not self.withdrawn and self.task is not None:
             self.withdrawn = why
             self.stale = stale
@@ -106,7 +106,8 @@ class Loads:
         self._loads = self._failures = self._refusals = 0
 
     async def load(self, want: Want) -> Outcome:
-        """Loads a model, joins its load, or returns a refusal. Cancellation ends the wait, not the load."""
+        """Loads a model, or joins its load, and returns the outcome. If the pod already has the copy, the outcome is
+        Loaded, without another load. Cancellation ends the wait, not the load."""
         model_id = want.model_id
         aside = False
         if not takes(self._types, want.type):
@@ -248,9 +249,9 @@ class Loads:
         except asyncio.CancelledError:
             why = f"withdrawn while it was loading: {flight.withdrawn or 'stopped'}"
             outcome = Stale() if flight.stale else Refused(Reason.UNAVAILABLE, why)
-        except Exception as error:
+        except Exception:
             log.exception("loading failed inside the agent", model=want.model_id)
-            outcome = Refused(Reason.INTERNAL, f"an error of the agent: {error!r}")
+            outcome = Refused(Reason.INTERNAL, "internal error in the agent; its log has the cause")
         finally:
             del self._flights[want.model_id]
             if not flight.future.done():

@@ -97,7 +97,7 @@ class Loading:
     ) -> Outcome:
         verdict = await self._publication.claim(want, entry)
         if isinstance(verdict, verdicts.Away):
-            return Refused(Reason.REGISTRY_AWAY, f"cannot be claimed: {verdict.why}")
+            return Refused(Reason.REGISTRY_AWAY, f"the model cannot be claimed: {verdict.why}")
         if not isinstance(verdict, verdicts.Claimed):
             return verdict
         record = verdict.record
@@ -193,5 +193,4 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _wall_ms() -> int:
-    """Returns the time since the epoch in milliseconds, which the predecessor's API requires."""
     return time.time_ns() // 1_000_000

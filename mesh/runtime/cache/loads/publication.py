@@ -164,5 +164,4 @@ def _took(entry: CacheEntry, record: ModelRecord) -> Took:
 
 
 def _wall_ms() -> int:
-    """Returns the time since the epoch, which the predecessor's API requires."""
     return time.time_ns() // 1_000_000

@@ -112,8 +112,8 @@ class Rooms:
         place: int,
         spares: Mapping[str, int],
     ) -> Refused | None:
-        """Reserves room for a load, and begins to unload the victims. Returns a refusal if the pod has no room, or
-        accepts no loads."""
+        """Reserves room for a load, and begins to unload the victims. Returns None then, or a refusal if the pod has no
+        room or accepts no loads."""
         need = prediction.footprint
         keep = (entry.model_id, entry.key)  # a copy that it may replace stays until the load is done
 

@@ -44,7 +44,8 @@ class Sizing:
         self._turns.resize(1 if self._account.observes and not states else self._concurrency)
 
     def counted(self, prediction: Prediction, most_bytes: int) -> Prediction:
-        """Returns a prediction as the books count it, with the pod's factor."""
+        """Returns a prediction as the books count it: with the pod's factor, but of the host's memory not more than
+        `most_bytes`, unless the prediction itself is more."""
         guess = prediction.source is not Source.MEASURED
         counted = self._ledger.factor.scaled(prediction.footprint, guessed=guess, least_bytes=prediction.file_bytes)
         host = min(counted.host_bytes, max(most_bytes, prediction.footprint.host_bytes))

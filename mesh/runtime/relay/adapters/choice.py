@@ -1,4 +1,4 @@
-"""The adapters by the names that users give."""
+"""The adapters, by the names of the option --adapter."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -38,8 +38,9 @@ _IN_ONE_LOOP = frozenset({"mlserver"})
 
 
 def managed(name: str, root: Path | None, *, load_timeout: float, allow_code: bool, rest: str = "") -> Managed:
-    """Returns the maker of the control for a kind of server; "" means one that speaks the SPI. The server reads its
-    models below `root`. OVMS is managed over its REST port, `rest`."""
+    """Returns the maker of the control for a kind of server; "" means a server that speaks the SPI. The server reads
+    its models below `root`. `load_timeout` is in seconds. `rest` is the address of the REST port, HOST:PORT, by which
+    OVMS is managed."""
     if not name:
         return SpiControl
     assert root is not None
@@ -50,7 +51,7 @@ def managed(name: str, root: Path | None, *, load_timeout: float, allow_code: bo
 
 
 def translation(name: str) -> Translation | None:
-    """Returns the translation of calls for a kind of server, or None if it answers V2 as it is."""
+    """Returns the translation of V2's calls for a kind of server, or None if such a server answers V2 itself."""
     return _TRANSLATIONS.get(name)
 
 

@@ -1,4 +1,4 @@
-"""The memory of a server's GPUs, by the metrics that the server publishes for Prometheus, as Triton does.
+"""The memory of a server's GPUs, read from the metrics that the server publishes for Prometheus, as Triton does.
 
 The SPI says nothing about devices, but the relay passes on what a control adds in trailers (`reported`). So this module
 wraps the control of a server. A model takes the memory by which the metrics grow during its load. Triton reads its GPUs
@@ -28,7 +28,7 @@ _TOTAL, _USED = b"nv_gpu_memory_total_bytes", b"nv_gpu_memory_used_bytes"
 _LINE = re.compile(rb"^(\w+)(?:\{[^}\n]*\})? +([0-9.eE+-]+)", re.MULTILINE)
 _LONGEST = 4 << 20  # bytes of an answer
 _TIMEOUT = 3.0  # seconds for an answer
-_FRESH = 2.5  # seconds after which numbers are of after a load: Triton's own interval is 2
+_FRESH = 2.5  # seconds after a load until the metrics include it: Triton reads its GPUs every 2 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class DeviceMemory:
 
 
 def parse(text: bytes) -> DeviceMemory | None:
-    """Returns what metrics say about devices, or None if they name none."""
+    """Returns the memory that metrics in Prometheus' text format state for all devices together, or None if they name
+    no device."""
     sums = {_TOTAL: 0.0, _USED: 0.0}
     for name, value in _LINE.findall(text):
         if name in sums:
@@ -62,7 +63,7 @@ async def read(address: str) -> DeviceMemory | None:
             while len(answer) < _LONGEST and (part := await reader.read(1 << 16)):
                 answer += part
     except TimeoutError as error:
-        raise OSError(f"{address} gave no metrics for {_TIMEOUT:g} s") from error
+        raise OSError(f"{address} did not send its metrics within {_TIMEOUT:g} s") from error
     finally:
         if writer is not None:
             writer.transport.abort()
@@ -74,7 +75,8 @@ async def read(address: str) -> DeviceMemory | None:
 
 
 def measured(managed: Callable[[grpc.aio.Channel], Control], address: str) -> Callable[[grpc.aio.Channel], Control]:
-    """Returns a maker of the same control, which also reports the memory of the server's GPUs."""
+    """Returns a maker of the same control, which also reports the memory of the server's GPUs. `address` is that of the
+    server's metrics, HOST:PORT."""
     return lambda channel: OnDevice(managed(channel), address)
 
 
@@ -88,14 +90,15 @@ class OnDevice:
         *,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Wraps a control of a server whose metrics are at an address. `pause` waits for a number of seconds."""
+        """Wraps the control of a server whose metrics are at `address`, HOST:PORT. `pause` waits for a number of
+        seconds."""
         self.former = control.former
         self.takes_versions = control.takes_versions
         self._control = control
         self._address = address
         self._pause = pause
         self._turn = asyncio.Lock()
-        self._silent = False  # why no memory is reported was logged
+        self._silent = False  # no memory is reported, and a warning has said why
 
     def resume(self, *, former: bool) -> None:
         """Continues with a server that reported to a former relay that it is ready."""
@@ -122,7 +125,8 @@ class OnDevice:
         self, request: pb.LoadModelRequest, *, timeout: float | None
     ) -> tuple[pb.LoadModelResponse, Trailers]:
         """Loads a model, and reports what it takes: on the device the growth of the memory in use, or the size of the
-        model's files if nothing has grown; on the host what the files suggest."""
+        model's files if nothing has grown; on the host what the files suggest. Reports nothing if the metrics could not
+        be read before the load."""
         async with self._turn:
             before = await self._memory()
             answer, told = await self._control.load(request, timeout=timeout)
@@ -142,13 +146,13 @@ class OnDevice:
     async def size(
         self, request: pb.ModelSizeRequest, *, timeout: float | None
     ) -> tuple[pb.ModelSizeResponse, Trailers]:
-        """Returns the size that the server states, and the memory in use on its devices."""
+        """Returns the size that the control states, and in the trailers the memory in use on the server's devices."""
         answer, told = await self._control.size(request, timeout=timeout)
         memory = await self._memory()
         return answer, told if memory is None else (*told, (reported.USED, str(memory.used)))
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
-        """Returns the size that the server expects."""
+        """Returns the size that the control predicts."""
         return await self._control.predict(request, timeout=timeout)
 
     async def _memory(self) -> DeviceMemory | None:
@@ -157,8 +161,8 @@ class OnDevice:
         except (OSError, ValueError) as error:
             memory, why = None, str(error)
         else:
-            why = "they name no device"
+            why = "its metrics name no device"
         if memory is None and not self._silent:
-            log.warning("the metrics of the model server say nothing about devices", because=why)
+            log.warning("the memory of the model server's devices is unknown", because=why)
         self._silent = memory is None
         return memory

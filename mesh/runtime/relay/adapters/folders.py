@@ -1,9 +1,9 @@
 """The folders of a server's models: for each model one that the server reads, and one with links to what was pulled.
 
-They are apart, because a server may search all that it reads, links included, for descriptions of models. Their names
+The two are separate, because a server may search all that it reads, links included, for descriptions of models. Names
 follow from the model's id, so that a relay which takes over from a dead one finds them again. A name is a digest,
-unless the adapter has another rule: ids are long, or hold characters that a server would decode. The id itself is in a
-file.
+unless the adapter has another rule, because ids may be long, or have characters that a server would decode. A third
+folder has a file for each model, which contains the id.
 """
 
 import asyncio
@@ -45,7 +45,8 @@ class ModelFolders:
 
 
 class Folders:
-    """The folders of all models of one server. Methods block for the disk, briefly. They raise OSError."""
+    """The folders of all models of one server. Except for `fill`, the methods block briefly for the disk, and raise
+    OSError."""
 
     def __init__(self, root: Path, *, named: Callable[[str], str] = digest) -> None:
         """Keeps folders in `root`. `named` returns the name of a model's folders, which no other model has."""
@@ -53,7 +54,7 @@ class Folders:
         self._named = named
 
     def begin(self, model_id: str) -> ModelFolders:
-        """Makes the empty folders of a model."""
+        """Makes the folders of a model, empty, in place of earlier ones."""
         self.remove(model_id)
         note = self._note(model_id)
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,8 @@ class Folders:
                 self.remove(model_id)
                 raise
         except OSError as error:
-            raise MeshError(Reason.LOAD_FAILED, f"the model's folder cannot be made: {error.strerror}") from error
+            text = f"the pod cannot prepare the model's folder for the model server: {error.strerror or error}"
+            raise MeshError(Reason.LOAD_FAILED, text) from error
 
     def of(self, model_id: str) -> ModelFolders:
         """Returns the folders of a model, whether they exist or not."""

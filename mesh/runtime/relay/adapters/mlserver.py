@@ -178,13 +178,13 @@ class MLServer:
         return settings | {"name": request.modelId} | schemas.schema_of(key)
 
     def _of_users(self, file: Path, place: ModelFolders) -> dict[str, Any]:
-        """Returns the settings that came with a model, with its path made absolute."""
+        """Returns the settings that came with a model, with their path made absolute. Raises MeshError."""
         try:
             settings = json.loads(file.read_bytes())
         except ValueError as error:
             raise contents.bad(f"{SETTINGS} is not valid JSON: {error}") from error
         if not isinstance(settings, dict) or not isinstance(settings.get("parameters", {}), dict):
-            raise contents.bad(f"{SETTINGS} is not an object with an object of parameters")
+            raise contents.bad(f"{SETTINGS} must be a JSON object whose parameters, if any, are an object too")
         parameters = dict(settings.get("parameters", {}))
         only_data = settings.get("implementation") in _NO_CODE
         if (uri := parameters.get("uri", "." if only_data else None)) is not None:
@@ -202,7 +202,8 @@ class MLServer:
         """Makes links to all that lies beside a model's own settings, where MLServer looks for modules."""
         nested = next((file for file in source.rglob(SETTINGS) if file.parent != source), None)
         if nested is not None:
-            raise contents.bad(f"a subfolder holds settings too, which MLServer would mix up: {nested.name}")
+            text = f"MLServer would mix up the model's {SETTINGS} with that in a subfolder"
+            raise contents.bad(f"{text}: remove {nested.relative_to(source)}")
         entries = [entry for entry in source.iterdir() if entry.name != SETTINGS]
         modules = {_module(entry) for entry in entries} - {""}
         for other in self._folders.ids():
@@ -253,7 +254,8 @@ class MLServer:
         if refusals.of_the_way(error):
             return error
         if error.code() is grpc.StatusCode.NOT_FOUND:
-            return MeshError(Reason.LOAD_FAILED, f"MLServer cannot use the model's {SETTINGS}; its log has the cause")
+            text = f"MLServer cannot use the model's {SETTINGS}; MLServer's log has the cause"
+            return MeshError(Reason.LOAD_FAILED, text)
         place = self._folders.of(request.modelId)
         return refusals.cannot_load("MLServer", refusals.text_of(error), request, place, request.modelId)
 

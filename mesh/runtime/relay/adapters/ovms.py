@@ -117,7 +117,8 @@ class Ovms:
         return base
 
     def _fill(self, request: pb.LoadModelRequest, pulled: Path, base: Path) -> None:
-        """Fills the folder of a model with its version. Raises MeshError and OSError."""
+        """Fills the folder that the server reads with the highest version of the model. Raises MeshError and
+        OSError."""
         model_type = keys.type_of(request)
         if model_type not in _NAMES:
             raise contents.bad(f"OVMS takes models of the types {', '.join(_NAMES)}, not {model_type}")
@@ -133,7 +134,8 @@ class Ovms:
             return
         if model_type == OPENVINO:
             weights = found.path.with_suffix(".bin")
+            if not newest.is_dir():
+                raise contents.bad("an OpenVINO model is a folder with an .xml and a .bin file, and this is one file")
             if not weights.is_file():
-                where = "the folder" if newest.is_dir() else "an OpenVINO model is a folder with two files, which"
-                raise contents.bad(f"{where} lacks {weights.name}, the weights of {found.path.name}")
+                raise contents.bad(f"the folder lacks {weights.name}, the weights of {found.path.name}")
         contents.tree_of_links(newest, version)

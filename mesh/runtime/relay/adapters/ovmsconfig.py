@@ -1,7 +1,7 @@
 """The configuration file of OpenVINO Model Server, and the changes that OVMS reads from it.
 
 All changes that are wanted within `WAIT` are written together, and OVMS is told once to read the file. OVMS answers
-with the state of every model, or with an error if one model fails; its states are then asked for.
+with the state of every model. If it answers with an error, as when one model fails, this module asks for the states.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class Reloads:
         self._rest = rest
         self._wanted: dict[str, str] = {}  # base paths by name
         self._next: asyncio.Future[dict[str, ModelState]] | None = None  # the change that is not written yet
-        self._stale = False  # the last change has failed, so OVMS may have dropped models still
+        self._stale = False  # the last change has failed, so OVMS may still have models that it should have dropped
         self._one = asyncio.Lock()  # one change at a time
         self._tasks: set[asyncio.Task[None]] = set()
         ovms.prepare(self._file.parent)
@@ -96,7 +96,8 @@ class Reloads:
         await self._changed()
 
     async def put(self, name: str, base: Path) -> ModelState:
-        """Has OVMS load a model, and returns its state. Raises MeshError."""
+        """Has OVMS load a model, and returns its state. Raises MeshError, with CANCELLED if the model was dropped
+        meanwhile."""
         self._wanted[name] = str(base)
         states = await self._changed()
         if self._wanted.get(name) != str(base):
@@ -109,7 +110,7 @@ class Reloads:
             await self._changed()
 
     async def _changed(self) -> dict[str, ModelState]:
-        """Returns the states after the next change. It goes on if this caller stops waiting."""
+        """Returns the states after the next change, which continues if this caller stops waiting."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
             task = asyncio.create_task(self._change(self._next))

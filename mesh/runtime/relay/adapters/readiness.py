@@ -14,9 +14,9 @@ def ready(
     load_timeout: float,
     default_bytes: int = sizes.UNKNOWN,
 ) -> pb.RuntimeStatusResponse:
-    """Returns READY. `methods` has the path of the model's id in the requests of each method. `loads` is the number of
-    loads that may run at the same time, `load_timeout` their limit in seconds, and `default_bytes` the size of a model
-    of which nothing is known."""
+    """Returns the status READY. `methods` has the path of the model's id in the requests of each method. `loads` is the
+    number of loads that may run at the same time, `load_timeout` their limit in seconds, and `default_bytes` the size
+    of a model of which nothing is known."""
     status = pb.RuntimeStatusResponse(
         status=pb.RuntimeStatusResponse.READY,
         runtimeVersion=version,

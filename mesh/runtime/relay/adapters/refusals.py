@@ -35,13 +35,14 @@ def of_the_way(error: grpc.aio.AioRpcError) -> bool:
 
 
 def text_of(error: grpc.aio.AioRpcError) -> str:
-    """Returns what the server says."""
+    """Returns the text of a server's error, or the name of its code if it has no text."""
     return error.details() or error.code().name
 
 
 def cannot_load(server: str, text: str, request: pb.LoadModelRequest, place: ModelFolders, name: str) -> MeshError:
-    """Returns the error for a model that the server cannot load, with the server's text but without paths of this
-    machine. In the text, `name`, by which the server knows the model, becomes the model's id."""
+    """Returns the error for a model that the server cannot load. Contains the server's text, in which the paths of the
+    model's folders are shortened to what is inside them, and `name`, by which the server knows the model, becomes the
+    model's id."""
     pulled = Path(request.modelPath)
     for folder in (place.read, place.files, pulled, pulled.parent):
         text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)

@@ -61,8 +61,8 @@ class Repository:
         return bool((await self._stub.ModelReady(v2.ModelReadyRequest(name=name), timeout=timeout)).ready)
 
     async def describe(self, name: str, *, timeout: float | None) -> dict[str, int]:
-        """Returns the integers among the parameters of a model's metadata, which only MLServer reports. Fails if the
-        server does not have the model."""
+        """Returns the parameters of a model's metadata, which only MLServer reports, as integers: 0 for a parameter of
+        another type. Raises AioRpcError if the server does not have the model."""
         answer = await self._stub.ModelMetadata(v2.ModelMetadataRequest(name=name), timeout=timeout)
         found = {}
         for field in UnknownFieldSet(answer):  # type: ignore[attr-defined]  # the stubs lack it

@@ -15,8 +15,10 @@ def schema_of(key: dict[str, Any]) -> dict[str, list[Any]]:
         return {}
     try:
         schema = json.loads(Path(str(path)).read_bytes())
-    except (OSError, ValueError) as error:
-        raise contents.bad(f"the schema cannot be read: {error}") from error
+    except OSError as error:
+        raise contents.unreadable(Path(str(path)), error) from error
+    except ValueError as error:
+        raise contents.bad(f"the schema is not valid JSON: {error}") from error
     if not isinstance(schema, dict):
         raise contents.bad("the schema is not an object with inputs and outputs")
     return {name: schema[name] for name in ("inputs", "outputs") if isinstance(schema.get(name), list)}

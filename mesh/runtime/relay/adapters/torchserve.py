@@ -103,7 +103,7 @@ class TorchServe:
         self, request: pb.LoadModelRequest, *, timeout: float | None
     ) -> tuple[pb.LoadModelResponse, Trailers]:
         """Makes the model's folder, and has the server start a process for it. Raises AioRpcError if the server cannot
-        be reached, and MeshError if the model cannot be loaded."""
+        be reached or is too slow, and MeshError if the model cannot be loaded."""
         model_id = request.modelId
         try:
             async with refusals.within(timeout):
@@ -150,7 +150,7 @@ class TorchServe:
         return pb.ModelSizeResponse(), ()
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:
-        """Returns the memory of a process and of a model whose files have that size."""
+        """Returns the memory of a process of TorchServe, plus what the size of the model's files suggests, in bytes."""
         own = sizes.predicted(request, default=0).sizeInBytes
         return pb.PredictModelSizeResponse(sizeInBytes=_DEFAULT_BYTES + own)
 
@@ -227,8 +227,8 @@ def _unpacked(found: contents.FoundModel, place: ModelFolders, stop: threading.E
         raise contents.bad(f"{text}TorchScript (torch.jit.script), or make a .mar with torch-model-archiver")
     try:
         if kind is not sniffing.MAR and not (kind is not None and kind.archive and archives.is_archive(found.path)):
-            what = f"is {kind.what}" if kind is not None else "is neither TorchScript nor a .mar"
-            raise contents.bad(f"the file {what}")
+            what = f"{kind.what}, and so neither" if kind is not None else "neither"
+            raise contents.bad(f"the file is {what} TorchScript nor a .mar, which TorchServe takes")
         return archives.unpack(found.path, place.files / "mar", stop=stop)
     except archives.BadArchive as error:
         raise contents.bad(str(error)) from error
@@ -238,12 +238,13 @@ class V2OverPredictions:
     """The translation of V2's calls into calls of `Predictions` that Mesh's handler answers."""
 
     def method(self, method: bytes) -> bytes | None:
-        """Returns the method of `Predictions` for V2's methods."""
+        """Returns the method `Predictions` for V2's ModelInfer and ModelMetadata, which Mesh's handler answers, and
+        None for others."""
         return b"/" + _PREDICTIONS.encode() if method in _TRANSLATED else None
 
     def request(self, method: bytes, message: bytes) -> bytes:
-        """Returns the call with V2's message. The model's name is that of the message, into which the relay has written
-        it."""
+        """Returns a call of `Predictions` that contains V2's message. Its model is that of the message, into which the
+        relay has written the server's name for the model. Raises MeshError."""
         name = b""
         try:
             for tag, start, end in encoding.fields(memoryview(message)):
@@ -264,10 +265,11 @@ class V2OverPredictions:
         return answer[1:]
 
     def status(self, code: int, text: str) -> MeshError | None:
-        """Returns the error for a call whose process has died, or that TorchServe's queue has no place for."""
+        """Returns the error for a call whose process has died, or for which TorchServe has no free process; None for
+        others."""
         if text.startswith(_DIED):
             return MeshError(Reason.LOST, "the model's process in TorchServe ended during the call")
         if _BUSY in text:
-            why = "the model's queue in TorchServe is full, or its process is being started again"
+            why = "the model's queue in TorchServe is full, or its process is being started again: try again later"
             return MeshError(Reason.OVERLOADED, why)
         return None

@@ -65,7 +65,7 @@ class Triton:
             await self._repository.unload(name, timeout=timeout, dependents=True)
         await self._until_gone(held, timeout)
         if await self._names(_ACTIVE, timeout):
-            return starting, ()  # it is asked again
+            return starting, ()  # the agent asks again
         await asyncio.to_thread(self._folders.clear)
         version = await self._repository.version(timeout=timeout)
         return readiness.ready(version, _METHODS, loads=_LOADS, load_timeout=self._load_timeout), ()
@@ -88,8 +88,8 @@ class Triton:
         return pb.LoadModelResponse(), ()
 
     async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
-        """Has the server unload a model, waits until it is gone, and removes its folder. An unknown model is no
-        error."""
+        """Has the server unload a model, waits for a few seconds at most until it is gone, and removes its folder. An
+        unknown model is no error. Raises AioRpcError, and TimeoutError after `timeout` seconds."""
         name = self.name(request.modelId)
         async with asyncio.timeout(timeout):
             try:
@@ -122,7 +122,7 @@ class Triton:
         ends = asyncio.get_running_loop().time() + _GONE
         while left := names & await self._names(_HELD, timeout):
             if asyncio.get_running_loop().time() > ends:
-                log.warning("triton still unloads models, and they count as unloaded", models=sorted(left))
+                log.warning("Triton has not yet unloaded models that now count as unloaded", models=sorted(left))
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST)

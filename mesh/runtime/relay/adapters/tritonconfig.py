@@ -39,7 +39,8 @@ _TYPES = {
 
 
 def read(content: bytes) -> Message:
-    """Returns a description without the model's name, which Triton then takes from the folder. Raises MeshError."""
+    """Parses a description, and returns it without the model's name, which Triton then takes from the folder. Raises
+    MeshError if the description is not valid, describes an ensemble, or names a path outside the model's folder."""
     try:
         config = parse(content)
     except BadText as error:
@@ -102,13 +103,17 @@ def generated(backend: str) -> Message:
 
 
 def _tensor(one: Any, *, batch: bool) -> Message:
-    """Returns a tensor of a schema as Triton describes it. If the model takes batches, the first dimension is left
-    out."""
+    """Returns a tensor of a schema in Triton's form. With `batch`, leaves out the first dimension, which Triton adds.
+    Raises MeshError."""
     name, datatype, shape = (
         (one.get(key) for key in ("name", "datatype", "shape")) if isinstance(one, dict) else (0, 0, 0)
     )
-    if not isinstance(name, str) or not isinstance(shape, list) or not all(type(size) is int for size in shape):
-        raise contents.bad("the schema has a tensor without a name, a datatype, or a shape of whole numbers")
+    if not isinstance(name, str):
+        raise contents.bad("the schema has a tensor without a name")
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        raise contents.bad(f"the schema's tensor {name} has no shape, which is a list of whole numbers")
+    if datatype is None:
+        raise contents.bad(f"the schema's tensor {name} has no datatype: use {', '.join(_TYPES)}")
     if not isinstance(datatype, str) or datatype not in _TYPES:
         raise contents.bad(f"the schema's tensor {name} has the datatype {datatype}: use {', '.join(_TYPES)}")
     if batch:

@@ -173,13 +173,13 @@ class Runs:
         return self._endless
 
     def refuse(self, size: int) -> MeshError | None:
-        """Returns the error if a call with this many bytes of input is refused now, or None if it is accepted."""
+        """Returns the error if a call with this many bytes of input is refused now, or None if it is accepted. While no
+        call is under way, a call of any size is accepted."""
         if self._waiting >= MAX_WAITING or (self._live and self._bytes + size > MAX_WAITING_BYTES):
-            return MeshError(
-                Reason.OVERLOADED,
-                f"this pod is overloaded: {self._waiting} calls are waiting for a thread: try again",
-                retry_after=1.0,
-            )
+            what = f"{self._waiting} calls are waiting for a thread"
+            if self._waiting < MAX_WAITING:
+                what = f"its calls already hold {self._bytes} bytes of input, of at most {MAX_WAITING_BYTES}"
+            return MeshError(Reason.OVERLOADED, f"this pod is overloaded: {what}: try again", retry_after=1.0)
         return None
 
     def submit(self, run: Run) -> None:

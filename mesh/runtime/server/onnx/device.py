@@ -97,7 +97,8 @@ CUDA = Device(
 
 
 def find(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
-    """Tests the device and returns it. Raises `DeviceError` if `cuda` is wanted and does not work."""
+    """Tests the wanted device and returns it. With `auto`, returns CUDA if it works, and the CPU otherwise. Raises
+    `DeviceError` if `cuda` is wanted and does not work, or if the CPU fails the test."""
     problem = "" if wanted == "cpu" else _try_cuda()
     if wanted == "cpu" or (wanted == "auto" and problem):
         if problem and _CUDA in onnxruntime.get_available_providers():

@@ -138,7 +138,7 @@ def _described(model: Path) -> ModelFile:
                 f"{model} is truncated, or not an ONNX model: its {size} bytes end in the middle of a field"
             )
         if (why := functions.too_many(model)) is not None:
-            raise _unusable(f"the model is too large: {why}")
+            raise _unusable(f"the model cannot be loaded: {why}")
         external = tuple(_external(model))
         return ModelFile(model, size + sum(file.stat().st_size for file in external), external)
     except OSError as error:

@@ -33,7 +33,8 @@ _LEAST_MS, _LEAST_SHARE = 4.0, 0.25  # the minimum saving that is worth a second
 
 
 def main() -> None:
-    """Runs the program."""
+    """Writes the optimised form of MODEL to TARGET, the arguments of the command line, and prints the result as
+    JSON."""
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     os.nice(19)
     try:
@@ -43,10 +44,13 @@ def main() -> None:
 
 
 def optimise(source: Path, target: Path) -> dict[str, object]:
-    """Writes the optimised form and returns whether it is worth keeping. Raises MeshError."""
+    """Writes the optimised form to `target`. Returns whether it is worth keeping, the reason if it is not, and the
+    times of both loads in milliseconds if they were measured. Raises MeshError."""
     file = onnxfile.find(str(source))
-    if file.external or file.bytes > MAX_BYTES:
-        return {"worth": False, "why": "it is too large, or keeps tensors in other files"}
+    if file.external:
+        return {"worth": False, "why": "it keeps tensors in other files"}
+    if file.bytes > MAX_BYTES:
+        return {"worth": False, "why": f"its {file.bytes} bytes are more than {MAX_BYTES}"}
     bound = _MEMORY + 16 * file.bytes
     resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
     device.find("cpu")  # afterwards the first session costs no more than the second
@@ -70,8 +74,8 @@ def _timed(path: Path, *, optimised: bool) -> float:
 
 
 def _agree(one: session.Session, other: session.Session) -> bool:
-    """Returns whether both sessions give the same answer to generated input. Also returns True if both refuse the
-    input, or if the input would be too large."""
+    """Returns whether both sessions give the same answer to generated input, or both refuse it. Returns False if the
+    input would be too large."""
     feed = one.made_up()
     if feed is None or list(one.outputs) != list(other.outputs) or list(one.inputs) != list(other.inputs):
         return False

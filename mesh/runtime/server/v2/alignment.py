@@ -42,7 +42,8 @@ def empty(shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
 
 
 def own(feed: Mapping[str, Array]) -> dict[str, Array]:
-    """Returns copies of the arrays, in memory of their own."""
+    """Returns the arrays with copies of all numbers, in memory of their own. Arrays of strings are returned as they
+    are."""
     return {name: array if array.dtype.hasobject else _copy(array) for name, array in feed.items()}
 
 

@@ -63,7 +63,7 @@ class ReplyWriter:
         return frame
 
     def pieces(self, arrays: Sequence[Array], request_id: bytes, *, raw: bool) -> list[Raw]:
-        """Returns the same message in pieces. Large contents are the arrays' own memory. Raises `MeshError`."""
+        """Returns the message of `encode` in pieces. Large contents are the arrays' own memory. Raises `MeshError`."""
         if raw or self._raw_only:
             parts, size = self._raw(arrays, request_id)
             if size >= _LARGE and sum(map(len, parts)) == size + 5:

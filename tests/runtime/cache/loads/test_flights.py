@@ -124,7 +124,7 @@ async def test_who_loses_the_claim_evicts_nothing_and_stops_its_pull(pod: FakePo
     ("verdict", "answer"),
     [
         (verdicts.Stale(), Stale()),
-        (verdicts.Away("etcd is away"), Refused(Reason.REGISTRY_AWAY, "cannot be claimed: etcd is away")),
+        (verdicts.Away("etcd is away"), Refused(Reason.REGISTRY_AWAY, "the model cannot be claimed: etcd is away")),
     ],
 )
 async def test_no_claim_no_load(pod: FakePod, verdict: verdicts.Verdict, answer: object) -> None:

@@ -192,7 +192,7 @@ async def test_modules_of_a_model_are_found_beside_its_settings(served: Served) 
             {"d/model-settings.json": "{}", "d/e/model-settings.json": "{}"},
             "d",
             "sklearn",
-            "a subfolder holds settings",
+            "that in a subfolder: remove e/model-settings.json",
         ),
         ({"d/mine.py": CODE}, "d", "python", "lacks the file model.py; it has mine.py"),
         ({"m.pkl": SKLEARN}, "m.pkl", "python", "is a pickle .*, instead of Python code or a folder with model.py"),

@@ -121,7 +121,7 @@ async def test_each_layout_is_served(
     ("files", "kind", "says"),
     [
         ({"m/a.xml": XML}, "openvino_ir", "the folder lacks a.bin, the weights of a.xml"),
-        ({"m": XML}, "openvino_ir", "a folder with two files, which lacks m.bin"),
+        ({"m": XML}, "openvino_ir", "an OpenVINO model is a folder with an .xml and a .bin file"),
         ({"m/a.txt": ""}, "openvino_ir", "lacks the model's file (model.xml"),
         ({"m/a.xml": XML, "m/a.bin": "1"}, "tensorflow", "types openvino_ir, onnx, not tensorflow"),
         ({"m": "<html>"}, "onnx", "is an HTML page"),
