@@ -27,8 +27,6 @@ LENT = 8
 
 
 class _Turn:
-    """A turn that is taken."""
-
     __slots__ = ("lent", "on_long")
 
     def __init__(self, on_long: Callable[[], None] | None) -> None:

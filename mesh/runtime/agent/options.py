@@ -417,7 +417,7 @@ class ModelServer:
         return () if self.types == "any" else tuple(one.strip() for one in self.types.split(",") if one.strip())
 
     def carrier(self) -> Literal["envoy", "grpc"]:
-        """Returns the egress to use. Raises BadParameter."""
+        """Returns the egress to use. For `auto`, this is Envoy if it is installed. Raises BadParameter."""
         if self.egress not in ("envoy", "grpc", "auto"):
             raise typer.BadParameter(
                 f"{self.egress!r} is not an egress: use envoy, grpc or auto", param_hint="--egress"
@@ -434,7 +434,7 @@ class ModelServer:
         return "envoy"
 
     def check(self) -> None:
-        """Checks the options. Raises BadParameter for unknown values, and for options that exclude each other."""
+        """Checks the options. Raises BadParameter for unknown values, and for options that need or exclude others."""
         if self.adapter and self.adapter not in kinds.KINDS:
             known = " or ".join(kinds.KINDS)
             raise typer.BadParameter(f"{self.adapter!r} is not an adapter: use {known}", param_hint="--adapter")

@@ -162,7 +162,7 @@ class AgentStanding:
         return self._puller.progress(model_id)
 
     def decisions(self, model_id: str) -> Iterable[str]:
-        """Returns the latest decisions about a model, as JSON."""
+        """Returns the latest decisions as JSON, one text for each: about a model, or about all models for the id ""."""
         return self._cache.decisions.lines(model_id)
 
     def counters(self) -> dict[str, int]:

@@ -51,7 +51,8 @@ class Earlier:
         self.suspects: dict[int, str] = {}  # create revision of the model's record -> what it was doing
 
     def read(self, folder: Path) -> None:
-        """Notes the models at work. Ignores a board that cannot be read."""
+        """Notes the models at work, unless the board cannot be read, a signal had stopped that agent, or memory was
+        free when it was killed."""
         if os.environ.get(process.STOPPED_BEFORE):
             return
         try:

@@ -66,7 +66,8 @@ class Fence:
         self._probe: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Renews the permission periodically, until cancelled. Without renewals, the pod answers no calls."""
+        """Renews the permission periodically, until cancelled. Without renewals, the permission expires, and the pod
+        answers no calls."""
         try:
             while True:
                 self.look()

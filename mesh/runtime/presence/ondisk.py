@@ -18,12 +18,13 @@ class OnDisk:
         self._stale = False
 
     def changed(self, model_id: str, here: bool) -> None:
-        """Notes whether all files of a model are on disk."""
+        """Marks the text as outdated, because the files of a model are now on the disk or no longer there."""
         self._stale = True
 
     @property
     def text(self) -> str:
-        """Returns the text to publish."""
+        """The encoded set of models whose files are on the disk, at most `MAX_IDS` of them, the most recently used
+        ones."""
         if self._stale:
             self._stale = False
             self._text = IdSet.of(self._remembered()[-MAX_IDS:]).encode()

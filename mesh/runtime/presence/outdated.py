@@ -76,7 +76,6 @@ class Outdated:
 
 
 def _replaced(copy: CopyRecord, model: KeyValue) -> bool:
-    """Returns whether the model's record says that the copy's content has been replaced."""
     try:
         record = ModelRecord.decode(model.value)
     except ValueError:

@@ -107,8 +107,7 @@ class Presence:
     # --- life ---
 
     async def wait_for_name(self) -> None:
-        """Waits until the lease of a dead pod of this name has ended, if such a pod has a key. Raises NameTaken,
-        EtcdError."""
+        """Waits until no live pod has this pod's name. Raises NameTaken, EtcdError."""
         await self._place.wait()
 
     async def start(self, patience: Patience | None = None) -> None:
@@ -245,7 +244,6 @@ class Presence:
                 pause = min(pause * 2, _PAUSE_MAX)
 
     async def _idle(self) -> None:
-        """Waits until there is something to do."""
         try:
             async with asyncio.timeout(_TICK):
                 await self._wake.wait()

@@ -21,8 +21,8 @@ log = logs.get("mesh.runtime.server")
 
 
 def main(loading: "type[Loader] | None" = None) -> None:
-    """Serves until SIGTERM, and exits with 0. Exits with 1 if the server cannot start, and with 2 if the command line
-    is wrong.
+    """Serves until SIGTERM, and exits with 0. Exits with 1 if the server cannot start or continue, and with 2 if the
+    command line is wrong.
 
     `loading` replaces ONNX Runtime: see `process.serve`.
     """

@@ -56,7 +56,8 @@ class ServedCopy:
         self._answers: dict[tuple[tensors.Tensor, ...], ReplyWriter] = {}
 
     def answered(self) -> None:
-        """Counts a call in flight as done. After the last call, a waiting unload continues."""
+        """Lets a waiting unload continue if no call is in flight any more. Call it after each call that the row has
+        counted as ended."""
         if self.drained is not None and not self.row.in_flight and not self.drained.done():
             self.drained.set_result(None)
 

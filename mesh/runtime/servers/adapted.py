@@ -83,7 +83,7 @@ def prepare(kind: str, folder: Path) -> None:
 
 
 def _python(kind: str) -> Path:
-    """Returns the interpreter that has a server. Raises ValueError."""
+    """Returns the Python interpreter that runs a kind of server. Raises ValueError."""
     if kinds.KINDS[kind].found:
         return torchserve.find().python
     return environments.python_of(environments.folder_of(kind))

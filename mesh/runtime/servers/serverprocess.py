@@ -280,7 +280,6 @@ class ServerProcess:
         self._oom_kills = oom_kills()
 
     def _death(self, ended: Ended) -> Death:
-        """Returns the end of a ready server, with its cause."""
         if ended.hung is None and self._ended_for is not None:
             return Death(*self._ended_for)
         return death_of(ended, crashed_in=self._crashed_in, kills=(self._oom_kills, oom_kills()))

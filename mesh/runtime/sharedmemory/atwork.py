@@ -52,7 +52,8 @@ class ThreadWork:
 
 
 class AtWork:
-    """The part of a board's map that begins at `at`. `kept` is the beginning of the loop's last request."""
+    """The part of a board's map that begins at byte `at`, with the entries of the threads and the beginning of the
+    event loop's last request."""
 
     __slots__ = ("_at", "_free", "_kept", "_map")
 

@@ -99,7 +99,7 @@ class Board:
 
     @classmethod
     def create(cls, path: Path | str, slots: int, *, incarnation: str = "") -> "Board":
-        """Creates a board of `slots` slots, in place of an existing file. Called by the agent.
+        """Creates a board of `slots` slots, in place of an existing file. Called by the agent. Raises OSError.
 
         `incarnation` is the agent's, of at most 64 bytes. A server that finds another incarnation on the board refuses
         to start.
@@ -124,7 +124,8 @@ class Board:
 
     @classmethod
     def open(cls, path: Path | str) -> "Board":
-        """Maps the board at `path`. Raises OSError if the file does not exist, ValueError if it is not a board."""
+        """Maps the board at `path`. Raises OSError if the file cannot be opened, and ValueError if it is not a board of
+        this version."""
         path = Path(path)
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -307,5 +308,5 @@ def _length(slots: int) -> int:
 
 
 def _slots_end(slots: int) -> int:
-    """Returns the word after the last slot."""
+    """Returns the index of the word after the last slot."""
     return _SLOTS_AT + (slots + 1) * WORDS

@@ -131,7 +131,6 @@ class Optimising:
 
 
 async def _run(source: Path, target: Path) -> dict[str, Any]:
-    """Runs the optimiser and returns its report."""
     argv = process.python("mesh.runtime.server.onnx.optimiser", str(source), str(target))
     child = await process.spawn(argv, name="optimiser")
     try:

@@ -199,7 +199,6 @@ class Admission:
         return None
 
     async def _predict(self, ticket: Ticket) -> Prediction | Refused:
-        """Returns the predicted size of a load, or a refusal."""
         want, pulled, ledger = ticket.want, ticket.pulled, self._ledger
         capacity = ledger.capacity
         largest = max(1, capacity.device_bytes or capacity.host_bytes)
@@ -226,8 +225,8 @@ class Admission:
         return await self._rooms.reserve(ticket.entry, counted, place=ticket.place, spares=ticket.spares)
 
     async def _wait_for_space(self, entry: CacheEntry) -> bool:
-        """Waits until the load's room is free. Returns False if a model that is larger than predicted has taken the
-        room."""
+        """Waits until the load's room is free. Ends early, with the load not begun, if a model that is larger than
+        predicted takes the room. Returns False after `_SPACE_WAIT` seconds."""
         self._ledger.enter(entry, EntryState.WAITING)
         try:
             async with asyncio.timeout(_SPACE_WAIT):
@@ -238,7 +237,8 @@ class Admission:
         return True
 
     async def _grow(self, ticket: Ticket, took: Footprint) -> Answer:
-        """Puts the measured size on the books if there is room for it."""
+        """Puts the measured size on the books, which may need evictions. Returns a refusal if there is no room for
+        it."""
         want, entry, ledger = ticket.want, ticket.entry, self._ledger
         here = took if ledger.has_device else Footprint(took.total_bytes)
         if not ledger.holds(here):  # a model that fits nowhere is no evidence about others of its type

@@ -151,7 +151,7 @@ class Loads:
                 await asyncio.sleep(0)
         refused = self._quick(want)
         if refused is None and aside and self._ledger.aside_of(model_id) is not None:
-            text = "the old copy is still being unloaded, and a pod has at most two copies of a model"
+            text = "the old copy is still being unloaded, and a pod has at most two copies of a model: try again"
             refused = Refused(Reason.UNAVAILABLE, text)
         if refused is not None:
             return self._note(want, refused)

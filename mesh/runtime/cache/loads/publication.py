@@ -139,7 +139,6 @@ class Publication:
         return Loaded(entry.measured, entry.load_ms, entry.generation, entry.digest, entry.blamed)
 
     def _record(self, want: Want, entry: CacheEntry) -> CopyRecord:
-        """Returns the record to write for the loaded copy."""
         return CopyRecord(
             self._incarnation,
             want.revision,

@@ -64,8 +64,6 @@ class RoomsStatistics:
 
 
 class _Waiting:
-    """A load that waits for room."""
-
     __slots__ = ("answer", "ask", "done", "entry", "take", "waiter", "why_not")
 
     def __init__(

@@ -77,7 +77,8 @@ class ServerSide:
 
     async def load(self, want: Want, entry: CacheEntry, pulled: Pulled) -> Size | Refused | Failed:
         """Loads a model whose room is on the books. Returns the size that the server states, and for a foreign server
-        also the growth of the server's memory. If Mesh's own server states no size, returns the size on the books."""
+        also the growth of the server's memory. If Mesh's own server states no size, returns the size on the books. If
+        the model was not loaded, returns the reason."""
         ledger = self._ledger
         spi = await self._server.ready(_WAIT)
         if spi is None:

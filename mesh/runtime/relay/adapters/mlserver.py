@@ -216,7 +216,6 @@ class MLServer:
             contents.link(entry, place.read / entry.name)
 
     def _generated(self, model_type: str, pulled: Path, place: ModelFolders) -> dict[str, Any]:
-        """Returns the settings for a model that has none."""
         runtime = RUNTIMES.get(model_type)
         if runtime is None:
             text = f"models of type {model_type} need a folder with {SETTINGS}; without it, MLServer takes "
@@ -246,11 +245,9 @@ class MLServer:
         return _described(implementation, name)
 
     def _check_code(self, what: str) -> None:
-        """Raises MeshError unless models that run code may be loaded."""
         refusals.check_code(f"{what} runs code when it is loaded", allowed=self._allow_code)
 
     def _meaning(self, error: grpc.aio.AioRpcError, request: pb.LoadModelRequest) -> Exception:
-        """Returns the error for a failed load."""
         if refusals.of_the_way(error):
             return error
         if error.code() is grpc.StatusCode.NOT_FOUND:

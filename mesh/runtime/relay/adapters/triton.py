@@ -136,7 +136,6 @@ class Triton:
         tritonlayout.lay_out(keys.type_of(request), schema, pulled, place.read, allow_code=self._allow_code)
 
     def _meaning(self, error: grpc.aio.AioRpcError, request: pb.LoadModelRequest) -> Exception:
-        """Returns the error for a failed load."""
         if refusals.of_the_way(error):
             return error
         place, name = self._folders.of(request.modelId), self.name(request.modelId)

@@ -134,7 +134,6 @@ def _max_batch_size(config: Message) -> int:
 
 
 def _text(config: Message, name: str) -> str:
-    """Returns the string in a field, or ""."""
     (value,) = config.all(name) or [b""]
     return value.decode(errors="replace") if isinstance(value, bytes) else ""
 

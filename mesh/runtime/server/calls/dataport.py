@@ -127,7 +127,6 @@ class DataPort:
     # -- what a call is meant for
 
     def _message(self, call: Call, frame: bytes) -> bytes:
-        """Returns the decoded message of a frame with a request about a model."""
         try:
             return framing.unpack(frame, call.encoding, limit=min(requests.SMALL, self._max_message))
         except framing.FrameError as error:

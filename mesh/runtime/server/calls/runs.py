@@ -203,7 +203,8 @@ class Runs:
         self._pump()
 
     def stop(self, run: Run, why: MeshError) -> None:
-        """Ends one call. A waiting call ends immediately, a running call when ONNX Runtime returns."""
+        """Answers one call with the error `why`, unless it has been answered. If it is running, ONNX Runtime is told to
+        end it, and the call counts as in flight until ONNX Runtime returns."""
         if run.ended_by is not None or run not in self._live:
             return
         run.ended_by = why
@@ -230,7 +231,7 @@ class Runs:
                 self.stop(run, MeshError(Reason.NOT_HERE, "the model was unloaded before the call could run"))
 
     async def close(self) -> None:
-        """Ends all calls. Running calls are answered without waiting for ONNX Runtime."""
+        """Answers all calls with an error, without waiting for ONNX Runtime, and ends the threads that are idle."""
         for run in list(self._live):
             self.stop(run, MeshError(Reason.UNAVAILABLE, "the model server is shutting down"))
         if self._timer is not None:

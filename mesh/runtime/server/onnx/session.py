@@ -215,7 +215,6 @@ def run_error(error: Exception, *, proven: bool, device: str = "cpu") -> MeshErr
 
 
 def _is_of_onnxruntime(error: Exception) -> bool:
-    """Returns whether an exception comes from onnxruntime and not from the code around it."""
     return type(error).__module__.startswith("onnxruntime.")
 
 
