@@ -22,9 +22,9 @@ _PHYSICAL = frozenset({EntryState.LOADING, EntryState.LOADED, EntryState.UNLOADI
 class CacheEntry:
     """One model in this pod.
 
-    Only the ledger changes an entry, except for the notes of other parts: `load_ms`, `usual_ms`, `disk_bytes`,
-    `suspect`, `model_type`, `reason`, `pinned`, `generation`, `digest`, `blamed`, `size`, `guessed`, `least_bytes`, the
-    rates.
+    Only the ledger changes an entry, except for the notes of other parts: `load_ms`, `usual_ms`, `idle_ms`, `queue_ms`,
+    `disk_bytes`, `suspect`, `model_type`, `reason`, `pinned`, `generation`, `digest`, `blamed`, `size`, `guessed`,
+    `least_bytes`, the rates.
     """
 
     __slots__ = (

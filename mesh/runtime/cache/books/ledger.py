@@ -117,7 +117,7 @@ class Ledger:
         """Sets the state of an entry. UNLOADING makes the entry's space available, LOADED adds the entry to the order
         of eviction.
 
-        `evicted` is True if the copy is evicted for another model; some policies learn from evictions.
+        `evicted` is True if the copy is evicted; some policies learn from evictions.
         """
         if entry.state is EntryState.LOADED:
             self.policy.remove(entry.key, evicted_at=self._clock() if evicted else None)

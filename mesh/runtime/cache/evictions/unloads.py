@@ -83,7 +83,7 @@ class Unloads:
 
     def begin(self, entry: CacheEntry, *, evicted: bool = False) -> bool:
         """Begins to unload a copy. The caller notes the reason. Returns False if an unload of the copy is already under
-        way. `evicted` is True if the copy is evicted for another model; some policies learn from evictions."""
+        way, or if the copy is gone. `evicted` is True if the copy is evicted; some policies learn from evictions."""
         if entry in self._going or entry not in self._ledger:
             return False
         self._ledger.enter(entry, EntryState.UNLOADING, evicted=evicted)

@@ -66,8 +66,8 @@ def find(path: Path, names: Sequence[str], suffixes: Sequence[str]) -> FoundMode
 
 
 def newest(folder: Path) -> Path:
-    """Returns the folder of the highest version, if all subfolders have numbers as names and there are no files, or
-    else the folder itself. Raises OSError."""
+    """Returns the folder of the highest version, if `folder` contains only subfolders with numbers as names, apart from
+    hidden entries. Otherwise returns `folder` itself. Raises OSError."""
     there = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     numbered = [entry for entry in there if entry.name.isascii() and entry.name.isdigit() and entry.is_dir()]
     if not numbered or len(numbered) < len(there):

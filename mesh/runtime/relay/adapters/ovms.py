@@ -83,7 +83,8 @@ class Ovms:
         return pb.LoadModelResponse(), ()
 
     async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
-        """Has the server drop a model with the next change, and removes its folder. An unknown model is no error."""
+        """Has the server drop a model with the next change, and removes its folder. An unknown model is no error.
+        Raises MeshError."""
         try:
             async with asyncio.timeout(timeout):
                 await self._reloads.drop(self.name(request.modelId))

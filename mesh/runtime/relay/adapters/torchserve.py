@@ -265,8 +265,8 @@ class V2OverPredictions:
         return answer[1:]
 
     def status(self, code: int, text: str) -> MeshError | None:
-        """Returns the error for a call whose process has died, or for which TorchServe has no free process; None for
-        others."""
+        """Returns the error for a call during which the model's process has died, or that the model's queue in
+        TorchServe did not accept; None for others."""
         if text.startswith(_DIED):
             return MeshError(Reason.LOST, "the model's process in TorchServe ended during the call")
         if _BUSY in text:

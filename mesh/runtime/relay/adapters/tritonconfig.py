@@ -87,7 +87,8 @@ def model_file(config: Message) -> str:
 
 
 def with_schema(config: Message, schema: dict[str, list[Any]]) -> Message:
-    """Returns a description with the inputs and outputs of a schema in place of its own. Raises MeshError."""
+    """Returns a description with a schema's inputs and outputs, as far as the schema has them, in place of its own.
+    Raises MeshError."""
     batch = _max_batch_size(config) > 0
     made: list[Field] = []
     for ours, theirs in (("inputs", "input"), ("outputs", "output")):
