@@ -55,7 +55,6 @@ def parse(argv: Sequence[str]) -> RelaySettings:
     add(
         "--calls",
         type=_target,
-        default="",
         metavar="ADDRESS",
         help="Address at which the model server answers inference calls; default: that of --server.",
     )
@@ -117,7 +116,8 @@ def parse(argv: Sequence[str]) -> RelaySettings:
     if given["adapter"] == kinds.OVMS.name and not given["server_rest"]:
         parser.error("--adapter ovms needs --server-rest")
     host, port = given.pop("data")
-    return RelaySettings(host=host, port=port, **given)
+    calls = given.pop("calls") or ""  # argparse would also parse a default of ""
+    return RelaySettings(host=host, port=port, calls=calls, **given)
 
 
 def _target(text: str) -> str:

@@ -164,7 +164,10 @@ async def test_too_many_calls_are_refused(make, monkeypatch):
     monkeypatch.setattr(runs_module, "MAX_WAITING_BYTES", 8 * 3 + 7)
     calls[2].cancel()
     assert parts.infer("slow", **SHORT).code is None
-    assert parts.infer("slow", **SHORT).code is Code.RESOURCE_EXHAUSTED
+    monkeypatch.setattr(runs_module, "MAX_WAITING", 3)
+    refused = parts.infer("slow", **SHORT)
+    assert refused.code is Code.RESOURCE_EXHAUSTED
+    assert "24 bytes of input, of at most 31" in refused.text
     calls[0].cancel()
     calls[1].cancel()
     await until(lambda: parts.runs.count == 0, why="the call that waited is answered")
