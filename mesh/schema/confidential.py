@@ -50,6 +50,8 @@ _SPECIAL = frozenset(["pad", "bos", "eos", "unk", "sep", "cls", "mask", "special
 _GLUED = ("password", "passwd", "secret", "apikey", "accesskey", "connectionstring")
 """Endings of a name without a separator between its words (`PGPASSWORD`)."""
 
+_TOO_DEEP = ("objects nested too deeply to be searched for secrets",)
+
 _USERINFO = re.compile(r"(?<=://)[^/@\s?#]+(?=@)")
 _PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 _ACCOUNT = re.compile(r"(?i)\b(AccountKey|SharedAccessSignature|SharedAccessKey)=[^;\s]+")
@@ -76,11 +78,16 @@ def masked_key(key: str) -> str:
     """Returns the key with its secrets masked. A key without secrets is returned unchanged."""
     if not _in_key(key):
         return key
-    document = _document(key)
     try:
+        document = _document(key)
         return _masked_setting(key) if document is None else json.dumps(_masked(document), ensure_ascii=False)
     except RecursionError:
         return MASK
+
+
+def too_deep(key: str) -> bool:
+    """Returns whether a key is nested too deeply to be searched for secrets."""
+    return _in_key(key) == _TOO_DEEP
 
 
 def is_secret(name: str) -> bool:
@@ -96,10 +103,10 @@ def is_secret(name: str) -> bool:
 
 
 def _document(key: str) -> Any:
-    """Parses the JSON of a key. Returns None if the key is not JSON."""
+    """Parses the JSON of a key. Returns None if it is not JSON. Raises RecursionError if it is nested too deeply."""
     try:
         return json.loads(key)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
 
 
@@ -110,11 +117,11 @@ def _in_key(key: str) -> tuple[str, ...]:
 
 
 def _looked_for(key: str) -> tuple[str, ...]:
-    document = _document(key)
     try:
+        document = _document(key)
         return tuple(dict.fromkeys(_in_setting(key) if document is None else _in_document(document, "")))
     except RecursionError:
-        return ("objects nested too deeply to be examined",)
+        return _TOO_DEEP
 
 
 _remembered = functools.lru_cache(maxsize=256)(_looked_for)

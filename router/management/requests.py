@@ -146,6 +146,9 @@ def record_of(item: Item, *, now_ms: int, load_now: bool = False, last_used_ms: 
         )
         raise MeshError(Reason.BAD_REQUEST, text)
     if secrets := confidential.found(path, key):
+        if confidential.too_deep(key):
+            text = "the key is nested too deeply to be searched for secrets: give a key with fewer levels"
+            raise MeshError(Reason.BAD_REQUEST, text)
         text = (
             f"a registration must hold no secret, because every client can read it and etcd stores it; found here: "
             f"{'; '.join(secrets[:5])}. Put it into the storage secret of the pods (--storage-config, "

@@ -113,11 +113,16 @@ def test_a_key_that_is_no_json_is_searched_too():
 
 
 def test_a_key_that_nobody_can_look_through_is_refused_and_not_shown():
-    """If a deeply nested key is refused, nothing of it is shown."""
+    """A key is refused and masked if it is nested too deeply to be parsed, or contains a text that is."""
     for depth in (900, 2000, 100_000):
-        text = '{"a":' * depth + '"b"' + "}" * depth
-        told, masked = confidential.found("", text), confidential.masked_key(text)
-        assert not told or masked == confidential.MASK
+        text = '{"a":' * depth + '{"password":"hunter2"}' + "}" * depth
+        for key in (text, json.dumps({"x": text})):
+            assert confidential.found("", key)
+            assert "hunter2" not in confidential.masked_key(key)
+    assert confidential.found("", "[" * 100_000)
+    assert confidential.too_deep("[" * 100_000)
+    assert not confidential.too_deep('{"password": "hunter2"}')
+    assert confidential.masked_key("[" * 100_000) == confidential.MASK
 
 
 @pytest.mark.parametrize(

@@ -423,6 +423,13 @@ async def test_a_secret_in_a_registration_is_refused_and_its_place_told(desk, pa
     assert await desk.etcd.get(desk.keys.model("m")) is None
 
 
+async def test_a_key_that_is_nested_too_deeply_is_refused_as_such(desk):
+    key = '{"a":' * 2000 + '{"password":"hunter2"}' + "}" * 2000
+    with pytest.raises(MeshError, match="nested too deeply to be searched for secrets: give a key with") as error:
+        await desk.management.register("m", "onnx", "m.onnx", key)
+    assert error.value.reason is Reason.BAD_REQUEST
+
+
 async def test_a_reload_begins_a_generation_and_is_left_to_the_leader(desk):
     """The digest, the failures and the deaths of the old content are forgotten. The footprint and the copies stay."""
     await desk.management.register("m", "onnx", "/m")
