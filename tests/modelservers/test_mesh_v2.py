@@ -1,11 +1,11 @@
 """The codec of Mesh's handler for TorchServe, compared with the Protobuf library."""
 
+import contextlib
 import importlib.util
 import struct
 from typing import Any
 
 import pytest
-from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,15 +84,8 @@ def test_any_answer_is_one_that_protobuf_reads(given_: list[Any], typed: bool, n
 @given(st.binary(max_size=60))
 def test_no_bytes_do_anything_but_read_or_refuse(message: bytes) -> None:
     """Any bytes are read, or refused with BadRequest."""
-    try:
+    with contextlib.suppress(mesh_v2.BadRequest):
         mesh_v2.read_request(message)
-    except mesh_v2.BadRequest:
-        return
-    try:
-        pb.ModelInferRequest.FromString(message)
-    except DecodeError:
-        # Protobuf also checks fields that are skipped here.
-        pass
 
 
 @pytest.mark.parametrize("field", [1, 3, 5, 6, 7])

@@ -106,7 +106,7 @@ def test_older_than_everything_in_a_full_cache_has_no_room():
     assert make_room(Need.of_host(10, 0, 100), held).victims == ("b",)
 
 
-def test_busy_copies_are_named_in_the_refusal():
+def test_busy_bytes_are_named_in_the_refusal():
     """If copies that are not in use would free too little, nothing is evicted, and the refusal says how many bytes are
     busy."""
     held = [ResidentCopy("a", 60, 1_000, in_flight=1), ResidentCopy("b", 40, 9_000)]

@@ -234,8 +234,8 @@ async def test_who_may_ask_who_the_pod_is(tunnel, headers, identity, may):
     service.close()
 
 
-async def test_many_requests_over_one_connection(make, stores):
-    """A tree of sixty objects of up to half a megabyte arrives unchanged."""
+async def test_many_objects_arrive_unchanged(make, stores):
+    """A tree of sixty objects of up to half a megabyte is pulled."""
     store = stores[0]
     for number in range(60):
         store.files[f"/s3/bbb/t/{number}"] = File(unique(1000 + number * 9000))

@@ -421,8 +421,7 @@ async def test_a_name_is_judged_by_the_address_connected_to(make_puller, store, 
     assert not store.requests
 
 
-async def test_rebinding_a_name_does_not_help(make_puller, world, names):
-    """A redirect to a name that resolves to loopback is refused."""
+async def test_a_redirect_to_a_name_of_loopback_is_refused(make_puller, world, names):
     puller = make_puller(Only())
     names["first.test"] = [["127.0.0.2"]]
     names["rebound.test"] = [["127.0.0.1"]]

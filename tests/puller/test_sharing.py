@@ -259,7 +259,7 @@ async def test_files_may_be_called_anything(puller, store):
     assert (both.path.read_bytes(), both.schema.read_bytes()) == (OTHER, CONTENT)
 
 
-async def test_hosts_and_headers_that_cannot_be(puller):
+async def test_hosts_that_cannot_be(puller):
     """An invalid host is refused as a bad request or as an unknown name."""
     for url in ("http://a..b/x", f"http://{'a' * 70}.example/x"):
         with pytest.raises(PullError) as caught:

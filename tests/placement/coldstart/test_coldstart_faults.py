@@ -289,7 +289,7 @@ def test_an_agent_that_does_not_answer_is_no_reason_to_wait(answer):
     assert len(set(carrier.asked)) == 2
 
 
-def test_a_suspect_pod_that_fails_twice_is_not_asked_a_third_time():
+def test_a_pod_that_is_gone_is_not_asked_again():
     """A pod that was reported gone twice, and is no longer in the view, is not asked again."""
     carrier = asking("a")
     for _ in range(2):
