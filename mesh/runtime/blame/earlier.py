@@ -51,8 +51,8 @@ class Earlier:
         self.suspects: dict[int, str] = {}  # create revision of the model's record -> what it was doing
 
     def read(self, folder: Path) -> None:
-        """Notes the models at work, unless the board cannot be read, a signal had stopped that agent, or memory was
-        free when it was killed."""
+        """Notes the models at work, unless the board cannot be read, a signal had stopped that agent, or no measurement
+        shows that the pod ran out of memory."""
         if os.environ.get(process.STOPPED_BEFORE):
             return
         try:
@@ -60,7 +60,9 @@ class Earlier:
         except (OSError, ValueError):
             return
         if not lastlooks.exhausted(folder):
-            log.info("an earlier agent of this pod was killed although memory was free: no model is blamed")
+            log.info(
+                "an earlier agent of this pod was killed, but no measurement shows a lack of memory: no model is blamed"
+            )
             board.close()
             return
         work = working((use.revision, use) for _, use in board.suspects())

@@ -72,7 +72,7 @@ class Deaths:
             if suspect.digests:
                 text += f" (request {', '.join(suspect.digests[:3])})"
             log.warning(
-                "suspect",
+                "this model may have killed the model server",
                 model=entry.model_id,
                 doing=doing,
                 sure=suspect.sure,

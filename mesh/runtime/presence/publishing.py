@@ -200,7 +200,7 @@ class Presence:
         """Gives up a lease, because etcd has answered that the lease, or this pod's presence under it, does not exist.
         Keeps a newer lease."""
         if self.published and self._lease is not None and self._lease.id == lease:
-            log.warning("presence lost", why=why)
+            log.warning("this pod is no longer published in etcd", why=why)
             self._forget_lease()
             self._tell()
             self._wake.set()

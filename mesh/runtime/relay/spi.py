@@ -157,7 +157,9 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             return response, self._link.note(told)
         # The predecessor's contract: a load that was cancelled is followed by an unload.
         await self._clean_up(request.modelId)
-        raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended")
+        limit = "its pods' --load-timeout" if self._settings.load_timeout else "the limit that the model server reports"
+        text = f"the load took longer than {timeout:g} s and was ended: if the model needs longer, raise {limit}"
+        raise MeshError(Reason.DEADLINE, text)
 
     def _allowed(self, seconds: float, began: float) -> AbstractContextManager[None]:
         """Allows a server whose loads block it to be silent for a load."""

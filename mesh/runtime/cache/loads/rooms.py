@@ -258,7 +258,7 @@ class Rooms:
                 try:
                     self._serve()
                 except Exception:
-                    log.exception("look for room failed")
+                    log.exception("the search for room failed inside the agent")
                 await asyncio.sleep((time.monotonic() - began) / _LOOK_SHARE)
                 try:
                     async with asyncio.timeout(LOOK):

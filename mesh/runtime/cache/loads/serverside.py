@@ -137,7 +137,7 @@ class ServerSide:
         if error.stuck:
             self._history.killed(entry.model_id, entry.revision, error.text, sure=True)
         if error.lost:
-            return Refused(Reason.UNAVAILABLE, f"the model server did not load it: {error.text}")
+            return Refused(Reason.UNAVAILABLE, f"the model server did not load the model: {error.text}")
         if error.code is Code.RESOURCE_EXHAUSTED:
             return Failed(Reason.NO_ROOM, error.text, FailureKind.MEMORY)
         return Failed(Reason.LOAD_FAILED, error.text)

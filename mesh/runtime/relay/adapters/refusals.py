@@ -26,7 +26,8 @@ async def within(timeout: float | None) -> AsyncIterator[None]:
         async with asyncio.timeout(timeout):
             yield
     except TimeoutError:
-        raise MeshError(Reason.DEADLINE, f"the load took longer than {timeout:g} s and was ended") from None
+        text = f"the load took longer than {timeout:g} s and was ended"
+        raise MeshError(Reason.DEADLINE, f"{text}: if the model needs longer, raise its pods' --load-timeout") from None
 
 
 def of_the_way(error: grpc.aio.AioRpcError) -> bool:

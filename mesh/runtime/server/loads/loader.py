@@ -261,11 +261,12 @@ class Loader:
             self._stuck.add(load)
             thread.add_done_callback(lambda _: self._stuck.discard(load))
             load.make_way()
-            text = f"the model was not loaded within {self._timeout:g} s, and the load cannot be ended"
+            text = f"the model was not loaded within {self._timeout:g} s (--load-timeout), and the load cannot be ended"
             raise MeshError(Reason.DEADLINE, text, details={STUCK: "1"})
         if in_time:
             raise MeshError(Reason.CANCELLED, "the load was cancelled")
-        raise MeshError(Reason.DEADLINE, f"the model was not loaded and warmed up within {self._timeout:g} s")
+        text = f"the model was not loaded and warmed up within {self._timeout:g} s (--load-timeout)"
+        raise MeshError(Reason.DEADLINE, f"{text}: if it needs longer, raise this option of its pods")
 
     def _came_to_nothing(self, load: _Load, row: Row) -> None:
         """Cleans up after a load that has failed and no longer runs."""

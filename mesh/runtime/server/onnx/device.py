@@ -102,7 +102,7 @@ def find(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
     problem = "" if wanted == "cpu" else _try_cuda()
     if wanted == "cpu" or (wanted == "auto" and problem):
         if problem and _CUDA in onnxruntime.get_available_providers():
-            log.warning("GPU not used", why=problem)
+            log.warning("models run on the CPU, because the GPU cannot be used", why=problem)
         _probe(CPU)
         return CPU
     if problem:

@@ -169,7 +169,9 @@ def _session(
         except MeshError as error:
             if stop.asked:
                 raise
-            log.warning("optimised form unusable, the model itself is loaded", model=model_id, why=error.text)
+            log.warning(
+                "the model itself is loaded, because its optimised form is unusable", model=model_id, why=error.text
+            )
             stop.again()
     return session.Session(file.path, device, stop), False
 
