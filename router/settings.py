@@ -73,7 +73,7 @@ class RouterSettings:
     log_level: str = "info"
 
     def socket(self, kind: str, worker: int) -> str:
-        """Returns the path of a worker's socket; `kind` is grpc or rest."""
+        """Returns the path of a worker's socket. `kind` is one of those in `router.process.sockets`."""
         return f"{self.run_dir}/{kind}{worker}"
 
     @property

@@ -25,9 +25,11 @@ def read(path: Path) -> frozenset[str]:
             content = file.read(_MOST + 1)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > _MOST:
+        raise ValueError(f"{path} has more than {_MOST} bytes, the most for admin keys")
     lines = [line.strip() for line in content.splitlines()]
     keys = [line for line in lines if line]
-    if len(content) > _MOST or any(len(key) < LEAST or not key.isascii() or b" " in key for key in keys):
+    if any(len(key) < LEAST or not key.isascii() or b" " in key for key in keys):
         raise ValueError(f"{path} must have one key in each line, of at least {LEAST} ASCII characters without spaces")
     return frozenset(hashlib.sha256(key).hexdigest() for key in keys)
 
@@ -36,7 +38,7 @@ class AdminKeys:
     """The digests of the keys in a file that may change. Without a path there are none."""
 
     def __init__(self, path: str) -> None:
-        """Reads the file. Raises ValueError."""
+        """Reads the file. `path` is "" for no file. Raises ValueError as `read` does."""
         self._path = Path(path) if path else None
         self._seen: tuple[int, int, int] | None = None
         self._refused = ""

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def guard(settings: RouterSettings, authority: Authority) -> Guard:
-    """Returns the guard of one process. Raises ValueError for a file that cannot be used."""
+    """Returns the guard of one process. Raises ValueError for a file that cannot be used, or if tokens of Kubernetes
+    are wanted outside a cluster."""
     others: list[Authenticator] = []
     if settings.tls_client_ca and settings.auth != OFF:  # then the edge is an Envoy, which verifies the certificates
         from router.access.clientcerts import ClientCertificates  # cryptography takes memory
@@ -31,8 +32,8 @@ def guard(settings: RouterSettings, authority: Authority) -> Guard:
 
 
 def sources(settings: "TokenSettings", *, wall: Callable[[], float] = time.time) -> "list[TokenSource]":
-    """Returns the sources of the tokens that are accepted. `wall` returns seconds since the epoch. Raises
-    ValueError."""
+    """Returns the sources of the tokens that are accepted. `wall` returns seconds since the epoch. Raises ValueError if
+    tokens of Kubernetes are wanted outside a cluster."""
     from mesh.tokens import identities
     from mesh.tokens.following import Following
     from mesh.tokens.locations import File, Remote

@@ -82,8 +82,8 @@ class Audit:
         log.info("audit", **line)
 
     def look(self) -> None:
-        """Opens the file again if its name belongs to another file, or if it could not be opened. Called once a
-        second."""
+        """Opens the file again if its name belongs to another file, or if it could not be opened. Call this about once
+        a second."""
         if not self._path:
             return
         try:

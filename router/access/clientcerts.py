@@ -37,8 +37,8 @@ class ClientCertificates:
         self._wall = wall
 
     def identify(self, given: Credentials) -> Identified | None:
-        """Returns the caller that a certificate names. Raises MeshError if the certificate names no subject or has
-        expired."""
+        """Returns the caller that the certificate names, or None for a request with a token or without a certificate.
+        Raises MeshError UNAUTHENTICATED if the certificate cannot be read, has expired, or has no usable name."""
         if given.token or not given.certificate:
             return None
         certificate = _parsed(given.certificate)
@@ -50,12 +50,12 @@ class ClientCertificates:
             raise MeshError(Reason.UNAUTHENTICATED, text)
         names = list(dict.fromkeys(_names(certificate)))[:MAX_NAMES]
         if not names:
-            text = "the client certificate has no name: it needs a URI or a DNS name as subject alternative name"
+            text = "the client certificate has no usable name: it needs a URI or a DNS name as subject alternative name"
             raise MeshError(Reason.UNAUTHENTICATED, text)
         return Identified(Principal(names[0], names[1:]), ends)
 
     def look(self) -> None:
-        """Does nothing, because Envoy follows the authorities."""
+        """Does nothing, because Envoy follows the certificates of the authorities."""
 
     async def close(self) -> None:
         """Does nothing."""

@@ -49,7 +49,7 @@ class Authenticator(Protocol):
         Raises MeshError for credentials that are not valid. Does not wait."""
 
     def look(self) -> None:
-        """Does periodic work. Called once a second."""
+        """Does periodic work. The guard calls this about once a second."""
 
     async def close(self) -> None:
         """Ends tasks and closes connections."""
@@ -67,8 +67,8 @@ class Unsettled(Exception):
         self._settle = settle
 
     async def settle(self, deadline: float | None = None) -> Principal:
-        """Waits until the caller is identified, and returns the caller. `deadline` is a time of the event loop. Raises
-        MeshError."""
+        """Waits until the caller is identified, and returns the caller. `deadline` is on the event loop's clock; None
+        waits without a limit. Raises MeshError, DEADLINE if the deadline passes."""
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._settle()

@@ -108,15 +108,16 @@ class Guard:
         return self._identified(key)
 
     async def identified(self, headers: Sequence[Header], deadline: float | None = None) -> Principal:
-        """Waits until the caller of a request with these headers is identified, and returns the caller. `deadline` is a
-        time of the event loop. Raises MeshError."""
+        """Waits until the caller of a request with these headers is identified, and returns the caller. `deadline` is
+        on the event loop's clock. Raises MeshError."""
         try:
             return self.known(headers)
         except Unsettled as unsettled:
             return await unsettled.settle(deadline)
 
     def allow(self, principal: Principal, verb: Verb, name: str) -> None:
-        """Checks that the principal may perform operations of this verb on the name. Otherwise raises MeshError."""
+        """Checks that the principal may perform operations of this verb on the name. Otherwise raises MeshError
+        FORBIDDEN."""
         ruling = self._rulings.get((principal, verb, name))
         if ruling is None:
             ruling = self.ruling(principal, verb, name)
@@ -129,14 +130,14 @@ class Guard:
 
     def allow_some(self, principal: Principal, verb: Verb) -> None:
         """Checks that the principal may perform operations of this verb on at least some names. Otherwise raises
-        MeshError."""
+        MeshError FORBIDDEN."""
         if principal in (ADMIN_KEY, OPEN):
             return
         if not any(verb in ALLOWS[one.role] for one in self.authority.grants.of(principal).values()):
             self.allow(principal, verb, patterns.EVERYTHING)
 
     def ruling(self, principal: Principal, verb: Verb, name: str) -> Ruling:
-        """Returns the decision, and why."""
+        """Returns the decision, with its reason, from the current grants and not from the cache."""
         if principal is ADMIN_KEY:
             return Ruling(True, "the admin key may do everything")
         if principal is OPEN:
@@ -144,7 +145,7 @@ class Guard:
         return decide(self.authority.grants, principal, verb, name)
 
     def look(self) -> None:
-        """Does the authenticators' periodic work. Called once a second."""
+        """Does the authenticators' periodic work. Call this about once a second."""
         for one in self._authenticators:
             one.look()
 
@@ -162,7 +163,7 @@ class Guard:
         }
 
     def clear(self) -> None:
-        """Forgets all cached answers."""
+        """Forgets all cached callers and decisions."""
         self._forget()
         self._rulings.clear()
 

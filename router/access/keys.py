@@ -25,7 +25,8 @@ class ApiKeys:
         self._wall = wall
 
     def identify(self, given: Credentials) -> Identified | None:
-        """Returns the caller of a key. Raises MeshError for a key that is unknown or has expired."""
+        """Returns the caller of a key, or None for a request without a token. Raises MeshError: UNAUTHENTICATED for a
+        key that is unknown or has expired, REGISTRY_AWAY if the keys have not been read yet."""
         if not given.token:
             return None
         if not self._authority.read:
@@ -56,7 +57,7 @@ class AdminKey:
         self._keys = keys
 
     def identify(self, given: Credentials) -> Identified | None:
-        """Returns `ADMIN_KEY` for one of the keys in the file."""
+        """Returns `ADMIN_KEY` for one of the keys in the file, and None for all other credentials."""
         if given.token and auth.digest_of(given.token) in self._keys.digests:
             return Identified(ADMIN_KEY)
         return None
@@ -76,5 +77,5 @@ class AdminKey:
 
 def unread() -> MeshError:
     """Returns the error of a router that has not read keys and grants."""
-    text = "this router has not read the keys and grants from etcd yet"
+    text = "this router has not read the keys and grants from etcd yet: try again"
     return MeshError(Reason.REGISTRY_AWAY, text, retry_after=1.0)

@@ -34,7 +34,8 @@ STALE = 600.0
 """Seconds for which a verdict is valid while Kubernetes does not answer."""
 
 FAILURES = (10.0, 40.0)
-"""Tokens that Kubernetes may refuse a second, and in a burst. Beyond that, no other unknown token is reviewed."""
+"""Number of tokens that Kubernetes may refuse per second, and in a burst. Once it has refused more, no unknown token is
+reviewed for a while."""
 
 MAX_WAITING = 256
 """Largest number of concurrent reviews."""
@@ -48,7 +49,7 @@ class Reviews(Protocol):
     """A client of TokenReview."""
 
     async def review(self, token: bytes) -> Review:
-        """Asks about a token. Raises LocationError."""
+        """Returns the verdict on a token. Raises LocationError if Kubernetes cannot be asked."""
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -108,7 +109,7 @@ class ReviewedTokens:
         if self._audiences and "aud" in unverified.claims:
             verification.check_audience(unverified.claims, self._audiences)
         if digest not in self._asked and (len(self._asked) >= MAX_WAITING or not self.failures.allow()):
-            text = "this router asks Kubernetes about no further tokens for a moment: try again"
+            text = "this router cannot ask Kubernetes about further tokens at the moment: try again"
             raise MeshError(Reason.OVERLOADED, text, retry_after=1.0)
         return lambda: self._later(digest, token, unverified)
 
@@ -174,7 +175,7 @@ class ReviewedTokens:
 
     def _works(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:
-            log.error("Kubernetes does not answer about tokens; the last answers stay valid", why=trouble)
+            log.error("Kubernetes cannot be asked about tokens; known tokens stay valid for ten minutes", why=trouble)
         self._trouble = trouble
 
 

@@ -48,7 +48,7 @@ class TokenSource(Protocol):
         TokenError for an invalid token, and MeshError."""
 
     def look(self) -> None:
-        """Does periodic work. Called once a second."""
+        """Does periodic work. `Tokens` calls this about once a second."""
 
     async def close(self) -> None:
         """Ends tasks and closes connections."""
@@ -70,7 +70,8 @@ class Tokens:
             source.changed = self._on_change
 
     def identify(self, given: Credentials) -> Identified | Later | None:
-        """Returns the caller of a token, or a function that identifies the caller later. Raises MeshError."""
+        """Returns the caller of a token, a function that identifies the caller later, or None for credentials that are
+        no JWT. Raises MeshError: UNAUTHENTICATED for an invalid token, OVERLOADED if too many were invalid."""
         token = given.token
         if not verification.looks_like(token):
             return None
@@ -78,7 +79,7 @@ class Tokens:
         if (why := self._refused.get(digest)) is not None:
             raise MeshError(Reason.UNAUTHENTICATED, why)
         if not self.failures.allow():
-            text = "this router refuses new tokens for a moment: too many were not valid"
+            text = "this router refuses new tokens for a moment, because too many were invalid: try again"
             raise MeshError(Reason.OVERLOADED, text, retry_after=1.0)
         try:
             found = self._source_of(unverified := verification.read(token)).identify(token, unverified)
@@ -151,7 +152,8 @@ class IssuedTokens:
         following.changed = lambda: self.changed()
 
     def identify(self, token: bytes, unverified: Unverified) -> Identified | Later:
-        """Returns the caller. A token with an unknown key waits for a reading of the keys. Raises TokenError."""
+        """Returns the caller, or for a token with an unknown key, a function that first reads the keys again. Raises
+        TokenError for an invalid token."""
         try:
             return self._verified(token, unverified)
         except UnknownKeyError:

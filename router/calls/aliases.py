@@ -75,8 +75,8 @@ class Alias:
         self.sticky = record.more.sticky.lower().encode()
 
     def destination(self, model: str, version: str = "") -> Destination:
-        """Returns the destination for one of the alias's models. `version` is the version that the call asks for, if
-        any."""
+        """Returns the destination for one of the alias's models. `version` is the version that the call asks for, or ""
+        if it asks for none."""
         found = self._destinations.get((model, version))
         if found is None:
             found = Destination(self, model, version or self.record.more.version_of(model), self._meter)
@@ -84,14 +84,15 @@ class Alias:
         return found
 
     def of_version(self, version: str) -> Destination:
-        """Returns the model of a version. Raises MeshError UNKNOWN_VERSION."""
+        """Returns the destination that a version stands for. Raises MeshError UNKNOWN_VERSION if the alias has no such
+        version."""
         model = self.record.more.versions.get(version)
         if model is None:
             raise unknown_version(self.name, version, self.versions)
         return self.destination(model, version)
 
     def models(self) -> Iterable[str]:
-        """Returns the alias's models that have been called."""
+        """Returns the models for which this object has made destinations."""
         return {model for model, _ in self._destinations}
 
 
@@ -136,7 +137,9 @@ class Aliases:
         return found
 
     def destination(self, alias: Alias, call: Call, version: str) -> Destination:
-        """Returns the model that a call by an alias goes to. Raises MeshError UNKNOWN_VERSION."""
+        """Returns the destination of a call by an alias. If the alias names versions, `version` decides, unless it is
+        "". Otherwise the call goes to the active model, or to a model of the split. Raises MeshError UNKNOWN_VERSION if
+        the alias has no such version."""
         if version and alias.versions:
             return alias.of_version(version)
         split = alias.split
@@ -200,8 +203,8 @@ class Aliases:
                 raise
 
     def other(self, alias: Alias, call: Call, tried: Collection[str]) -> str | None:
-        """Returns the next model of a split for a call that the models in `tried` cannot serve, or None if no model is
-        left."""
+        """Returns the next model for a call by an alias with a split, if the models in `tried` cannot serve it. Returns
+        None if no model is left."""
         split = alias.split
         assert split is not None
         key = call.header(alias.sticky) if alias.sticky else None
@@ -209,8 +212,8 @@ class Aliases:
         return alias.active.model if model is None and alias.active.model not in tried else model
 
     def divert(self, destination: Destination, error: MeshError) -> None:
-        """Counts a call that goes to another model of its alias because the destination's model cannot serve. Logs such
-        calls from time to time."""
+        """Counts a call that goes to another model of its alias because the destination's model cannot serve, for the
+        reason in `error`. Logs such calls at most once a minute for each alias and model."""
         destination.meter.diverted.inc()
         said, now = (destination.alias.name, destination.model), self._now()
         if now - self._said.get(said, -_SAID) >= _SAID:
@@ -234,7 +237,8 @@ class Aliases:
         return other
 
     def warm(self, model: str, pause: float = _WARM) -> None:
-        """Starts loading a model for later calls, at most once within `pause` seconds."""
+        """Starts to load a model for later calls. Does nothing if this worker is loading the model already, or has
+        started to do so here less than `pause` seconds ago."""
         now = self._now()
         if now - self._warmed.get(model, -pause) >= pause and not self._coldstart.loading(model):
             self._warmed[model] = now
@@ -247,7 +251,7 @@ class Aliases:
             log.info("a model of an alias cannot be loaded", model=model, why=error.text)
 
     def _is_version(self, model: str, version: str) -> bool:
-        """Returns whether a known copy of the model has that version."""
+        """Returns whether a copy in the view has that version of the model."""
         return any(copy.record.version == version for copy in self._view.copies.get(model, ()))
 
     def _changed(self, name: str) -> None:
@@ -277,8 +281,10 @@ def listed(known: Sequence[str]) -> tuple[Header, ...]:
 
 
 def unknown_version(name: str, version: str, known: Iterable[str]) -> MeshError:
-    """Returns the error for a version that a model or an alias does not have."""
-    known = tuple(known)
+    """Returns the error for a version that a model or an alias does not have. `known` are the versions that it has; ""
+    in it stands for a model without a version."""
+    known = tuple(filter(None, known))
     there = ", ".join(known[-_LISTED:]) + (f" and {len(known) - _LISTED} earlier ones" if len(known) > _LISTED else "")
-    text = shortened(f"{name[:200]} has no version {version[:100]}; its versions: {there}")
+    versions = f"its versions: {there}" if there else "its path names no version, so call it without one"
+    text = shortened(f"{name[:200]} has no version {version[:100]}; {versions}")
     return MeshError(Reason.UNKNOWN_VERSION, text, details={"model": name[:200], "versions": there[:500]})

@@ -48,7 +48,7 @@ class AliasMeter:
         self._pairs: set[tuple[str, str]] = set()
 
     def of(self, alias: str, model: str) -> PairMeter:
-        """Returns the series of a pair."""
+        """Returns the series of a pair, or those of the pair `other` if MAX_PAIRS other pairs have series."""
         pair = (alias, model)
         if len(self._pairs) < MAX_PAIRS:
             self._pairs.add(pair)

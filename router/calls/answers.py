@@ -1,7 +1,7 @@
-"""Answers to calls that fail in the router. The size of their text and details is limited.
+"""Answers to calls that fail in the router, with texts of limited length.
 
-The error of a load may have thousands of characters. It is shortened here, because otherwise the caller would get
-nothing of it (`statuses.MAX_TEXT`).
+The error of a load may have thousands of characters. It is shortened here, because gRPC clients refuse a reply whose
+metadata is too long, and would show none of the text (`statuses.MAX_TEXT`).
 """
 
 from google.protobuf.message import DecodeError
@@ -31,7 +31,8 @@ def fail(call: Call, error: MeshError) -> None:
 
 
 def our_own(answer: LocalAnswer) -> MeshError | None:
-    """Returns the error that a router or pod of the mesh has answered, or None if a model server has answered."""
+    """Returns the error in an answer if a router or a pod of the mesh made it. Returns None for other answers: of a
+    model server, without an error, or with details that cannot be read."""
     encoded = answer.metadata(DETAILS)
     if encoded is None:
         return None

@@ -1,8 +1,8 @@
-"""The attempts of one call after the first one failed: the outcome of each, and the next step by `placement.retry`.
+"""The attempts of one call that got no answer: the outcome of each, and the next step by `placement.retry`.
 
 `unary` and `streams` carry out the step: they call again, immediately or after a pause, verify the copy, or give up
-with the error that was raised here. This module also notes what an attempt reveals about pods and copies. A call whose
-first attempt is answered needs no `Attempts`.
+with the error that was raised here. This module also notes what an attempt reveals about pods and copies. `unary` makes
+an `Attempts` only once an attempt has got no answer.
 """
 
 from mesh.statuses import MeshError, Reason
@@ -34,9 +34,9 @@ class Attempts:
         """Copies that are not called again while another copy exists. A load empties the list."""
 
     def refused(self, copy: Copy, refusal: bytes, said: Said, *, kept: bool = True) -> Decision:
-        """Decides after a pod refused the call without running anything. `refusal` is the header that says why, and
-        `said` is what the call stated about the record. `kept` is True if the complete request can be sent again. Like
-        the methods below, raises MeshError if the call is given up."""
+        """Decides what follows after a pod has refused the call without running anything. `refusal` is the name of the
+        header that says why, and `said` is what the call stated about the record. `kept` is True if the complete
+        request can be sent again. Like the methods below, raises MeshError if the call is given up."""
         verify = refusal == names.VERIFY_FIRST
         if verify and said is not VERIFIED:
             self._forwarder.not_verified(copy)
@@ -45,7 +45,7 @@ class Attempts:
         return self._after(copy, trouble, why, said=said, kept=kept)
 
     def lost(self, copy: Copy, pool: Pool | None, lost: Lost, *, kept: bool = True) -> Decision:
-        """Decides after the connection broke or could not be opened."""
+        """Decides what follows after the connection broke, or there was none to send the call on."""
         forwarder = self._forwarder
         if lost.kind is LostKind.UNSENT:
             trouble = Trouble.UNREACHED if forwarder.unsent(copy, pool) else Trouble.BUSY
@@ -55,7 +55,7 @@ class Attempts:
         return self._after(copy, trouble, lost.why, kept=kept, deaths=deaths)
 
     def missed(self, copy: Copy, *, kept: bool = True) -> Decision:
-        """Decides after the pod disappeared before anything could be sent to it."""
+        """Decides what follows after the pod has disappeared before anything could be sent to it."""
         return self._after(copy, Trouble.UNREACHED, f"{copy.pod.name} has gone", kept=kept)
 
     def _after(
@@ -63,7 +63,7 @@ class Attempts:
     ) -> Decision:
         forwarder = self._forwarder
         self._tries += 1
-        # Other copies only matter then.
+        # Only in these cases does the decision depend on other copies.
         alone = trouble is Trouble.BUSY or (trouble is Trouble.VERIFY_FIRST and said is AWAY)
         decision = retry.decide(
             retry.Try(
@@ -92,13 +92,14 @@ class Attempts:
 
     def _error(self, end: End, trouble: Trouble, copy: Copy, why: str) -> MeshError:
         if end is End.EXHAUSTED:
-            return MeshError(Reason.UNAVAILABLE, f"no copy of {self._model_id} could be called: {why}", retry_after=1.0)
+            text = f"no copy of {self._model_id} could be called in {self._tries} attempts, at last because {why}"
+            return MeshError(Reason.UNAVAILABLE, text, retry_after=1.0)
         if end is End.UNKEPT:
-            text = f"{self._model_id}: {why}, and too much of the request was sent to send it again"
+            text = f"{self._model_id}: {why}, and too much of the request was sent for this router to repeat it: retry"
             return MeshError(Reason.UNAVAILABLE, text, retry_after=0)
         if end is End.BUSY:
-            return MeshError(Reason.OVERLOADED, why, retry_after=0.1)
+            return MeshError(Reason.OVERLOADED, f"{self._model_id} cannot be called now: {why}", retry_after=0.1)
         if trouble is Trouble.BROKEN:
             return replies.broken(why)
-        text = f"the model server of {copy.pod.name} was lost in the middle of the call: {why}"
-        return MeshError(Reason.LOST, text)
+        text = f"the connection to {copy.pod.name} was lost in the middle of the call: {why}"
+        return MeshError(Reason.LOST, f"{text}; the model may have run")

@@ -44,7 +44,7 @@ class Dataplane:
 
 
 def parse(text: str | bytes) -> Dataplane:
-    """Parses a configuration. Raises ValueError with a text for the operator."""
+    """Parses a configuration. Raises ValueError, whose text tells the operator what is wrong with it."""
     if len(text) > MAX_BYTES:
         raise ValueError(f"it is longer than the limit of {MAX_BYTES} bytes")
     try:

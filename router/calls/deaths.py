@@ -2,10 +2,12 @@
 
 Agents know better which model and which request killed a server, because their use board survives it. They write this
 into the model's record, and `placement.blame` draws the conclusion. But that takes a moment, and callers retry at once.
-After a call has lost its server, the router therefore reads the model's record before each further call of the model,
-and does not retry. This lasts for some seconds, or longer after a second loss.
+After a call has lost its server, the router therefore reads the model's record before each further call of the model.
+This lasts for some seconds, or longer after the loss of a second server. Calls that lose a second server are not
+retried (`placement.retry`).
 
-A model that was only in the same server is counted too. Its calls then lose a retry and some milliseconds.
+The calls of a model that was only in the same server are counted too. Reading the record then costs them some
+milliseconds.
 """
 
 from cachetools import TTLCache
@@ -13,7 +15,7 @@ from cachetools import TTLCache
 from router.state.pods import Pod
 
 REMEMBER = 60.0
-"""Seconds for which a loss counts."""
+"""Seconds for which the losses of a model count after the last of them."""
 
 BRIEF = 10.0
 """Seconds for which the record is read after a first loss, and again after each request that it refuses."""
@@ -22,7 +24,7 @@ _SAME_MOMENT = 0.5  # seconds: losses in one pod within this time are one death,
 
 
 class Deaths:
-    """The losses of the last minute. Times are in seconds on any monotonic clock."""
+    """The losses that still count. Times are in seconds on any monotonic clock."""
 
     __slots__ = ("_lost", "watched")
 
@@ -33,8 +35,8 @@ class Deaths:
         that the check costs nothing."""
 
     def lost(self, model_id: str, pod: Pod, now: float) -> int:
-        """Notes that a connection broke in the middle of a call. Returns the number of servers that the model's calls
-        have lost."""
+        """Notes that a connection broke in the middle of a call. Returns the number of servers that calls of the model
+        have lost recently, including this one."""
         if now - pod.lost_at > _SAME_MOMENT:
             pod.losses += 1
         pod.lost_at = now

@@ -35,7 +35,7 @@ class Dispatcher:
         self._several = several.SeveralCalls(forwarder, self.dispatch)
 
     def serve(self, services: Mapping[bytes, Handler]) -> None:
-        """Registers handlers for the methods that this worker answers itself."""
+        """Sets the handlers, by full method name, for the methods that this worker answers itself."""
         self._services = services
 
     def forwards(self, call: Call) -> bool:
@@ -66,7 +66,7 @@ class Dispatcher:
             self._admit(call, method, partial(self._guard.allow, principal, Verb.INFER))
 
     async def _introduced(self, call: Call, method: Method, guard: Guard, unsettled: Unsettled) -> None:
-        """Waits until the caller is identified."""
+        """Waits until the caller is identified, then carries or refuses the call."""
         try:
             with several.cancelled_with(call):
                 principal = await unsettled.settle(call.deadline)
@@ -76,7 +76,7 @@ class Dispatcher:
             self._admit(call, method, partial(guard.allow, principal, Verb.INFER))
 
     def _admit(self, call: Call, method: Method, allow: Allow | None) -> None:
-        """Carries the call of a known caller. `allow` decides on the names that the call asks for."""
+        """Carries the call of a known caller. `allow` decides on the names that the call asks for; None allows all."""
         routes = self._routes
         if method.refused:
             answers.fail(call, MeshError(Reason.UNKNOWN_METHOD, method.refused))
@@ -141,7 +141,7 @@ class Dispatcher:
         except MeshError as error:
             self._refuse(call, method, b"", error)
         except TimeoutError:
-            text = "the request's message did not arrive within the call's deadline"
+            text = "the request did not arrive completely within the call's deadline"
             self._refuse(call, method, b"", MeshError(Reason.DEADLINE, text))
         except CallCancelled:
             pass

@@ -1,8 +1,8 @@
 """The choice of the next model for a call by alias whose model cannot serve.
 
 If a model of a split cannot serve, its calls go to the alias's other models instead, each of which is tried once. If
-the model of an alias is not registered, the alias has been moved, so its record is read again, once. Error texts are
-the predecessor's.
+the model of an alias is not registered, the alias may have been moved, so its record is read again, once. Error texts
+are the predecessor's.
 
 A call is diverted only if it has not reached a model. If its server is lost, or its model returns an error, the caller
 gets that error.
@@ -47,9 +47,10 @@ class Diversion:
         return self._other() is not None
 
     def at_once(self, error: MeshError) -> bool:
-        """Switches the call to another model, without reading etcd. Returns False if no such model is known."""
+        """Switches the call to another model, without reading etcd. Returns False if no other model is known. Raises
+        MeshError UNKNOWN_VERSION."""
         destination = self.destination
-        if destination is None:  # a model is not registered; the read that has shown this may have found an alias
+        if destination is None:  # no model has the name; the read that has shown this may have found an alias
             alias = self._aliases.find(self._asked[0]) if error.reason is Reason.UNKNOWN_MODEL else None
             if alias is None:
                 return False

@@ -12,8 +12,8 @@ decision. Groups, for which proto3 has no fields, are skipped.
 from collections.abc import Sequence
 
 MAX_FIELDS = 10_000
-"""Number of fields that are skipped before the search is given up: a message of 16 MiB may have 8 million fields, at
-0.15 us each."""
+"""Number of fields in which the search looks before it gives up: a message of 16 MiB may have 8 million fields, at 0.15
+us each."""
 
 MAX_DEPTH = 100
 """Depth of nested groups: the limit of protobuf's own decoders."""
@@ -71,7 +71,8 @@ def settles(beginning: bytes) -> bool:
 
 
 def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, int] | None:
-    """Returns the start and end of the content of the first field with that number."""
+    """Returns the start and end of the content of the first field with that number outside groups, or None if there is
+    none. Raises ValueError as `extract` does."""
     groups: list[int] = []  # field numbers of the open ones; their content is skipped
     for _ in range(MAX_FIELDS):
         if position >= end:

@@ -1,4 +1,5 @@
-"""The state that the calls of one worker share, for the choice of copies, facts about pods, and waits for connections.
+"""The state that the calls of one worker share: it serves to choose copies, to note facts about pods, and to wait for
+connections.
 
 `unary` and `streams` carry calls; `attempts` decides what to do after one has failed.
 """
@@ -33,7 +34,7 @@ from router.state.vmodels import Vmodels
 
 log = logs.get(__name__)
 
-_SWEEP = 0.05  # seconds between looks for deadlines that have passed; the model server watches them more closely
+_SWEEP = 0.05  # seconds between checks for deadlines that have passed; the model server watches them more closely
 
 
 class Timed(Protocol):
@@ -107,7 +108,8 @@ class Forwarder:
         return fit[least_loaded(fit, self._turn)]
 
     def must_verify(self, copy: Copy) -> bool:
-        """Returns whether a call must state its model's record before this copy may be called."""
+        """Returns whether a call to this copy must state that the model's record was verified, or that etcd is
+        unavailable (`router.fencing.verify`)."""
         return copy.suspect or copy.pod.wary or copy.record.blamed or copy.model in self.deaths.watched
 
     def refusal(self, model_id: str, frame: bytes) -> MeshError | None:
@@ -122,8 +124,9 @@ class Forwarder:
         self.deaths.watch(model_id, self.loop.time())
         if requestdigest.digest(frame).hex() not in refused:
             return None
-        text = f"a model server died in this very request to {model_id[:200]} less than 10 minutes ago"
-        return MeshError(Reason.QUARANTINED, f"{text}: this request is refused until then, other requests are not")
+        text = f"a model server died while it ran this very request to {model_id[:200]}, less than 10 minutes ago"
+        until = "the request is refused until 10 minutes have passed; other requests are not"
+        return MeshError(Reason.QUARANTINED, f"{text}: {until}")
 
     def known(self, copy: Copy) -> Said:
         """Returns what a call to the copy may state about the model's record without reading the record, or NOTHING if
@@ -144,8 +147,8 @@ class Forwarder:
         copy.pod.wary = True
 
     def unsent(self, copy: Copy, pool: Pool | None) -> bool:
-        """Notes that a call could not be sent. Returns False if the pod is not the cause, because this worker had no
-        free connection."""
+        """Notes that a call could not be sent. Returns False if the pod is not the cause, because all of this worker's
+        connections to it are in use."""
         pod = copy.pod
         self.meter.unsent.inc()
         if pool is not None and pod.pool is pool:
@@ -156,7 +159,7 @@ class Forwarder:
 
     def lost(self, copy: Copy, why: str) -> int:
         """Notes that a connection broke in the middle of a call. Returns the number of servers that calls of the model
-        have lost."""
+        have lost recently."""
         self.meter.lost.inc()
         deaths = self.deaths.lost(copy.model, copy.pod, self.loop.time())
         log.info("connection lost in a call", model=copy.model, pod=copy.pod.name, deaths=deaths, why=why)
@@ -165,12 +168,13 @@ class Forwarder:
         return deaths
 
     def began(self, copy: Copy) -> None:
-        """Notes that a call has been sent to a copy."""
+        """Counts a call to a copy, as one that uses a connection to the copy's pod. The caller must call `ended`
+        later."""
         copy.pod.in_flight += 1
         copy.calls += 1
 
     def ended(self, copy: Copy) -> None:
-        """Notes that a call to a copy has ended in any way. Resumes calls that wait for a connection to the copy's
+        """Counts a call to a copy as over, however it ended. Resumes calls that wait for a connection to the copy's
         pod."""
         pod = copy.pod
         pod.in_flight -= 1
@@ -196,8 +200,8 @@ class Forwarder:
 
     def beyond_share(self, copy: Copy, tried: Iterable[Copy], *, unary: bool = True) -> Copy | None:
         """Returns another copy for a call whose model has used up its share of the connections to this copy's pod.
-        Returns None if the call must wait for a connection (`wait`). Raises MeshError if it may not wait or too many
-        calls wait already."""
+        Returns None if the call must wait for a connection (`wait`). Raises MeshError OVERLOADED if the call is not
+        `unary`, or if too many calls wait already."""
         others = self.view.copies.get(copy.model, ())
         other = self.pick([other for other in others if other not in tried and self.has_room(other)])
         elsewhere = other is not None and not self.must_verify(other)
@@ -208,7 +212,8 @@ class Forwarder:
         return other if beyond is retry.Beyond.ELSEWHERE else None
 
     def wait(self, copy: Copy, waiter: Waiter) -> None:
-        """Queues a waiter, which is resumed when a call in the copy's pod has ended and it is the waiter's turn."""
+        """Queues a waiter. It is resumed when a call in the copy's pod ends, it is the waiter's turn, and the model's
+        share has room."""
         copy.waiting[waiter] = copy.pod.waited_for[copy] = None
 
     def reached(self, pod: Pod) -> None:
@@ -216,7 +221,8 @@ class Forwarder:
         pod.failed_at = 0.0
 
     def watch(self, carry: Timed) -> None:
-        """Watches the deadline of a call in flight."""
+        """Watches the deadline of a call in flight: calls its `expired` once the deadline has passed. A call that ends
+        earlier removes itself from `timed`."""
         self.timed.add(carry)
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(_SWEEP, self._sweep)
@@ -231,7 +237,7 @@ class Forwarder:
             self._sweeper = self.loop.call_later(_SWEEP, self._sweep) if self.timed else None
 
     async def close(self) -> None:
-        """Ends the tasks of streams."""
+        """Ends all tasks, among them those of streams, and all shadow calls."""
         if self._sweeper is not None:
             self._sweeper.cancel()
         self.mirrors.close()

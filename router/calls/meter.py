@@ -50,7 +50,7 @@ class Meter:
         self.load_failures = registry.counter("mesh_load_failures", "Loads that agents tried and that failed.").labels()
         self.not_here = registry.counter("mesh_not_here", "Calls that reached a pod without their copy.").labels()
         self.verify_first = registry.counter(
-            "mesh_verify_first", "Calls that a pod answered only after its record was verified."
+            "mesh_verify_first", "Calls that a pod refused until the model's record was verified."
         ).labels()
         self.unsent = registry.counter("mesh_unsent", "Calls that could not be sent to a pod.").labels()
         self.lost = registry.counter("mesh_lost", "Calls whose connection broke after they were sent.").labels()
@@ -70,8 +70,8 @@ class Meter:
         response: int = -1,
         kind: metrics.Distribution | None = None,
     ) -> None:
-        """Counts a finished inference call, also in `kind`: `hits` or `cold`. Sizes exclude framing and are -1 if there
-        was no reply."""
+        """Counts a finished inference call, also in `kind` (`hits` or `cold`) if given. `ms` is its duration. `request`
+        and `response` are sizes without framing; `response` is -1 if there was no reply."""
         times, requests, responses = self._known.get((label, code)) or self._series(label, code)
         bucket = bisect_left(times.bounds, ms)
         times.counts[bucket] += 1
@@ -86,7 +86,7 @@ class Meter:
             responses.sum += response
 
     def managed(self, label: str, code: int, ms: float) -> None:
-        """Counts a finished management call over gRPC."""
+        """Counts a finished management call over gRPC that took `ms` milliseconds."""
         self._management.labels(label, code_name(code)).observe(ms)
 
     def _series(self, label: str, code: int) -> _Series:

@@ -148,10 +148,10 @@ class _ShadowCall:
         self._timer = mirrors.calls.loop.call_later(TIMEOUT, self._late)
 
     def on_beginning(self) -> None:
-        """Does nothing, because a shadow call is small, or its bytes are counted until it ends."""
+        """Does nothing: the bytes of the request stay counted until the shadow call ends."""
 
     def on_reply(self, reply: Reply) -> None:
-        """Compares the answers."""
+        """Compares the answers, unless the pod refused the shadow call, which then counts as shed."""
         self._end()
         counts = self.shadow.counts
         _, refusal = replies.returned(reply.headers, self.copy.pod)
@@ -169,13 +169,14 @@ class _ShadowCall:
             counts.different.inc()
 
     def on_stream(self, stream: ReplyStream) -> None:
-        """Drops a reply that arrives in parts, because only complete replies are compared."""
+        """Drops a reply that arrives in parts, because only complete replies are compared, and counts the call as
+        failed."""
         self._end()
         stream.cancel()
         self.shadow.counts.failed.inc()
 
     def on_lost(self, lost: Lost) -> None:
-        """Counts a shadow call that was not answered."""
+        """Counts a shadow call that was not answered as failed. Pauses the shadow if the call was sent."""
         self._end()
         self.shadow.counts.failed.inc()
         if lost.kind is LostKind.UNSENT:
@@ -274,7 +275,7 @@ class Mirrors:
         self.calls.loop.call_later(LATER, self._send, shadow, mirrored)
 
     def ended(self, call: _ShadowCall) -> None:
-        """Frees the resources of a shadow call."""
+        """Frees the resources of a shadow call, which the call requests when it ends."""
         self._running.discard(call)
         self._ran.append((call.began, time.perf_counter()))
         pod = call.copy.pod
@@ -285,7 +286,7 @@ class Mirrors:
         self._release(call.shadow, call.mirrored)
 
     def pause(self, shadow: _Shadow, why: str) -> None:
-        """Pauses the calls to a shadow for a while."""
+        """Sends a shadow no calls for PAUSE seconds, and logs `why`."""
         shadow.paused_until = self.calls.loop.time() + PAUSE
         log.warning("a shadow gets no calls for a while", model=shadow.model, seconds=PAUSE, why=why)
 
@@ -296,7 +297,7 @@ class Mirrors:
             call.cancel()
 
     def _ran_at(self, moment: float) -> bool:
-        """Returns whether a shadow call was in flight when the caller's call began."""
+        """Returns whether a shadow call was in flight at a moment of `time.perf_counter`."""
         if any(call.began <= moment for call in self._running):
             return True
         return any(began <= moment < ended for began, ended in self._ran)
@@ -368,7 +369,7 @@ class Mirrors:
 
 
 def same(mirrored: Mirrored, reply: Reply) -> bool:
-    """Returns whether a shadow's reply has the same outputs as the caller's."""
+    """Returns whether a shadow's reply has the same outputs as the caller's, or the same error code."""
     if mirrored.code or reply.code:
         return mirrored.code == reply.code
     ours, theirs = mirrored.answer, reply.frame

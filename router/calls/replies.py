@@ -36,8 +36,8 @@ def returned(received: list[Header], pod: Pod) -> tuple[list[Header], bytes | No
 
 
 async def pump(call: Call, stream: ReplyStream, headers: list[Header]) -> tuple[int, int]:
-    """Passes on a reply message by message. Returns its code and the total bytes of its messages. Raises Lost,
-    CallCancelled."""
+    """Passes on a reply message by message. Returns its code and the total bytes of its messages, without framing.
+    Raises Lost if the connection to the pod breaks, CallCancelled if the caller goes away."""
     size = 0
     call.start(headers)
     while (frame := await stream.read()) is not None:
@@ -50,5 +50,5 @@ async def pump(call: Call, stream: ReplyStream, headers: list[Header]) -> tuple[
 
 
 def broken(why: str) -> MeshError:
-    """Returns the error for a call whose reply broke off."""
-    return MeshError(Reason.LOST, f"the model server was lost in the middle of its reply: {why}")
+    """Returns the error for a call whose reply broke off, for the reason `why`."""
+    return MeshError(Reason.LOST, f"the connection to the pod was lost in the middle of the reply: {why}")

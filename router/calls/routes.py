@@ -40,16 +40,17 @@ MAX_IDS = 100
 """Largest number of ids in one call."""
 
 Kind = Literal[0, 1, 2]
-"""The meaning of a name, by where the call has it."""
+"""The kind of a name. It follows from the place where the call has the name."""
 
 MODEL: Final = 0
-"""In `mm-model-id`: a model."""
+"""A model: the name is in `mm-model-id`, or in the message at a path whose rule in the data-plane configuration lacks
+`vModelId`."""
 
 NAME: Final = 1
-"""In the message: a vmodel if there is one of that name, else a model."""
+"""A vmodel if there is one of that name, otherwise a model: the name is in the message."""
 
 VMODEL: Final = 2
-"""In `mm-vmodel-id`: a vmodel."""
+"""A vmodel: the name is in `mm-vmodel-id`."""
 
 Asked = tuple[str, Kind, str]
 """A name, its kind, and the version of it that the call wants, or "" for any."""
@@ -88,8 +89,8 @@ V2_METHODS: Mapping[bytes, Method] = {
 
 
 class SeveralIds(Exception):
-    """The outcome for a call whose metadata has several ids. `name` and `binary` are the headers under which one of the
-    ids is sent, as text or in binary form."""
+    """The outcome for a call whose metadata has several ids. `values` are the ids, and `binary` is the `-bin` header
+    under which each of them is sent alone."""
 
     def __init__(self, values: list[bytes], binary: bytes) -> None:
         super().__init__(f"{len(values)} ids")
@@ -130,8 +131,9 @@ class Routes:
         return found
 
     def asked(self, call: Call, method: Method, frame: bytes | None) -> Asked:
-        """Returns the name that the call asks for. Raises MeshError: BAD_REQUEST, TOO_LARGE, UNSUPPORTED. Raises
-        SeveralIds."""
+        """Returns the name that the call asks for. `frame` is the call's first message, or None if the call has none or
+        only the metadata matter. Raises MeshError: BAD_REQUEST, TOO_LARGE, UNSUPPORTED. Raises SeveralIds if the
+        metadata has several ids."""
         version = ""
         beginning = b""
         if method.path and frame is not None:
@@ -149,7 +151,8 @@ class Routes:
                 else:
                     found = fieldpath.extract(frame, method.path, framing.PREFIX)
             except UnicodeDecodeError as error:
-                raise MeshError(Reason.BAD_REQUEST, "the model id in the request is not UTF-8") from error
+                part = "id or version" if method.versioned else "id"
+                raise MeshError(Reason.BAD_REQUEST, f"the model {part} in the request is not UTF-8") from error
             except (ValueError, IndexError) as error:
                 raise MeshError(Reason.BAD_REQUEST, f"no model id can be read from the request: {error}") from error
             if found:
@@ -239,7 +242,7 @@ ID_HEADERS = frozenset((headers.MODEL_ID, headers.MODEL_ID_BIN, headers.VMODEL_I
 
 
 def names_several(received: list[Header]) -> bool:
-    """Returns whether the metadata has several ids."""
+    """Returns whether the metadata has several ids. Returns False for ids that `id_of_metadata` refuses."""
     found = [value for name, value in received if name in ID_HEADERS]
     if len(found) < 2 and not any(b"," in value for value in found):
         return False
@@ -253,7 +256,8 @@ def names_several(received: list[Header]) -> bool:
 
 
 def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
-    """Returns the values of the plain header, or if it is missing, the decoded values of the binary header."""
+    """Returns the values of the plain header, or if it is missing, the decoded values of the binary header. Raises
+    MeshError BAD_REQUEST if they are too many or not base64."""
     found = [value for name, value in received if name == plain]
     if found:
         return found
@@ -286,8 +290,8 @@ class _Passes(dict[bytes, bool]):
 
 
 passes = _Passes()
-"""Whether the model server gets a client's header of that name (`passes[name]`). It gets no headers of the mesh or of
-the transport, and no credentials."""
+"""A table by header name: `passes[name]` is True if the model server gets a client's header of that name. It gets no
+headers of the mesh or of the transport, and no credentials."""
 
 
 def passed(call: Call) -> tuple[Header, ...]:
@@ -312,4 +316,5 @@ class _Returns(dict[bytes, bool]):
 
 
 returns = _Returns()
-"""Whether the client gets a model server's header or trailer of that name (`returns[name]`)."""
+"""A table by header name: `returns[name]` is True if the client gets a model server's header or trailer of that
+name."""

@@ -57,14 +57,15 @@ class SeveralCalls:
             answers.fail(call, error)
         except asyncio.CancelledError:
             if not call.cancelled:
-                answers.fail(call, MeshError(Reason.UNAVAILABLE, "this router is stopping"))
+                answers.fail(call, MeshError(Reason.UNAVAILABLE, "this router is stopping: try again"))
         except Exception:
             log.exception("a call with several ids failed in the router's own code", method=call.method)
             answers.fail(call, MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
 
     async def _each(self, call: Call, frame: bytes, ids: SeveralIds, count: Callable[[int], None]) -> list[LocalAnswer]:
         """Makes the calls. Returns the replies in the order of the ids, without those of missing models. Raises
-        _OneFailed, MeshError."""
+        _OneFailed if a call fails, and MeshError if a model is missing that must not be, if none is found, or if the
+        replies are too large together."""
         needed = any(name == REQUIRED and value.strip().lower() == b"all" for name, value in call.headers)
         shared = [header for header in call.headers if header[0] not in ID_HEADERS]
         found: dict[int, LocalAnswer] = {}
@@ -105,7 +106,8 @@ class SeveralCalls:
         return [found[number] for number in sorted(found)]
 
     def _answer(self, call: Call, found: list[LocalAnswer]) -> None:
-        """Answers with the merge of the replies. Raises MeshError."""
+        """Answers with the merge of the replies. Raises MeshError if they are too large together, or cannot be
+        decompressed."""
         headers = _merged(answer.headers for answer in found)
         trailers = _merged(answer.trailers for answer in found)
         if len(found) == 1:
@@ -138,7 +140,7 @@ def cancelled_with(call: Call) -> Iterator[None]:
 
 
 def _is_missing(answer: LocalAnswer) -> bool:
-    """Returns whether the answer says that no model, or alias, has that id."""
+    """Returns whether the answer is the mesh's own error that no model, or no alias, has that id."""
     error = answers.our_own(answer)
     return error is not None and error.reason is Reason.UNKNOWN_MODEL
 

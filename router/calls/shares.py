@@ -19,19 +19,24 @@ class SharedCopy(Protocol):
 
     @property
     def calls(self) -> int:
-        """The calls in flight to this copy."""
+        """The worker's calls in flight to this copy."""
 
     @property
     def in_flight(self) -> int:
-        """The calls in flight to its pod."""
+        """The worker's calls in flight to the copy's pod."""
 
 
 def full(copy: SharedCopy, connections: int) -> bool:
-    """Returns whether the model has used up its share of the connections. A model without a call always gets one."""
+    """Returns whether the model has used up its share of the worker's `connections` to the pod. A model without a call
+    in flight always gets one."""
     return copy.calls > 0 and copy.calls >= connections - copy.in_flight
 
 
 def refusal(model: str, pod: str, calls: int) -> MeshError:
-    """Returns the error for a call beyond the number that may wait."""
-    text = f"{calls} calls of {model} are in flight to {pod}, its share of the connections, and no more may wait"
+    """Returns the error for a call that finds no free connection and may not wait for one. `calls` is the number of
+    calls of the model in flight to the pod."""
+    text = (
+        f"{model} has used up its share of the connections to {pod} ({calls} calls in flight), and no more may wait: "
+        "retry later"
+    )
     return MeshError(Reason.OVERLOADED, text, retry_after=_RETRY)

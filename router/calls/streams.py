@@ -1,11 +1,11 @@
 """Calls whose request arrives message by message. Two coroutines carry each call, one in each direction.
 
-The rules are the same as for unary calls (`attempts`), except for what can be sent again. The first message, and
-further ones up to a bound, are kept until the reply begins. A call that has sent more is not retried.
+The rules are the same as for unary calls (`attempts`), except for what can be sent again. The first message, and up to
+64 KiB of further ones, are kept until the reply begins. A call that has sent more is not retried.
 
-A unary call is carried here too if its end arrives later than its message. So the first message of a V2 method is
-compared with the requests that killed servers, just as for unary calls. Messages of other methods are not read before a
-server is chosen, and requests that killed servers are only known for V2.
+A unary call is carried here too if its end arrives later than its message. If the id is in the message, as for V2's
+methods, the first message is read before a copy is chosen. It is then compared with the requests that killed servers,
+as the message of a unary call is. If the id is in the metadata, messages are only passed on.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from mesh.statuses import Code, MeshError, Reason
+from mesh.telemetry import logs
 from mesh.wire import framing, metadata
 from mesh.wire.call import Call, CallCancelled, Header
 from mesh.wire.client import Lost, Reply, ReplyStream, RequestStream
@@ -27,13 +28,16 @@ from router.calls.routes import MODEL, NAME, Method, Routes
 from router.fencing.verify import NOTHING, Said
 from router.state.pods import Copy
 
+log = logs.get(__name__)
+
 _KEPT = 64 * 1024  # bytes of messages kept besides the first, to be sent again
 
 
 async def carry(
     forwarder: Forwarder, known: Routes, call: Call, method: Method, allow: Callable[[str], None] | None = None
 ) -> None:
-    """Carries one call to its end. `allow` raises MeshError if the caller may not call that name."""
+    """Carries one call to its end, and answers it even if it fails. `allow` raises MeshError if the caller may not call
+    that name; None allows all names."""
     stream = _Stream(forwarder, call, method, allow)
     code = int(Code.INTERNAL)
     task = asyncio.current_task()
@@ -57,7 +61,10 @@ async def carry(
     except (CallCancelled, asyncio.CancelledError):
         code = int(Code.CANCELLED)
         if not call.cancelled:  # this router is stopping
-            answers.fail(call, MeshError(Reason.UNAVAILABLE, "this router is stopping"))
+            answers.fail(call, MeshError(Reason.UNAVAILABLE, "this router is stopping: try again"))
+    except Exception:
+        log.exception("a stream failed in the router's own code", method=call.method)
+        answers.fail(call, MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
     finally:
         call.on_cancel(None)
         stream.hold.counts(0)
@@ -85,7 +92,8 @@ class _StreamPlace:
         self._came.set_result(None)
 
     async def wait(self) -> None:
-        """Waits for a connection. If the wait is cancelled, gives the connection back."""
+        """Waits for a connection. If the wait is cancelled, leaves the queue, or gives back the connection that it has
+        got."""
         self._forwarder.wait(self._copy, self)
         try:
             await asyncio.shield(self._came)
@@ -167,9 +175,9 @@ class _Stream:
     async def _place(
         self, model_id: str, attempts: Attempts, first: bytes | None, again: Copy | None = None, *, insist: bool = False
     ) -> tuple[Copy, Said]:
-        """Waits for a copy that may be called and takes a connection to it. Returns the copy and what the call states
-        about its record. `again` is the copy to use if it still exists. `insist` is as in `Verifier.verify`. Raises
-        MeshError.
+        """Waits for a copy that may be called, and takes a connection to its pod. Returns the copy, and what the call
+        states about the model's record. `again` is the copy to use if it still exists. `insist` is as in
+        `Verifier.verify`. Raises MeshError.
         """
         forwarder, tried = self._forwarder, attempts.tried
         for _ in range(MAX_TRIES):
@@ -198,10 +206,12 @@ class _Stream:
                 if said := forwarder.known(copy):
                     return copy, said
             forwarder.ended(copy)
-        raise MeshError(Reason.UNAVAILABLE, f"the copies of {model_id} keep moving: try again", retry_after=1.0)
+        text = f"no copy of {model_id} stayed available in {MAX_TRIES} attempts: retry"
+        raise MeshError(Reason.UNAVAILABLE, text, retry_after=1.0)
 
     async def _verified(self, copy: Copy, first: bytes | None, *, insist: bool) -> Said | None:
-        """Returns what the call may state about the copy's record, or None if the copy is gone. Raises MeshError."""
+        """Returns what the call may state about the copy's record, or None if the copy is gone. Raises MeshError if the
+        record cannot be verified, or if the request has killed a server."""
         forwarder = self._forwarder
         if not insist:
             if not forwarder.must_verify(copy):
@@ -216,8 +226,8 @@ class _Stream:
     # --- one try ---
 
     async def _try(self, copy: Copy, headers: tuple[Header, ...], said: Said, attempts: Attempts) -> int | Decision:
-        """Sends the call to the copy. Returns the code that the call ended with, or what to do next. Raises
-        MeshError."""
+        """Sends the call to the copy. Returns the code that the call ended with, or what to do next. Raises MeshError
+        if the call is given up, and CallCancelled."""
         call, forwarder, pool = self._call, self._forwarder, copy.pod.pool
         if pool is None:
             return attempts.missed(copy, kept=self._whole)
@@ -307,7 +317,7 @@ class _Stream:
         return code
 
     def _mirror(self, answer: Reply) -> None:
-        """Offers a unary call whose end came late to the shadow of its alias."""
+        """Offers an answered unary call to the shadow of its alias, if there is one."""
         if self._mirrored is None or self.destination is None:
             return
         frame, headers = self._mirrored

@@ -5,9 +5,9 @@ trailers, or a stream. If no copy exists, `coldstart` calls back later. If an at
 what to do. If a model cannot serve, `diversion` may know another one. When the caller goes away or its deadline passes,
 the connection to the server is closed.
 
-If a copy is *suspect*, or the model's calls have lost servers, the model's record is read before the first attempt
-(`verify`). `forwarder` has the state that calls share, `dispatch` makes a `UnaryCall` for a call, and `streams` carries
-streaming requests.
+If a call to the copy must state that the model's record was verified (`Forwarder.must_verify`), the record is read
+before the first attempt. `forwarder` has the state that calls share, `dispatch` makes a `UnaryCall` for a call, and
+`streams` carries streaming requests.
 """
 
 import asyncio
@@ -240,7 +240,8 @@ class UnaryCall:
             self._patience = None
 
     def _impatient(self) -> None:
-        """Stops waiting for a model's load after half of the caller's time, and spends the rest on another model."""
+        """Stops waiting for a model's load after half of the time until the deadline, and spends the rest on another
+        model."""
         self._patience = None
         self._forwarder.coldstart.leave(self._model_id, self)
         self._refused(MeshError(Reason.NOT_IN_TIME, f"{self._model_id} was not loaded within half of the call's time"))
@@ -300,7 +301,8 @@ class UnaryCall:
             self._call.forget()
 
     def on_reply(self, reply: Reply) -> None:
-        """Passes the reply back, or tries again if the pod refused the call without running it."""
+        """Passes the reply back to the caller. If the pod refused the call without running it, tries again or fails
+        the call."""
         copy = self._copy
         assert copy is not None
         pod = copy.pod
@@ -364,7 +366,7 @@ class UnaryCall:
             self._ended(code, size)
 
     def on_lost(self, lost: Lost) -> None:
-        """Tries the call again, if allowed, after its connection broke or could not be opened."""
+        """Tries the call again, if allowed, or fails it, after its connection broke or could not be opened."""
         copy, pool = self._copy, self._pool
         assert copy is not None
         self._forwarder.ended(copy)
@@ -386,7 +388,7 @@ class UnaryCall:
         return attempts
 
     def _after(self, copy: Copy, outcome: Callable[P, Decision], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Carries out the decision about a try."""
+        """Carries out the decision that `outcome` makes about an attempt, or fails the call with its error."""
         try:
             decision = outcome(*args, **kwargs)
         except MeshError as error:
@@ -414,7 +416,9 @@ class UnaryCall:
     def expired(self) -> None:
         """Fails the call because its deadline has passed."""
         if not self._done:
-            self._fail(MeshError(Reason.DEADLINE, f"{self._model_id[:200]} did not answer within the call's deadline"))
+            name = self._model_id[:200]
+            text = f"{name} did not answer" if self._exchange is not None else f"no copy of {name} could be called"
+            self._fail(MeshError(Reason.DEADLINE, f"{text} within the call's deadline"))
 
     def _withdraw(self) -> None:
         self._waited()

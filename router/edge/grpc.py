@@ -94,7 +94,8 @@ class GrpcCall(wire.Call):
             self._on_cancel = callback
 
     def cut(self) -> None:
-        """Notes that the caller has gone."""
+        """Notes that the caller has gone, and calls the callback of `on_cancel`. Does nothing once the call is
+        answered."""
         if self._cancelled or (self.end.done() and not self.end.cancelled()):
             return
         self._cancelled = True

@@ -141,7 +141,7 @@ class Closing:
             await self._note(life, replace(life.life, ended_revision=ended, open_seconds=age))
 
     def _heir(self, data_address: str) -> str:
-        """Returns the name of the published pod that listens on the address, or "". Two processes cannot share an
+        """Returns the name of the published pod with this data address, or "". Two processes cannot share an
         address."""
         for pod in self._view.pods.values():
             if pod.record is not None and not pod.suspect and pod.record.data_address == data_address:

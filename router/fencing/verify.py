@@ -62,7 +62,7 @@ class Verifier:
 
     @property
     def away(self) -> bool:
-        """Returns whether etcd is unavailable to this router."""
+        """True while etcd is unavailable to this router."""
         return self._away
 
     def known(self, copy: Copy) -> Said:
@@ -73,10 +73,13 @@ class Verifier:
         return VERIFIED if self._loop.time() - copy.verified_at < FRESH else NOTHING
 
     async def verify(self, copy: Copy, *, insist: bool = False) -> Said:
-        """Reads the record. Returns NOTHING if the copy's registration is deleted, and removes the copy from the view.
+        """Reads the model's record. Returns VERIFIED if the copy belongs to it, and AWAY if etcd is unavailable. If the
+        registration is deleted or another one, or a reload has replaced the copy's content, removes the copy from the
+        view and returns NOTHING.
 
-        With `insist`, keeps trying while etcd is unavailable, because the pod demands a verified call. Raises
-        MeshError: QUARANTINED, INTERNAL for a record that cannot be decoded, and with `insist` REGISTRY_AWAY.
+        With `insist`, keeps trying for PATIENCE seconds while etcd is unavailable, because the pod demands a verified
+        call. Raises MeshError: QUARANTINED, INTERNAL for a record that cannot be decoded, and with `insist`
+        REGISTRY_AWAY.
         """
         deadline = self._loop.time() + PATIENCE
         while insist or not self._away:
@@ -91,8 +94,9 @@ class Verifier:
                 if not insist:
                     break
                 if self._loop.time() > deadline:
-                    text = f"{copy.pod.name} must not answer for {copy.model} unverified, and etcd does not answer"
-                    raise MeshError(Reason.REGISTRY_AWAY, f"{text}: try again", retry_after=1.0) from error
+                    text = f"{copy.pod.name} may answer for {copy.model} only after this router has read its record"
+                    why = f"{text}, and etcd does not answer: try again"
+                    raise MeshError(Reason.REGISTRY_AWAY, why, retry_after=1.0) from error
                 await asyncio.sleep(_AGAIN)
                 continue
             self._away = False

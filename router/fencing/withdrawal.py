@@ -27,9 +27,9 @@ ROUNDS = 8
 
 
 def changed_all_the_time(model_id: str) -> MeshError:
-    """Returns the error for a transaction that failed because other callers kept changing the model."""
+    """Returns the error for a transaction that failed because the model's keys kept changing."""
     return MeshError(
-        Reason.UNAVAILABLE, f"model {model_id} is being changed by other callers: try again", retry_after=1.0
+        Reason.UNAVAILABLE, f"the record or the copies of model {model_id} keep changing: try again", retry_after=1.0
     )
 
 
@@ -57,7 +57,8 @@ class Withdrawal:
 
     async def unregister(self, model_id: str) -> bool:
         """Deletes a registration and has its copies withdrawn. Returns False if there was no registration. Raises
-        PRECONDITION, REGISTRY_AWAY."""
+        MeshError: PRECONDITION if an alias names the model, UNAVAILABLE if its keys keep changing, INTERNAL if its
+        record cannot be decoded, REGISTRY_AWAY."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
         tombstone = self._keys.tombstone(model_id)
         for _ in range(ROUNDS):
@@ -105,7 +106,8 @@ class Withdrawal:
         return not self._view.known(model_id)
 
     async def withdraw(self, model_id: str, lingering: Sequence[KeyValue], reason: str, *, created: int = 0) -> None:
-        """Tells all agents with copies of the model to unload them, and waits for this up to a limit. `created`
+        """Tells all agents with copies of the model to unload them, and waits until they have, or until the limit of
+        the withdrawals has passed. `lingering` are the copies' keys in etcd; copies in the view are added. `created`
         restricts this to copies of the registration with that create revision, unless it is 0."""
         pods = set(self.pods_of(lingering))
         pods |= {copy.pod.name for copy in self._view.known(model_id)}  # suspect pods have no keys
@@ -127,7 +129,6 @@ class Withdrawal:
         await asyncio.gather(*(unload(name) for name in pods))
 
     def pods_of(self, lingering: Sequence[KeyValue]) -> list[str]:
-        """Returns the names of the pods in whose keys these copies are. Leaves out tombstones, which belong to no
-        pod."""
+        """Returns the names of the pods from the keys of copies. Leaves out tombstones, which belong to no pod."""
         pods = (self._keys.copy_of(kv.key)[1] for kv in lingering)
         return [pod for pod in pods if pod != TOMBSTONE]

@@ -27,6 +27,7 @@ REST = 30.0
 """Seconds of back-off for a model after a failed load; doubled after each further failure."""
 
 REST_MOST = 900.0
+"""Longest back-off of a model, in seconds."""
 
 
 class _UnhealthyMeanwhile(Exception):
@@ -58,7 +59,8 @@ class Carrying:
         self._loads = self._unloads = self._failures = 0
 
     def begin(self, actions: Iterable[Action]) -> list["asyncio.Task[None]"]:
-        """Begins each action that is not under way already."""
+        """Begins the actions, and returns their tasks. Skips an action while another one for the same model and pod is
+        under way, and loads of models that back off."""
         begun = []
         for action in actions:
             names = (action.model_id, action.pod)
@@ -78,7 +80,7 @@ class Carrying:
         return task
 
     def pin(self, model_id: str, pod: str, pinned: bool) -> None:
-        """Tells the agent of a copy whether it may be evicted."""
+        """Tells an agent whether its copy of the model is pinned, unless a request about this copy is under way."""
         if (model_id, pod) not in self._under_way:
             self._begin((model_id, pod), self._pin(model_id, pod, pinned), f"pin {model_id}", loads=False)
 
@@ -111,7 +113,7 @@ class Carrying:
         return CarryingStatistics(self._loads, self._unloads, self._failures)
 
     async def close(self) -> None:
-        """Stops the actions without waiting for them. Agents continue what they were asked to do."""
+        """Cancels the requests to agents. Agents continue what they were asked to do."""
         await self._tasks.close()
 
     async def _load(self, action: Action) -> None:
@@ -135,8 +137,9 @@ class Carrying:
     async def _ask(
         self, model_id: str, name: str, idle_ms: int, expected: int, reason: str, *, pinned: bool | None = None
     ) -> str | None:
-        """Asks an agent to load a model. Returns the reason why the agent has not loaded the model, or None if it has.
-        Raises _UnhealthyMeanwhile if the pod must not be asked."""
+        """Asks an agent to load a model, or if `pinned` is not None, to change only the pinning of its copy. Returns
+        the reason why the agent has not done so, or None if it has, or is still loading when the timeout passes. Raises
+        _UnhealthyMeanwhile if the pod must not be asked."""
         try:
             registration = await self._registry.read(model_id)
         except MeshError as error:

@@ -35,7 +35,7 @@ class Election:
         self.leading = False
 
     async def run(self) -> None:
-        """Runs until cancelled, then revokes the lease."""
+        """Stands for election repeatedly, and leads when elected, until cancelled. Then revokes the lease."""
         while True:
             try:
                 await self._stand()
@@ -61,8 +61,10 @@ class Election:
         self.leading = True
         ruling = asyncio.ensure_future(self._lead())
         lost = asyncio.ensure_future(lease.lost.wait())
+        why = "it is stopping"
         try:
             await asyncio.wait({ruling, lost}, return_when=asyncio.FIRST_COMPLETED)
+            why = "its work as the leader has ended"
             if ruling.done() and not ruling.cancelled() and (error := ruling.exception()) is not None:
                 log.error("leading failed", exc_info=error)
         finally:
@@ -70,4 +72,4 @@ class Election:
             for task in (ruling, lost):
                 task.cancel()
             await asyncio.wait({ruling, lost})
-            log.info("this router no longer leads", name=self._name, why=lease.why_lost or "it is stopping")
+            log.info("this router no longer leads", name=self._name, why=lease.why_lost or why)

@@ -21,7 +21,7 @@ from router.state.registry import Registration
 from router.state.view import View
 
 Choose = Callable[[Registration, Footprint, Mapping[str, str], int], Choice]
-"""A function that chooses a pod, given the registration, its size, the excluded pods with the reasons, and the
+"""A function that chooses a pod, given the registration, its footprint, the excluded pods with the reasons, and the
 milliseconds since the model's last use."""
 
 PODS = 3
@@ -30,7 +30,7 @@ PODS = 3
 PATIENCE = 20.0
 """Seconds after which a move no longer waits for agents that do not answer. Two lease times."""
 
-_LOOK = 0.03  # seconds before the second look at a move
+_LOOK = 0.03  # seconds before the second check of a move
 _LOOK_MOST = 0.5
 _SILENT = 1.0  # seconds for which an agent that did not answer is not asked again
 _NO_ROOM = (Reason.NO_ROOM.name, Reason.NOWHERE.name)
@@ -171,7 +171,7 @@ class Loads:
 
 
 def _summary(notes: MoveNotes, why: str) -> str:
-    """Returns the reason why no copy could be loaded: the latest failure, or the pods without room."""
+    """Returns the reason why no copy could be loaded: the latest failure, an agent that did not answer, or `why`."""
     for pod, failure in reversed(list(notes.failed.items())):
         return f"{pod}: {failure}"
     for pod, (_, silence) in notes.silent.items():

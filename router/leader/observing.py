@@ -89,7 +89,8 @@ class Observer:
             yield {state.model_id: state.idle_ms for state in reply.copies}
 
     async def all_idle(self) -> AsyncIterator[dict[str, int]]:
-        """Yields the idle times of all copies of the mesh, in ms, pod by pod."""
+        """Yields the idle times of all copies, in ms, pod by pod. Leaves out suspect pods, and pods whose agents do not
+        answer."""
         for pod in list(self._view.pods.values()):
             if pod.record is not None and not pod.suspect and pod.copies:
                 async for idle in self.idle(pod):

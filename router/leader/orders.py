@@ -14,7 +14,10 @@ from router.state.registry import Registration
 from router.state.view import View
 
 LOAD_TIMEOUT = 300.0
+"""Seconds within which an agent must answer a request to load a model."""
+
 UNLOAD_TIMEOUT = 60.0
+"""Seconds within which an agent must answer a request to unload a model."""
 
 
 class Orders:
@@ -39,7 +42,7 @@ class Orders:
         pinned: bool | None = None,
     ) -> agent_pb2.LoadReply:
         """Has a pod load a model, or update whether its copy is pinned. If `pinned` is None, the model's limits decide.
-        Adds the copy to the view, and returns the agent's answer. Raises Unreachable."""
+        Returns the agent's answer, and adds a loaded copy to the view. Raises Unreachable."""
         record = registration.record
         if pinned is None:
             pinned = bool(self._limits().of(record.type, record.limits).pinned)
@@ -72,5 +75,5 @@ class Orders:
 
 
 def now_ms() -> int:
-    """Returns the time on the leader's clock, in milliseconds since the epoch."""
+    """Returns the time in milliseconds on the leader's monotonic clock."""
     return int(time.monotonic() * 1000)

@@ -70,7 +70,8 @@ class Recency:
         self._trim(MOST)
 
     def note(self, idle_ms: Mapping[str, int]) -> None:
-        """Notes the idle times of models, in milliseconds, as agents have just reported them."""
+        """Notes how long models have been idle, in milliseconds, as agents have just reported. An earlier use than the
+        one that is known changes nothing."""
         now = int(self._clock() * 1000)
         for model_id, idle in idle_ms.items():
             self._note(model_id, now - idle)

@@ -46,8 +46,9 @@ REST = 10.0
 """Seconds of back-off for a model whose new content could not be loaded; doubled after each further failure."""
 
 REST_MOST = 600.0
+"""Longest back-off of a model, in seconds."""
 
-_LOOK = 0.1  # seconds between two looks at a model that is being moved
+_LOOK = 0.1  # seconds between two checks of a model that is being moved
 
 
 class Reloading:
@@ -84,7 +85,7 @@ class Reloading:
         return list(self._moves)
 
     async def run(self) -> None:
-        """Runs until cancelled."""
+        """Starts the moves that are due, every INTERVAL seconds, until cancelled."""
         while True:
             try:
                 await self.round()
@@ -158,7 +159,8 @@ class Reloading:
     # --- reports ---
 
     async def _finish(self, model_id: str, generation: int | None) -> None:
-        """Removes the reload's key, unless the model was reloaded again meanwhile."""
+        """Removes the reload's key, unless the model was reloaded again meanwhile. `generation` is None if the model is
+        no longer registered."""
         key = self._keys.reload(model_id)
         kv = await self._etcd.get(key)
         if kv is None or (generation is not None and _generation(kv.value) > generation):

@@ -21,11 +21,11 @@ from router.state.registry import Registration
 from router.state.view import View
 
 _AGAIN = 1.0  # seconds after which an agent that did not answer is asked again
-_QUIET_MS = 60_000
+_QUIET_MS = 60_000  # the least time for which a model that agents do not report counts as idle
 _NO_ROOM = (Reason.NO_ROOM.name, Reason.NOWHERE.name)
 
 Choose = Callable[[Registration, Footprint, Mapping[str, str], int], Choice]
-"""A function that chooses a pod, given the registration, its size, the excluded pods with the reasons, and the
+"""A function that chooses a pod, given the registration, its footprint, the excluded pods with the reasons, and the
 milliseconds since the model's last use."""
 
 
@@ -38,7 +38,8 @@ class Move:
         self._silent: dict[str, tuple[float, str]] = {}  # until when a silent pod is not asked again, and why
 
     def hush(self, pod: str, why: str) -> None:
-        """Notes that the agent of a pod does not answer. The pod may have died with all its copies."""
+        """Notes that the agent of a pod does not answer, so that it is not asked for a second. The pod may have died
+        with all its copies."""
         self._silent[pod] = (time.monotonic() + _AGAIN, why)
 
     def hear(self, pod: str) -> None:

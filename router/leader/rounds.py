@@ -128,7 +128,7 @@ class Rounds:
         self._news = asyncio.Event()  # a planned action has ended
 
     async def lead(self) -> None:
-        """Runs until cancelled."""
+        """Makes plans and carries them out, reloads models and moves vmodels, until cancelled."""
         self._known = False  # another leader may have led meanwhile, and knows more uses
         try:
             async with asyncio.TaskGroup() as beside:  # if one of them fails, leading fails
@@ -206,7 +206,7 @@ class Rounds:
             await self._recency.save()
 
     async def close(self) -> None:
-        """Ends all work of the rounds that is under way."""
+        """Ends the handovers, reloads and moves under way, and the requests to agents."""
         await self._handover.close()
         await self.reloading.close()
         await self.transitions.close()
@@ -243,7 +243,7 @@ class Rounds:
         return self._settings().limits.of(record.type, record.limits).maximum
 
     def _remember(self, seen: Observation) -> None:
-        """Remembers the models that were lost with a pod."""
+        """Remembers the models that were lost with a pod, and the idle times that agents have reported."""
         now = self._loop.time()
         holders = {model: {copy.pod.name for copy in self._view.known(model)} for model in self._view.models()}
         for model, before in self._holders.items():
@@ -260,8 +260,8 @@ class Rounds:
         self._idle = idle
 
     def _models(self, seen: Observation, settings: Current) -> Iterator[ScaledModel]:
-        """Yields the models that a plan may affect: those that are hot, misplaced or lost, those with several copies,
-        and those with limits."""
+        """Yields the models that a plan may affect: those in agents' reports, those lost with a pod, those with several
+        copies or with limits of their own, and all if there are constraints."""
         mentioned = {model for model, _ in seen.copies}
         loading = self.carrying.loading()
         for model_id in dict.fromkeys((*self._view.models(), *seen.wanted, *self._lost)):
@@ -348,7 +348,8 @@ def _type_of(known: Iterable[Copy]) -> str:
 
 
 def _footprint(known: Iterable[Copy], record: ModelRecord | None) -> Footprint:
-    """Returns the footprint that was measured for one of the copies, or in an earlier load."""
+    """Returns the footprint that was measured for one of the copies, or in an earlier load. It is empty if none was
+    measured."""
     for copy in known:
         if copy.record.host_bytes:
             return Footprint(copy.record.host_bytes, copy.record.device_bytes)

@@ -38,6 +38,7 @@ REST = 10.0
 """Seconds of back-off for a move whose target could not be loaded; doubled after each further failure."""
 
 REST_MOST = 600.0
+"""Longest back-off of a move, in seconds."""
 
 CHECK = 5.0
 """Seconds between two reads of the registration of a target that could not be loaded."""
@@ -50,7 +51,7 @@ class Records(Protocol):
 
     @property
     def get(self) -> Callable[[str], VModelRecord | None]:
-        """Returns the record of a vmodel, or None if it does not exist."""
+        """A function that returns the record of a vmodel, or None if the vmodel does not exist."""
 
     def names(self) -> list[str]:
         """Returns the names of all vmodels."""
@@ -110,7 +111,7 @@ class Transitions:
         return TransitionsStatistics(len(self._moves), len(self._parked), self._moved, self._failures)
 
     async def run(self) -> None:
-        """Runs until cancelled."""
+        """Starts the moves that are due, after each change of a vmodel and every INTERVAL seconds, until cancelled."""
         self._candidates.update(self._records.names())
         self._parked.clear()  # another leader may have made progress
         while True:

@@ -62,7 +62,8 @@ def load_request(
 
 
 class Unreachable(Exception):
-    """The error that an agent did not answer. If `refused` is True, the agent certainly did not get the request.
+    """The error that a request to an agent got no answer. If `refused` is True, the agent certainly did not get the
+    request.
 
     `text` is for callers. The string form is for the log, and includes gRPC's text."""
 
@@ -73,7 +74,7 @@ class Unreachable(Exception):
 
 
 class Timeout(Unreachable):
-    """The error that an agent did not answer in time. The agent may be alive."""
+    """The error that an agent did not answer within the timeout. The agent may be alive."""
 
 
 class Agent(Protocol):
@@ -169,8 +170,10 @@ class Agents:
                 text = f"the agent of {pod.name} does not answer in time"
                 raise Timeout(text, refused=False, detail=detail) from error
             refused = "failed to connect" in detail.lower()
-            text = f"the agent of {pod.name} {'cannot be reached' if refused else 'does not answer'}"
-            raise Unreachable(text, refused=refused, detail=detail) from error
+            outcome = "cannot be reached" if refused else "does not answer"
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                outcome = "does not accept this router's credentials"
+            raise Unreachable(f"the agent of {pod.name} {outcome}", refused=refused, detail=detail) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

@@ -46,8 +46,9 @@ async def load(
     now_ms: Callable[[], int],
     timeout: float,
 ) -> agent_pb2.LoadReply:
-    """Asks an agent for a load and returns its answer. `footprint` is the estimate until the load is measured, and
-    `timeout` is in seconds. Raises the errors of `agents`. The debit ends in any case."""
+    """Asks an agent for a load and returns its answer. Debits the pod with the estimate `footprint`. If the load fails,
+    the debit ends; otherwise the measured bytes stay debited until the pod's figures contain them. `timeout` is in
+    seconds. Raises the errors of `agents`."""
     debit = (request.model_id, pod.name, request.create_revision)
     taken = footprint.on(device=pod.record is not None and pod.record.device_capacity_bytes > 0)
     debits.sent(pod.name, taken.host_bytes, now_ms(), debit, device_bytes=taken.device_bytes)

@@ -16,7 +16,7 @@ from router.loads import asking
 from router.state.dynamic import Current
 from router.state.view import View
 
-_CODE = "models of this type run code when they are loaded, so only pods with --allow-code take them"
+_CODE = "models of this type run code when they are loaded, so only pods with --allow-code accept them"
 
 
 class Choosing:
@@ -75,8 +75,8 @@ class Choosing:
         return chosen
 
     def footprint_of(self, record: records.ModelRecord) -> Footprint:
-        """Returns the estimate for a load: the measurement of an earlier load, or else a guess from the present
-        copies."""
+        """Returns the estimate for a load: the measurement of an earlier load, or if there is none, a figure derived
+        from what the pods have published."""
         if record.host_bytes:
             return Footprint(record.host_bytes, record.device_bytes)
         return footprint.guess([pod.record for pod in self._view.pods.values() if pod.record is not None])

@@ -49,7 +49,8 @@ _COLD = 10  # milliseconds above which a wait counts as a cache miss, as in the 
 
 
 class Waiter(Protocol):
-    """A call or management request that waits for a copy. Exactly one of the methods is called, once."""
+    """A call or management request that waits for a copy. Exactly one of the methods is called, once, unless the waiter
+    leaves."""
 
     def on_copy(self) -> None:
         """Continues, because the view has a copy that may be called."""
@@ -132,12 +133,13 @@ class ColdStart:
         self._feed(Left(self.choosing.now_ms(), model_id, waiter))
 
     async def load(self, model_id: str, *, idle_ms: int = 0, deadline: float | None = None) -> None:
-        """Waits until a copy is available. Raises MeshError if the load or the wait failed."""
+        """Waits until a copy is available. `deadline` is on the loop's clock. Raises MeshError if the load or the wait
+        fails."""
         await self._wait(model_id, idle_ms=idle_ms, deadline=deadline)
 
     async def begin(self, model_id: str, *, idle_ms: int = 0) -> None:
-        """Waits until an agent was asked to load the model, or a copy is available. Raises MeshError if no agent could
-        be asked."""
+        """Waits until an agent has been asked to load the model, or a copy is available. Raises MeshError if no agent
+        could be asked."""
         await self._wait(model_id, idle_ms=idle_ms, until_asked=True)
 
     async def _wait(self, model_id: str, *, deadline: float | None = None, **more: Any) -> None:
@@ -245,7 +247,7 @@ class ColdStart:
             following = self._follow(answer)
 
     def _broke(self, request: Request, error: Exception) -> Answer:
-        log.error("cold start failed", model=request.model_id, exc_info=error)
+        log.error("a cold start failed in the router's own code", model=request.model_id, exc_info=error)
         return Broke(self.choosing.now_ms(), request.model_id, request.cause, _in_short(error))
 
     def _release(self, instruction: instructions.Release) -> None:
@@ -259,7 +261,7 @@ class ColdStart:
                 case instructions.TellProblem():
                     waiter.on_error(error_of(instruction.problem))
         except Exception:
-            log.exception("waiter failed")
+            log.exception("a waiter failed when it was told the outcome of a cold start")
 
 
 class _Future:
@@ -282,7 +284,7 @@ class _Future:
 
 
 def _in_short(error: Exception) -> str:
-    """Returns a short text about an internal error, for callers. The log has the details."""
+    """Returns the error in one line, for the text of a problem. The log has its traceback."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 

@@ -56,7 +56,7 @@ class Finder:
         self._registrations.pop(model_id, None)
 
     async def find_out(self, request: Request) -> Answer:
-        """Answers a request that takes time, by reading the record or asking an agent."""
+        """Answers an `Ask`, `Read` or `Recall`: asks an agent, or returns the record, read or remembered."""
         match request:
             case Ask():
                 return await self.ask(request)
@@ -67,13 +67,13 @@ class Finder:
     # --- the record ---
 
     def recall(self, request: Request) -> Answer:
-        """Returns the remembered record."""
+        """Returns the remembered record, or none."""
         registration = self._registry.remembered(request.model_id)
         record = None if registration is None else self._record(registration)
         return events.Recalled(*self._head(request), record)
 
     async def read(self, request: Read) -> Answer:
-        """Reads the record."""
+        """Reads the record from etcd. Returns an answer also if the read fails or finds none."""
         try:
             registration = await self._registry.read(request.model_id, fresh=request.fresh)
         except MeshError as error:
@@ -111,7 +111,7 @@ class Finder:
         return events.Seen(*self._head(request), tuple(copies), tuple(self._view.pods))
 
     def choose(self, request: Choose) -> Answer:
-        """Chooses a pod."""
+        """Chooses a pod for the load. Requires that the flight has the model's record."""
         record = self._registrations[request.model_id].record
         chosen = self._choosing.choose(request.model_id, record, excluded=request.excluded, idle_ms=request.idle_ms)
         return events.Chosen(*self._head(request), chosen)
@@ -119,7 +119,7 @@ class Finder:
     # --- agents ---
 
     async def ask(self, ask: Ask) -> Answer:
-        """Asks an agent."""
+        """Asks an agent for the load. Returns an answer also if the agent cannot be reached."""
         pod, registration = self._view.pods.get(ask.pod), self._registrations[ask.model_id]
         if pod is None:
             return events.Unreachable(*self._head(ask))
@@ -200,5 +200,6 @@ class Finder:
 
 
 def _silent_ms(pod: Pod) -> int | None:
-    """Returns the time at which the pod's agent failed to answer, in ms, or None if it answered the latest request."""
+    """Returns the time at which the pod's agent last failed to answer, in ms on the view's clock. Returns None if the
+    agent has answered since, or never failed to."""
     return round(pod.agent_failed_at * 1000) if pod.agent_failed_at else None

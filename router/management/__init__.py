@@ -3,11 +3,16 @@
 A function of this package gets a typed request or an id, and returns a typed result or raises MeshError.
 `router.services.modelmesh` and `router.rest.management` convert messages and documents.
 
-| module | holds | | --- | --- | | `operations` | the table of operations with their verbs | | `handlers` | the modules
-below, put together | | `registration`, with `creation` and `withdrawal` | registering, changing and unregistering
-models | | `loading` | loads on request | | `status` | the status of a model; lists | | `inspection`, with `explanation`
-| the reasons for the places of a model's copies | | `pods`, with `descriptions` | pods, routers, and lives that are cut
-off | | `tuning` | the settings that change while the mesh runs |
+| module | contents |
+| --- | --- |
+| `handlers` | the modules below, put together |
+| `registration`, with `creation` | registering, changing and unregistering models |
+| `loading` | loads on request |
+| `status` | the status of a model; lists |
+| `inspection`, with `explanation` | the reasons for the places of a model's copies |
+| `pods`, with `descriptions` | pods, routers, and lives that are cut off |
+| `vmodels` | the requests about vmodels |
+| `tuning` | the settings that change while the mesh runs |
 
 All state is in etcd, so other workers do not have to be informed. A registration is a transaction that succeeds only if
 the id is free *and* no copy of an old registration is left. "No such model" is never cached (`registry`). A model can

@@ -41,7 +41,7 @@ Way = tuple[list[etcds.Compare], list[etcds.Op]]
 registration are left."""
 
 _HOLDERS = 1000  # copies read at once
-_PAUSE = 0.1  # seconds between two looks at copies of a former registration
+_PAUSE = 0.1  # seconds between two checks of the copies of a former registration
 _TELL = 1.0  # seconds between requests to the agents of those copies: the view may lag
 
 
@@ -72,8 +72,9 @@ class Creation:
         self._batches = asyncio.Semaphore(BATCHES)
 
     async def create(self, model_id: str, record: ModelRecord) -> tuple[Registration, bool]:
-        """Registers a model. Returns the registration, and whether it is new. Raises CONFLICT if the id is registered
-        with other attributes, FORMER_LIFE if pods may still answer for its former registration, REGISTRY_AWAY."""
+        """Registers a model. Returns the registration, and whether it is new. Raises MeshError: CONFLICT if the id is
+        registered with other attributes, FORMER_LIFE if pods may still answer for its former registration, INTERNAL if
+        the existing record cannot be decoded, REGISTRY_AWAY."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
         puts = self._puts(model_id, record, record.encode())
         way: Way = [etcds.absent_prefix(copies)], []
@@ -212,7 +213,7 @@ class Creation:
                 break  # the write may have been done: look up each item
             except etcds.EtcdError:  # most likely the batch is too large
                 break
-            # The outcomes of those are known; try the rest together.
+            # Items that exist have their outcome, and those with former copies come later: try the rest together.
             rest = []
             for place, index in enumerate(indexes):
                 existing, lingering = etcds.found(seen[2 * place]), etcds.found(seen[2 * place + 1])

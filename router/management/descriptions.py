@@ -103,7 +103,7 @@ class PodDescription:
 
 
 def published(view: View) -> Iterable[PodInfo]:
-    """Returns every published pod, by name."""
+    """Yields every pod whose record this router knows, suspect ones too, ordered by name."""
     for pod in sorted(view.pods.values(), key=lambda pod: pod.name):
         record = pod.record
         if record is None:
@@ -202,12 +202,12 @@ def decision(text: str) -> Any:
 
 
 ANOTHER = "another model"
-"""Stands for the id of a model that the caller may not read."""
+"""The text in place of the id of a model that the caller may not read."""
 
 
 def without(text: str, readable: Callable[[str], bool]) -> str:
-    """Returns an agent's decision without the ids of models that are not readable. (Its reason names no other
-    models.)"""
+    """Returns the text of an agent's decision, with ANOTHER in place of the ids of models that are not readable. (The
+    decision's reason names no other models.)"""
     found = decision(text)
     if not isinstance(found, dict) or not isinstance(models := found.get("models"), list):
         return text

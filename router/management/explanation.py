@@ -50,7 +50,8 @@ def explained(
     decisions: dict[str, list[str]],
 ) -> Explanation:
     """Returns sentences that explain the places of a model's copies, and the pod that a load would choose now. `chosen`
-    makes this choice, excluding the given pods."""
+    makes this choice, excluding the given pods. `size` is the estimate for a load, in bytes. `decisions` are the
+    agents' decisions about the model, by pod."""
     record = registration.record
     lines = []
     holders = {info.pod for info in status.copies if info.status in (ModelStatus.LOADED, ModelStatus.LOADING)}
@@ -78,7 +79,7 @@ def explained(
     lines += [f"Error: {text}" for text in status.errors]
     if record.quarantined:
         lines.append("It is quarantined: it is not loaded until it is released or registered again.")
-    known = "measured by an earlier load" if record.host_bytes else "an estimate: it was never loaded"
+    known = "measured by an earlier load" if record.host_bytes else "no load of it has been measured"
     lines.append(f"A load is estimated at {format_bytes(size)} ({known}).")
     if record.load_ms:
         lines.append(f"Its last load took {record.load_ms} ms.")

@@ -37,9 +37,10 @@ class Loading:
         self._wall = wall
 
     async def ensure(self, request: Load) -> StatusInfo:
-        """Loads a model that has no copy. If the load fails, returns a status and raises no error.
+        """Loads a model unless it has a copy, and returns its status. If the request is `sync`, waits until the load
+        has ended. The error of a failed load is in the status.
 
-        Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY, OVERLOADED.
+        Raises MeshError: BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY, OVERLOADED.
         """
         check_id(request.model_id)
         now = self._wall()
@@ -52,7 +53,8 @@ class Loading:
         return await self.load(request.model_id, idle_ms=idle_ms, sync=request.sync)
 
     async def load(self, model_id: str, *, idle_ms: int, sync: bool) -> StatusInfo:
-        """Loads a model that is known to be registered. `idle_ms` is the time since its last use."""
+        """Does the same as `ensure` for a model that is known to be registered. `idle_ms` is the time since its last
+        use."""
         failure: MeshError | None = None
         if model_id not in self._view.copies:
             try:
@@ -74,7 +76,8 @@ class Loading:
         return replace(status, status=ModelStatus.LOADING_FAILED, errors=errors)
 
     async def touch(self, registration: Registration, last_used_ms: int) -> None:
-        """Updates the recorded time of last use if it is more than an hour behind."""
+        """Updates the recorded time of last use, in ms since the epoch, if it is more than an hour behind. Raises
+        MeshError."""
         if last_used_ms - registration.record.last_used_ms <= HOUR_MS:
             return
 

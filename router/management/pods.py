@@ -20,8 +20,8 @@ _DESCRIBE = 5.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class OpenLife:
-    """A pod that is cut off, the time since when, and the time for which registrations may still wait for it (None: no
-    limit)."""
+    """The open life of a pod that is cut off: for how many seconds it has been open, and for how many more
+    registrations may wait for it (None: no limit)."""
 
     pod: str
     incarnation: str
@@ -83,7 +83,8 @@ class Pods:
 
     async def forget(self, name: str) -> list[str]:
         """Closes the open lives of a pod, so that registrations no longer wait for the pod. Returns the incarnations.
-        Raises PRECONDITION if the pod is published, UNKNOWN_MODEL if it is unknown, REGISTRY_AWAY."""
+        Raises MeshError if the pod has no open life: PRECONDITION if it is published, UNKNOWN_MODEL otherwise. Raises
+        REGISTRY_AWAY."""
         forgotten = await self._tombstones.forget(name)
         if not forgotten:
             if self._view.published(name) is not None:
@@ -105,8 +106,8 @@ class Pods:
         return found
 
     async def describe(self, name: str) -> PodDescription:
-        """Returns an agent's present description of its pod. Raises UNKNOWN_MODEL if the pod does not exist,
-        UNAVAILABLE."""
+        """Returns an agent's present description of its pod. Raises MeshError: UNKNOWN_MODEL if this router knows no
+        such pod, UNAVAILABLE if the agent does not answer."""
         pod = self._view.pods.get(name)
         if pod is None:
             raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}; `mesh pods` lists them")
@@ -117,8 +118,8 @@ class Pods:
         return descriptions.described(reply)
 
     async def questions(self, name: str) -> tuple[str, ...]:
-        """Returns a pod's latest requests for room as lines of JSON (`placement.replay`). Raises UNKNOWN_MODEL,
-        UNAVAILABLE."""
+        """Returns a pod's latest requests for room as lines of JSON (`placement.replay`). Raises the same errors as
+        `describe`."""
         pod = self._view.pods.get(name)
         if pod is None:
             raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}; `mesh pods` lists them")

@@ -54,8 +54,8 @@ class Registrar:
         """Registers a model. Has no effect if the model is already registered with the same attributes. Succeeds even
         if the requested load fails.
 
-        Raises BAD_REQUEST, REGISTRY_AWAY, CONFLICT if the id is registered with other attributes, and UNAVAILABLE if
-        copies of its old registration are not unloaded in time.
+        Raises MeshError: BAD_REQUEST, CONFLICT if the id is registered with other attributes, FORMER_LIFE if pods may
+        still answer for the id's former registration, OVERLOADED, REGISTRY_AWAY.
         """
         model_id, load_now = request.item.model_id, request.load_now
         record = record_of(request.item, now_ms=self._wall(), load_now=load_now, last_used_ms=request.last_used_ms)
@@ -82,7 +82,7 @@ class Registrar:
 
     async def unregister(self, model_id: str) -> bool:
         """Deletes a registration and has its copies withdrawn. Returns False if there was no registration. Raises
-        PRECONDITION, REGISTRY_AWAY."""
+        BAD_REQUEST for an id that is not valid, and the errors of `Withdrawal.unregister`."""
         check_id(model_id)
         return await self._withdrawal.unregister(model_id)
 
@@ -104,8 +104,8 @@ class Registrar:
         return fates
 
     async def release(self, model_id: str) -> StatusInfo:
-        """Removes blames and failed loads from a model's record, so that it may be loaded again. Raises
-        UNKNOWN_MODEL."""
+        """Removes blames and failed loads from a model's record, so that the model may be loaded again. Returns its
+        status. Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY."""
         check_id(model_id)
         found = await self._registry.change(
             model_id,
@@ -119,8 +119,9 @@ class Registrar:
         """Asks the leader to replace all copies of a model with copies of the content now at its path
         (`leader.reloading`).
 
-        Returns immediately. Old and new copies answer until all are replaced. Raises UNKNOWN_MODEL, REGISTRY_AWAY, and
-        PRECONDITION if the registration itself names a digest.
+        Returns the status without waiting for the leader. Old and new copies answer until all are replaced. Raises
+        BAD_REQUEST, UNKNOWN_MODEL, PRECONDITION if the registration itself names a digest, UNAVAILABLE if the record
+        keeps changing, REGISTRY_AWAY.
         """
         check_id(model_id)
         key = self._keys.model(model_id)
@@ -149,7 +150,8 @@ class Registrar:
         raise changed_all_the_time(model_id)
 
     async def set_limits(self, model_id: str, change: Callable[[CopyLimits], CopyLimits]) -> StatusInfo:
-        """Changes the limits of a model's copies. Raises UNKNOWN_MODEL, and the errors of `change`."""
+        """Changes the limits of a model's copies, and returns its status. Raises BAD_REQUEST, UNKNOWN_MODEL,
+        REGISTRY_AWAY, and the errors of `change`."""
         check_id(model_id)
 
         def changed(record: ModelRecord) -> ModelRecord | None:

@@ -15,6 +15,7 @@ RECENCY_LOAD_NOW_MS = HOUR_MS
 """Assumed idle time, in ms, of a model that is loaded when it is registered: an hour, so that it does not evict models
 in use."""
 RECENCY_MS = 6 * HOUR_MS
+"""Assumed idle time, in ms, of a model that is registered without a load."""
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -66,7 +67,7 @@ class MoveVModel:
     vmodel_id: str
     change: SetVModel
     item: Item | None = None  # the target, which is registered if it is not
-    auto_delete: bool = False  # such a target goes with its last reference
+    auto_delete: bool = False  # a target that this request registers is deleted with its last reference
     load_now: bool = False
     sync: bool = False
     wait: float = SYNC_WAIT

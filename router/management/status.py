@@ -20,6 +20,7 @@ from router.state.view import View
 log = logs.get(__name__)
 
 MAX_PAGE = 1000
+"""Largest number of models, or of vmodels, in one page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,8 @@ class Reporter:
         return StatusInfo(ModelStatus.NOT_FOUND) if seen.registration is None else self.info(seen.registration, seen)
 
     async def look(self, model_id: str) -> Seen:
-        """Reads a model's record and copies from etcd at one revision."""
+        """Reads a model's record and copies from etcd at one revision. Raises INTERNAL if the model's record cannot be
+        decoded, REGISTRY_AWAY."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)
         result = await self._etcd.txn(
             [],
@@ -167,7 +169,7 @@ class Reporter:
         return (untaken,) if untaken else ()
 
     def untaken(self, model_type: str) -> str:
-        """Returns why no pod takes models of that type, or "" if a pod does or there is no pod."""
+        """Returns the reason why no pod accepts models of that type, or "" if a pod does or there is no pod."""
         return self._coldstart.choosing.untaken(model_type)
 
     def errors(self, record: ModelRecord) -> tuple[str, ...]:
@@ -186,7 +188,8 @@ class Reporter:
         return bool(record.changed) and self._wall() - record.changed_ms < self._failure_expiry_ms
 
     async def page(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Page:
-        """Returns at most MAX_PAGE registered models whose id begins with `prefix` and comes after `after`."""
+        """Returns at most `limit` registered models, and at most MAX_PAGE, whose id begins with `prefix` and comes
+        after `after`. Leaves out records that cannot be decoded. Raises BAD_REQUEST, REGISTRY_AWAY."""
         limit = max(1, min(limit, MAX_PAGE))
         try:
             first = self._keys.registry + prefix.encode()

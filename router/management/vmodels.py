@@ -50,7 +50,8 @@ class VModelInfo:
 
     @property
     def status(self) -> VModelStatus:
-        """The status in the API's terms."""
+        """The status in the API's terms: a move whose target could not be loaded counts as failed, although it is
+        retried."""
         if self.record is None:
             return VModelStatus.NOT_FOUND
         if not self.record.moving:
@@ -135,7 +136,8 @@ class VModels:
         return await self._read(vmodel_id, None, owner)
 
     async def page(self, *, prefix: str = "", after: str = "", limit: int = 100) -> VModelPage:
-        """Returns at most MAX_PAGE vmodels whose id begins with `prefix` and comes after `after`."""
+        """Returns at most `limit` vmodels, and at most MAX_PAGE, whose id begins with `prefix` and comes after `after`.
+        Raises BAD_REQUEST, REGISTRY_AWAY."""
         try:
             found, more = await self._store.page(prefix=prefix, after=after, limit=max(1, min(limit, MAX_PAGE)))
         except UnicodeEncodeError as error:

@@ -26,7 +26,7 @@ class DataplaneFile(FollowedFile):
         )
 
     def follow(self, registry: metrics.Registry) -> None:
-        """Adds the metric by which an alert can notice an unusable file."""
+        """Adds the metric `mesh_dataplane_config_refused`, by which an alert notices an unusable file."""
         text = "1 if the file of the data-plane configuration cannot be used and its previous content applies."
         registry.gauge("mesh_dataplane_config_refused", text, merge="max").follow(lambda: int(bool(self.state.error)))
 

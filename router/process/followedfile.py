@@ -22,7 +22,7 @@ from mesh.telemetry import logs
 log = logs.get(__name__)
 
 LOOK = 1.0
-"""Seconds between two looks at a file."""
+"""Seconds between two checks of a file."""
 
 _Stamp = tuple[int, int, int, int]
 
@@ -83,7 +83,7 @@ class FollowedFile:
         self._publish(FileState(text, source, self._wall()))
 
     async def run(self) -> None:
-        """Watches the file until cancelled."""
+        """Calls `look` every LOOK seconds, until cancelled. Requires that the content comes from a file."""
         while True:
             await asyncio.sleep(LOOK)
             await asyncio.to_thread(self.look)

@@ -23,7 +23,7 @@ class GrantsFile(FollowedFile):
         super().__init__("the file with grants", path, published, grantsfile.parse, limit=grantsfile.MAX_BYTES, text="")
 
     def follow(self, registry: metrics.Registry) -> None:
-        """Adds the metric by which an alert can notice an unusable file."""
+        """Adds the metric `mesh_grants_file_refused`, by which an alert notices an unusable file."""
         text = "1 if the file with grants cannot be used and its previous content applies."
         registry.gauge("mesh_grants_file_refused", text, merge="max").follow(lambda: int(bool(self.state.error)))
 

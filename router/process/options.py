@@ -86,7 +86,7 @@ class Edge:
     ] = "127.0.0.1:8089"
 
     def check(self) -> None:
-        """Raises BadParameter for options that contradict each other."""
+        """Raises BadParameter for options that are not valid, or that contradict each other."""
         if self.edge not in ("envoy", "grpc"):
             raise typer.BadParameter(f"{self.edge!r} is neither envoy nor grpc", param_hint="--edge")
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -99,8 +99,10 @@ class Edge:
         if self.tls_client_auth and self.tls_client_ca is None:
             text = "--tls-client-auth needs --tls-client-ca"
             raise typer.BadParameter(text, param_hint="--tls-client-auth")
-        if self.management_listen and (self.edge == "grpc" or self.management_listen == self.listen):
-            text = "it needs Envoy as the edge, and an address other than that of --listen"
+        if self.management_listen and self.edge == "grpc":
+            raise typer.BadParameter("it needs Envoy: use --edge envoy", param_hint="--management-listen")
+        if self.management_listen and self.management_listen == self.listen:
+            text = f"{self.listen} is the address of --listen already: choose another"
             raise typer.BadParameter(text, param_hint="--management-listen")
         if self.edge == "grpc" and (self.tls_cert is not None or self.connection_age):
             raise typer.BadParameter("TLS and --connection-age need Envoy: use --edge envoy", param_hint="--edge")
@@ -153,7 +155,8 @@ class AccessControl:
         return self.audit if self.audit in (audits.OFF, audits.LOG) else str(Path(self.audit).absolute())
 
     def check(self) -> None:
-        """Raises BadParameter for options that cannot work."""
+        """Raises BadParameter for options that cannot work. Opens the file of the audit trail, and creates it if it is
+        missing."""
         try:
             audits.Audit(self.trail()).close()
         except OSError as error:
@@ -172,8 +175,8 @@ class AccessControl:
             raise typer.BadParameter(text, param_hint="--grants-file")
 
     def warning(self, *addresses: str) -> str:
-        """Returns a warning if requests without a key are answered on an address that other machines can reach, or else
-        ""."""
+        """Returns a warning if requests without a key are answered at one of the `addresses`, and other machines can
+        reach it. Otherwise returns ""."""
         open_to = [one for one in addresses if not _is_loopback(one)]
         if self.auth != "off" or not open_to:
             return ""
@@ -277,8 +280,7 @@ class TokenOptions:
             metavar="NAME,...",
             help=(
                 "Audiences of accepted service account tokens (kubectl create token --audience). Empty: the "
-                "API server's own audience, so that anyone who sees a token could also use it at the API "
-                "server."
+                "API server's own audience; anyone who sees such a token can also use it at the API server."
             ),
         ),
     ] = "mesh"
@@ -342,7 +344,7 @@ class TokenOptions:
         return Path(self.auth_jwt_keys) if self.auth_jwt_keys and "://" not in self.auth_jwt_keys else None
 
     def settings(self) -> TokenSettings:
-        """Returns the options as TokenSettings, with absolute paths."""
+        """Returns the settings that the options describe, with absolute paths."""
         file = self._keys_file()
         return TokenSettings(
             issuer=self.auth_jwt_issuer,
@@ -506,7 +508,7 @@ class Methods:
 
 
 def workers(text: str) -> int:
-    """Returns the number of workers, or 0 for `auto`. Raises BadParameter."""
+    """Returns the value of `--workers` as a number, 0 for `auto`. Raises BadParameter."""
     if text == "auto":
         return 0
     if not text.isdigit() or not 0 < int(text) <= 256:

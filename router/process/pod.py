@@ -82,7 +82,7 @@ def default_workers(cpus: int) -> int:
 
 
 class StartError(Exception):
-    """A router that cannot start. The text says why, and what to do."""
+    """The error that a router cannot start. The text says why, and what to do."""
 
 
 class RouterPod:
@@ -181,13 +181,13 @@ class RouterPod:
         gauge("mesh_workers", "Workers that are connected.").follow(lambda: len(self._feed.ready()))
         gauge("mesh_leader", "1 if this router leads.", merge="max").follow(lambda: int(self._election.leading))
         carrying = self._rounds.carrying
-        gauge("mesh_planned_loads", "Loads that the leader had made.", merge="max").follow(
+        gauge("mesh_planned_loads", "Loads that the leader requested and that succeeded.", merge="max").follow(
             lambda: carrying.statistics().loads
         )
         gauge("mesh_planned_load_failures", "Loads that the leader requested and that failed.", merge="max").follow(
             lambda: carrying.statistics().failures
         )
-        gauge("mesh_planned_unloads", "Copies that the leader had unloaded.", merge="max").follow(
+        gauge("mesh_planned_unloads", "Copies that agents unloaded at the leader's request.", merge="max").follow(
             lambda: carrying.statistics().unloads
         )
         transitions = self._rounds.transitions
@@ -209,9 +209,9 @@ class RouterPod:
         gauge("mesh_lives_expired", "Pods cut off for so long that the wait for them has ended.", merge="max").follow(
             lambda: self._closing.statistics().expired
         )
-        gauge("mesh_registry_stale_seconds", "Seconds since the last news from etcd.").follow(
-            lambda: self._following.stale_for
-        )
+        gauge(
+            "mesh_registry_stale_seconds", "Seconds for which changes in etcd have not arrived; 0 while they do."
+        ).follow(lambda: self._following.stale_for)
 
     def why_not_ready(self) -> str | None:
         """Returns the reason why this router accepts no calls, or None if it does."""
@@ -365,7 +365,8 @@ class RouterPod:
         return RouterRecord(self.address, self.settings.probe, self.settings.workers, records.SPOKEN)
 
     async def _tick(self) -> None:
-        """Updates the view, the probes of suspect pods and the admin keys about once a second, until cancelled."""
+        """Sends heartbeats to the workers, and updates the view, the probes of suspect pods, the grants and the admin
+        keys, about once a second, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_TICK)

@@ -34,7 +34,7 @@ class Sockets:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Returns the descriptors to pass to the worker, in the order of their paths."""
+        """The descriptors to pass to the worker, in the order of their paths."""
         return tuple(self._sockets[kind].fileno() for kind in self._paths)
 
     def close(self) -> None:

@@ -225,7 +225,7 @@ class WorkerProcess:
         return None if self.feed.seen else "the registry (etcd) has not been read yet"
 
     async def start(self) -> None:
-        """Listens, and accepts calls."""
+        """Starts the tasks, waits up to five seconds for the feed, then listens and accepts calls."""
         settings = self.settings
         self.dataplane.look()
         self.grants.look()
@@ -397,7 +397,7 @@ async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) ->
 
 
 def main() -> None:
-    """Runs the process."""
+    """Runs the worker that the arguments describe, and exits with its status."""
     heap.keep()
     openfiles.raise_limit()
     settings = RouterSettings.read(Path(sys.argv[1]))

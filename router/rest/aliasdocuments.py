@@ -19,6 +19,7 @@ MOVE = (
 """The attributes of a document that creates or changes an alias."""
 
 ROLLBACK = ("version", "sync", "wait", "force", "ready", "load", "expected_target", "owner")
+"""The attributes of a document that asks for a rollback."""
 
 _MIRROR = ("target", "share")
 
@@ -108,7 +109,7 @@ def defined(alias: str, record: VModelRecord) -> dict[str, Any]:
 
 def status_of(info: VModelInfo, readable: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
     """Returns an alias with the status of its models, but without errors and copies of models that are not readable
-    for the caller. Raises MeshError if the alias does not exist."""
+    for the caller. Raises MeshError UNKNOWN_MODEL if the alias does not exist or has another owner."""
     if info.record is None:
         raise MeshError(Reason.UNKNOWN_MODEL, f"there is no alias {info.vmodel_id}, or it has another owner")
     models = {info.record.active: info.active}

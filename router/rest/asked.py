@@ -116,20 +116,20 @@ class Asked:
 
     def timeout(self) -> float:
         """Returns the caller's timeout in seconds, from `grpc-timeout` (in gRPC's format) or `x-request-timeout` (in
-        seconds). Raises MeshError."""
-        seconds: float | None = TIMEOUT
+        seconds), or TIMEOUT without these headers. Raises MeshError."""
         if (grpc := self._one("grpc-timeout")) is not None:
             seconds = metadata.parse_timeout(grpc.encode("ascii", "replace"))
+            text = f"the header grpc-timeout is {grpc!r:.60}, not a time above 0 in gRPC's form, such as 500m or 10S"
         elif (plain := self._one("x-request-timeout")) is not None:
+            text = f"the header x-request-timeout is {plain!r:.60}, not a number of seconds above 0"
             try:
                 seconds = float(plain)
             except ValueError:
                 seconds = None
+        else:
+            return TIMEOUT
         if seconds is None or not 0 < seconds < 1e9:
-            raise MeshError(
-                Reason.BAD_REQUEST,
-                "the timeout is not a number of seconds above 0: correct x-request-timeout or grpc-timeout",
-            )
+            raise MeshError(Reason.BAD_REQUEST, text)
         return seconds
 
     def metadata(self) -> list[Header]:
@@ -156,7 +156,7 @@ class Asked:
         if not values:
             return None
         if len(distinct := set(values)) > 1:
-            text = f"the header {name} occurs {len(distinct)} times with different values"
+            text = f"the header {name} has {len(distinct)} different values: send one"
             raise MeshError(Reason.BAD_REQUEST, text)
         return values[0]
 

@@ -42,7 +42,8 @@ class Bodies:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[Hold]:
-        """Holds a part of the budget for one call and releases it at the end of the call."""
+        """Yields a hold on the budget for one call. The hold is empty at first, and is released at the end of the
+        block."""
         with self._budget.hold() as hold:
             yield hold
 
@@ -104,7 +105,7 @@ class Bodies:
 
 
 async def drop(request: web.Request) -> None:
-    """Reads and discards the rest of the body of a refused request."""
+    """Reads and discards the rest of the body of a refused request, within limits of bytes and time."""
     dropped = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DROPPING):

@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_LINE = 64 * 1024  # bytes
+MAX_LINE = 64 * 1024
+"""Maximum bytes of one line."""
+
 MAX_LINES = 5_000_000
+"""Maximum number of lines of one import."""
+
 MAX_BYTES = 4 << 30
 """Maximum bytes of one import, decompressed."""
 
@@ -59,7 +63,7 @@ IN_FLIGHT = 4
 """Maximum number of concurrent batches of one import."""
 
 _PROGRESS = 0.5  # seconds between lines of progress
-_LOOK = 64  # short lines between two looks at the clock: 0.3 ms if all are bad
+_LOOK = 64  # short lines between two readings of the clock: 0.3 ms if all are bad
 _LONG = 1024  # bytes of a line that may take 0.1 ms; 64 KiB take up to 10
 _SHOWN = 256  # characters of an id in a report
 _PIECE = 64 * 1024  # bytes cut into lines at once: 2 ms if all lines are empty
@@ -127,8 +131,8 @@ class Bulk(abc.ABC, Generic[T]):
     async def run(self, lines: AsyncIterator[bytes]) -> None:
         """Carries out each line and writes the outcomes, followed by the totals.
 
-        Ends early if the registry is unavailable. The changes made until then remain, and the last line says
-        `"finished": false`."""
+        Ends early if the registry is unavailable, or if the stream exceeds a limit or cannot be read. The changes made
+        until then remain, and the last line says `"finished": false`."""
         loop = asyncio.get_running_loop()
         self._progress_at = loop.time() + _PROGRESS
         pace = ImportPace()
@@ -149,7 +153,7 @@ class Bulk(abc.ABC, Generic[T]):
                     await self._fail(number, None, error)
                     self._bad += 1
                     if self._bad >= MAX_BAD:
-                        text = f"{MAX_BAD} lines are not models: the import ends at line {number}"
+                        text = f"{MAX_BAD} lines are not models, so the import ends at line {number}: check the file"
                         raise MeshError(Reason.BAD_REQUEST, text) from error
                     continue
                 try:
@@ -315,9 +319,9 @@ def _object(line: bytes) -> dict[str, Any]:
     try:
         item = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise MeshError(Reason.BAD_REQUEST, f"not JSON: {error}") from error
+        raise MeshError(Reason.BAD_REQUEST, f"the line is not JSON: {error}") from error
     if not isinstance(item, dict):
-        raise MeshError(Reason.BAD_REQUEST, "not a JSON object")
+        raise MeshError(Reason.BAD_REQUEST, "the line is not a JSON object")
     return item
 
 
@@ -326,7 +330,7 @@ def _too_much(what: str) -> MeshError:
 
 
 async def bounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Passes on a stream in small pieces, with pauses, up to the limit. Raises MeshError."""
+    """Passes on a stream in small pieces, with pauses. Raises MeshError once it has more than MAX_BYTES."""
     pace = ImportPace()
     total = 0
     async for chunk in chunks:

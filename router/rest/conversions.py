@@ -129,14 +129,14 @@ class Conversions:
         return paper
 
     def _freed(self, file: papers.File) -> None:
-        """Keeps the file of an answer if another body has arrived recently."""
+        """Keeps the file of an answer for later ones, or frees it if no body has been converted for a while."""
         if self._trimming is None:
             file.close()
         else:
             self._files.put(file)
 
     def _trim(self) -> None:
-        """Frees the kept files, because no body has arrived for a while."""
+        """Frees the kept files, and stops the timer that would do so."""
         if self._trimming is not None:
             self._trimming.cancel()
             self._trimming = None

@@ -97,7 +97,7 @@ def _converted(paper: papers.Paper, memory: int) -> tuple[dict[str, Any], Conten
 
 
 def main() -> None:
-    """Runs the process."""
+    """Limits the process's memory, then converts bodies until the worker closes its end."""
     descriptor, memory = int(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the router, which ends its workers
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))

@@ -107,8 +107,6 @@ def decode_parts(
 
 
 class _Decoding:
-    """The decoding of one body."""
-
     __slots__ = ("_blobs", "_bound", "_exactly", "_head", "_loaded", "_names", "_raws", "_taken")
 
     def __init__(self, loaded: jsontext.JsonObject, head: bytes, blobs: Body | None, bound: int | None) -> None:
@@ -175,7 +173,7 @@ class _Decoding:
         self._raws.append(raw)
 
     def _blob(self, what: str, datatype: str, shape: tuple[int, ...], size: object) -> Contents:
-        """Returns the next blob, of the given number of bytes."""
+        """Returns the next blob, of `size` bytes, without copying it. Raises MeshError, Costly, _Unsure."""
         if type(size) is float:
             self._demand_strictness()
         if type(size) is not int or size < 0:
@@ -306,7 +304,8 @@ def encode_parts(
     in the message. Raises MeshError."""
     raw: Sequence[Piece] = response.raw_output_contents if raws is None else raws
     if raw and len(raw) != len(response.outputs):
-        raise MeshError(Reason.INTERNAL, f"the model server answered {len(response.outputs)} outputs, {len(raw)} raw")
+        text = f"the model server's answer has {len(response.outputs)} outputs, but raw contents for {len(raw)}"
+        raise MeshError(Reason.INTERNAL, text)
     outputs: list[dict[str, Any]] = []
     blobs: Contents = []
     any_binary = False

@@ -47,7 +47,7 @@ def add(
 
 
 def operation_of(request: web.Request) -> Operation:
-    """Returns the operation that a request asks for."""
+    """Returns the operation that a request asks for, or `SERVER` for an unknown path."""
     return request.app[_TABLE].get(request.match_info.route, operations.SERVER)
 
 
@@ -64,7 +64,8 @@ def is_plain(request: web.Request) -> bool:
 
 
 async def ask(request: web.Request, guard: Guard) -> None:
-    """Identifies the caller of a request, and checks the caller's permission. Raises MeshError."""
+    """Identifies the caller of a request, and checks the caller's permission. If the operation needs neither, the
+    caller is `OPEN`. Raises MeshError."""
     operation = operation_of(request)
     if not guard.asks(operation.verb) and not (guard.asks(Verb.READ) and _managing(request, operation)):
         request[_PRINCIPAL] = OPEN
@@ -161,7 +162,8 @@ def _shown(request: web.Request) -> str:
 
 
 def _peer(request: web.Request) -> str:
-    """Returns the address of a request's sender. Behind Envoy the connection comes from a unix socket."""
+    """Returns the address of a request's sender. Behind Envoy, this is the address that Envoy states, because the
+    connection is one to a unix socket."""
     found: str = request.headers.get(PEER.decode(), "")
     return request.remote or found
 

@@ -46,8 +46,8 @@ def of_error(error: MeshError) -> tuple[int, dict[str, Any]]:
 
 
 def encoded(status: int, body: dict[str, Any]) -> tuple[int, list[Header], bytes]:
-    """Returns the status, headers and encoded body. If the body says how long to wait, adds the header
-    `Retry-After`."""
+    """Returns the status, headers and encoded body. The headers contain `Retry-After` if the body says how long to
+    wait, and CHALLENGE if the status is 401."""
     headers: list[Header] = []
     if status == Reason.UNAUTHENTICATED.http:
         headers.append(CHALLENGE)

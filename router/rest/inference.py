@@ -173,7 +173,7 @@ class Inference:
     async def conclude(
         self, model: str, answer: LocalAnswer, form: documents.Form, caller: Caller, hold: Hold, send: Send[R]
     ) -> R:
-        """Sends the REST form of a reply."""
+        """Sends the REST form of a reply, and returns the result of `send`. Raises MeshError."""
         if (quick := self.quick_answer(model, answer, form)) is not None:
             return await _sent(send, *quick)
         frame = answer.frame or b""
@@ -197,7 +197,11 @@ async def _in_time(caller: Caller) -> AsyncIterator[None]:
         async with asyncio.timeout_at(caller.deadline):
             yield
     except TimeoutError as error:
-        raise MeshError(Reason.DEADLINE, "the deadline passed before the body was converted") from error
+        text = (
+            "the deadline passed before a large JSON body was converted: send large tensors as binary data, or call "
+            "with a later deadline"
+        )
+        raise MeshError(Reason.DEADLINE, text) from error
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:

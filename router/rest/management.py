@@ -37,7 +37,7 @@ _READ_TIMEOUT = 60.0  # seconds that an import waits for more of its body, or fo
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route: HTTP method, path, operation, and the method of `ManagementApi` that serves it."""
+    """A route: HTTP method, path, operation, and the name of the handler's method that serves it."""
 
     method: str
     path: str
@@ -162,7 +162,7 @@ class ManagementApi:
         return web.json_response(modeldocuments.status_of(model_id, status))
 
     async def release(self, request: web.Request) -> web.Response:
-        """Ends a model's quarantine."""
+        """Ends a model's quarantine, and removes the blames and failed loads from its record."""
         model_id = id_of(request)
         await self._management.registration.release(model_id)
         return web.json_response(modeldocuments.status_of(model_id, await self._management.status.of(model_id)))
@@ -304,7 +304,7 @@ class ManagementApi:
     # --- pods and numbers ---
 
     async def pods(self, _: web.Request) -> web.Response:
-        """Returns all pods, as published."""
+        """Returns the pods that this router knows, as published, and the open lives of pods that are cut off."""
         pods = self._management.pods
         return web.json_response(
             {"pods": list(map(asdict, pods.published())), "open": list(map(asdict, pods.open_lives()))}
@@ -362,7 +362,8 @@ class ManagementApi:
 
 
 def _summary(filed: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Returns the facts about the file with grants that callers may know who have no right to see grants."""
+    """Returns the facts about the file with grants for callers who may not see the grants: their number instead of the
+    grants. Returns None without a file."""
     return None if filed is None else {**filed, "grants": len(filed["grants"])}
 
 
@@ -380,7 +381,8 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
 
 
 def id_of(request: web.Request, what: str = "model") -> str:
-    """Returns the decoded id from the path, which was split before decoding. Raises MeshError."""
+    """Returns the decoded id from the path, which was split before decoding. `what` names the kind of id in errors.
+    Raises MeshError BAD_REQUEST if the id is not valid."""
     below = request.rel_url.raw_path.removeprefix(PREFIX).split("/")
     try:
         return records.check_id(decoded(below[1]), what)
@@ -389,7 +391,8 @@ def id_of(request: web.Request, what: str = "model") -> str:
 
 
 async def object_of(request: web.Request, *, optional: bool = False) -> dict[str, Any]:
-    """Returns the body, which must be a JSON object. Raises MeshError."""
+    """Returns the body, which must be a JSON object, or empty if `optional`. Raises MeshError: BAD_REQUEST, TOO_LARGE,
+    TOO_SLOW."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise MeshError(Reason.BAD_REQUEST, "send this body without Content-Encoding")
     body = b""

@@ -26,6 +26,7 @@ MODELS = "a model"
 """The term for documents with these attributes in error texts."""
 
 MAX_COPIES = 1000
+"""Largest number of copies that a limit may name."""
 
 _HINTS = {
     "version": "PUT /mesh/v1/aliases/NAME registers versions",

@@ -143,7 +143,7 @@ class Kept:
         return File.create(next(self._numbers)) if best is None else best
 
     def get(self, number: int) -> File | None:
-        """Takes and returns the file with that number, or None if it is not kept."""
+        """Removes and returns the file with that number. Returns None if it is not kept."""
         for file in tuple(self._files):
             if file.number == number:
                 self._files.remove(file)

@@ -31,7 +31,7 @@ class Body:
         return whole
 
     def beginning(self, size: int) -> bytes:
-        """Returns a copy of the first bytes."""
+        """Returns a copy of the first `size` bytes."""
         return b"".join(self.cut(0, size))
 
     def cut(self, start: int, stop: int) -> Contents:

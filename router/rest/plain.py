@@ -61,12 +61,12 @@ class PlainInference:
         await self._tasks.close()
 
     def refusal(self, error: MeshError) -> Answer:
-        """Returns the answer for an error in this process."""
+        """Returns the answer for an error that the router itself raised."""
         return errors.encoded(*errors.of_error(error))
 
     def opening(self, head: Head, begun: bytes, size: int) -> tuple[bytes, documents.Form] | None:
-        """Returns the beginning of the message for a large body, and the form of the reply, if the rest of the body
-        can be read into the message."""
+        """Returns the beginning of the message for a body of `size` bytes that begins with `begun`, and the form of the
+        reply. Returns None if the rest of the body cannot be read behind that beginning."""
         try:
             note = _read(head)
         except MeshError:  # `serve` says why
@@ -123,7 +123,6 @@ class PlainInference:
     def _answered(
         self, request: PlainRequest, model: str, caller: Caller, form: documents.Form, answer: LocalAnswer
     ) -> None:
-        """Answers with the outcome of a call."""
         try:
             if answer.code != Code.OK or answer.frame is None:
                 self._fail(request, errors.of_answer(answer))
@@ -206,7 +205,6 @@ async def _body(request: PlainRequest, _: Hold) -> Body:
 async def _sent(
     request: PlainRequest, pieces: Sequence[bytes | memoryview], *, content_type: str, headers: dict[str, str]
 ) -> None:
-    """Answers with a body."""
     fields = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     request.answer(200, pieces, content_type=content_type.encode(), fields=fields)
 

@@ -140,7 +140,8 @@ class Heads:
     def encode(
         self, model: str, version: str, body: Body, header_length: int
     ) -> tuple[bytes, documents.Form] | tuple[None, None]:
-        """Returns the framed message for a body, and the form of its reply, if the same JSON has been seen before."""
+        """Returns the framed message for a body, and the form of its reply, if the same JSON has been seen before.
+        Otherwise returns None for both."""
         if header_length > _MAX_HEAD or header_length > body.size:
             return None, None
         known = self._known.get((model, version, body.beginning(header_length)))
@@ -158,7 +159,7 @@ class Heads:
         self, model: str, version: str, begun: bytes, header_length: int, size: int
     ) -> tuple[bytes, documents.Form] | None:
         """Returns the beginning of the framed message for a body of `size` bytes that starts with `begun`, and the form
-        of its reply. The rest of the body is the rest of the message. Returns None if this is not so."""
+        of its reply, if the rest of the body is also the rest of the message. Otherwise returns None."""
         if header_length > _MAX_HEAD or header_length > len(begun):
             return None
         known = self._known.get((model, version, begun[:header_length]))

@@ -203,7 +203,8 @@ def _typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents
 
 
 def flattened(what: str, shape: tuple[int, ...], data: object) -> list[Any]:
-    """Returns the elements in row-major order. The data must be flat or nested exactly as the shape says."""
+    """Returns the elements in row-major order. Raises MeshError unless the data are flat, or nested exactly as the
+    shape says."""
     if not isinstance(data, list):
         raise bad(f"{what}: data must be a list")
     items = data

@@ -31,11 +31,14 @@ _tasks = Tasks()  # each ends with its call, and calls end with their connection
 
 
 def decode(message: type[M], call: wire.Call, frame: bytes) -> M:
-    """Returns the request in a frame. Raises MeshError."""
+    """Returns the request in a frame. Raises MeshError BAD_REQUEST if the frame contains no such message, TOO_LARGE if
+    it has more than MAX_REQUEST bytes."""
     try:
         return message.FromString(framing.unpack(frame, call.encoding, limit=MAX_REQUEST))
     except DecodeError as error:
-        raise MeshError(Reason.BAD_REQUEST, f"not a {message.DESCRIPTOR.full_name}: {error}") from error
+        raise MeshError(
+            Reason.BAD_REQUEST, f"the request is not a {message.DESCRIPTOR.full_name} message: {error}"
+        ) from error
 
 
 def unary(message: type[M], answer: Callable[[M], Message]) -> wire.Handler:

@@ -168,8 +168,6 @@ def methods(management: Management, managed: Managed, guard: Guard, audit: Audit
 
 
 class _Method(Generic[M]):
-    """One method of the service."""
-
     def __init__(
         self,
         operation: Operation,
@@ -189,7 +187,7 @@ class _Method(Generic[M]):
         self._guard = guard
 
     def handler(self) -> wire.Handler:
-        """Returns the handler of calls."""
+        """Returns the handler of the method's calls."""
         return streaming(self._answer)
 
     async def _answer(self, call: wire.Call) -> None:
@@ -209,7 +207,10 @@ class _Method(Generic[M]):
                 async with asyncio.timeout_at(call.deadline):
                     reply = await self._serve(request)
             except TimeoutError as error:
-                raise MeshError(Reason.DEADLINE, "the deadline has passed") from error
+                text = (
+                    f"{self._name} did not end within the call's deadline; loads and moves that it has begun continue"
+                )
+                raise MeshError(Reason.DEADLINE, text) from error
             if isinstance(reply, pb.VModelStatusInfo):
                 _hide(reply, lambda model: guard.ruling(principal, Verb.READ, model).allowed)
             call.reply(framing.pack(reply.SerializeToString()))
@@ -226,7 +227,6 @@ class _Method(Generic[M]):
             self._audit.note(self._operation, who=who, name=name, peer=_peer(call), result=result, models=more)
 
     async def _read(self, call: wire.Call) -> M:
-        """Returns the request. Raises MeshError."""
         frame = await call.read()
         if frame is None:
             raise MeshError(Reason.BAD_REQUEST, "the call has no request message")
@@ -242,7 +242,8 @@ def _hide(info: pb.VModelStatusInfo, readable: Callable[[str], bool]) -> None:
 
 
 def _peer(call: wire.Call) -> str:
-    """Returns the address of a call's sender. Behind Envoy the connection comes from a unix socket, without address."""
+    """Returns the address of a call's sender. Behind Envoy, this is the address that Envoy states, because the
+    connection is one to a unix socket."""
     found = None if call.peer.startswith(("ipv4:", "ipv6:")) else call.header(PEER)
     return call.peer if found is None else found.decode("latin-1")
 

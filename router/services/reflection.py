@@ -61,7 +61,7 @@ def _answer(pb: Any, request: Any) -> Any:
             raise MeshError(Reason.UNKNOWN_MODEL, "there are no extensions")
         else:
             reply.error_response.error_code = Code.INVALID_ARGUMENT
-            reply.error_response.error_message = "the request asks for nothing"
+            reply.error_response.error_message = "the request names no file, symbol or type, and lists no services"
     except MeshError as error:
         reply.error_response.error_code = error.reason.code
         reply.error_response.error_message = error.text

@@ -28,7 +28,7 @@ class Rollouts:
         self.outgoing: dict[str, str] = {}  # the pods, and their replacements
 
     def look(self, pods: Iterable[Pod], now: float) -> None:
-        """Updates the set, at `now` (seconds, any clock)."""
+        """Updates `outgoing` from the pods' records. `now` is in seconds, on any clock that does not go back."""
         members = []
         for pod in pods:
             if pod.record is not None:
@@ -73,7 +73,8 @@ class Gone:
         self._pods.pop(name, None)
 
     def look(self, now: float) -> None:
-        """Forgets pods that have been gone for long, at `now` (seconds, any clock)."""
+        """Forgets pods that have been gone for more than LATELY. `now` is in seconds, on any clock that does not go
+        back. Call this about once a second."""
         for name, (gone, since) in list(self._pods.items()):
             if since is None:
                 self._pods[name] = gone, now
@@ -92,7 +93,8 @@ def _types(listed: tuple[str, ...]) -> frozenset[str]:
 
 
 def of(pods: Iterable[Pod], *, now: float, model: str, outgoing: Container[str]) -> list[placement.pod.Candidate]:
-    """Returns the candidates for a load of the model."""
+    """Returns the candidates for a load of the model: the pods whose records are known. `now` is in seconds on the
+    clock of `Pod.agent_failed_at`. `outgoing` contains the pods that a rollout is about to replace."""
     found = []
     for pod in pods:
         record = pod.record
@@ -105,9 +107,9 @@ def of(pods: Iterable[Pod], *, now: float, model: str, outgoing: Container[str])
             why_not = "is leaving" if pod.leaving else f"is {record.state}"
         elif record.protocol[0] > records.PROTOCOL or record.protocol[1] < records.PROTOCOL - 1:
             low, high = record.protocol
-            why_not = f"speaks versions {low} to {high} of the agents' protocol, this router {records.PROTOCOL}"
+            why_not = f"speaks versions {low} to {high} of the agents' protocol, this router version {records.PROTOCOL}"
         elif pod.agent_failed_at and now - pod.agent_failed_at < AVOID:
-            why_not = "has just not answered"
+            why_not = "did not answer a moment ago"
         found.append(
             placement.pod.Candidate(
                 name=pod.name,

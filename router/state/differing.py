@@ -24,7 +24,8 @@ class DifferentError(MeshError):
         self._asked = asked
 
     def explained(self, ways: str) -> MeshError:
-        """Returns the same error with the attributes that differ. `ways` is a sentence that says what to do instead."""
+        """Returns the same error with another text, which names the attributes that differ. `ways` is a sentence that
+        says what to do instead."""
         differing = ", ".join(
             f"{name} {_value(name, self._registered)}, not {_value(name, self._asked)}" for name in self.names
         )

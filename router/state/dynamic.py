@@ -57,7 +57,7 @@ class Dynamic:
             self._take(name, values.get(name))
 
     def delta(self, _: int, items: Iterable[Item]) -> None:
-        """Adopts changed settings."""
+        """Adopts changed settings. A setting without a value is no longer set."""
         for key, value in items:
             self._take(self._keys.setting_of(key), value)
 

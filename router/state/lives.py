@@ -11,7 +11,7 @@ class Lives:
 
     def __init__(self) -> None:
         self.standing: dict[Life, bytes] = {}
-        """The lives of pods, as their keys' values."""
+        """The lives of pods, with the values of their keys."""
         self.ended: dict[Life, int] = {}
         """The revisions at which the presence of those lives ended, as far as this process has seen the end."""
         self.tombstones: set[str] = set()

@@ -111,6 +111,6 @@ class Copy:
 
     @property
     def callable(self) -> bool:
-        """True if a call may be sent to the copy."""
+        """True if the copy is loaded and belongs to the incarnation that its pod has published."""
         record = self.pod.record
         return self.loaded and record is not None and record.incarnation == self.record.incarnation

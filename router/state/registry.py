@@ -51,8 +51,8 @@ class _Read:
 class Registry:
     """Shared reads of records.
 
-    All errors are MeshErrors: REGISTRY_AWAY if etcd does not answer within `timeout` seconds. Each read also passes the
-    vmodel of the same name to `vmodels`, if given.
+    All errors are MeshErrors: REGISTRY_AWAY if etcd does not answer within `timeout` seconds, INTERNAL if a record
+    cannot be decoded. Each read also passes the vmodel of the same name to `vmodels`, if given.
     """
 
     def __init__(

@@ -162,8 +162,8 @@ class View:
     # --- news from calls and loads ---
 
     def loaded(self, model: str, pod: Pod, record: records.CopyRecord) -> Copy | None:
-        """Notes an agent's answer that its pod has loaded the copy. Returns the copy, or None if the answer is from
-        another incarnation."""
+        """Notes an agent's answer that its pod has loaded the copy. Returns the copy, or None if the pod has gone or
+        the answer is from another incarnation."""
         if pod.record is None or pod.record.incarnation != record.incarnation or self.pods.get(pod.name) is not pod:
             return None
         known = pod.copies.get(model)
@@ -210,12 +210,12 @@ class View:
     # --- questions ---
 
     def published(self, pod: str) -> records.PodRecord | None:
-        """Returns the record of a pod if the pod is known to be published."""
+        """Returns the record of a pod, or None if the pod is suspect or not published."""
         found = self.pods.get(pod)
         return None if found is None or found.suspect else found.record
 
     def open_lives(self) -> list[tuple[str, str]]:
-        """Returns the pod and incarnation of each open life."""
+        """Returns the pod and incarnation of each life that is open: its pod is not published with that incarnation."""
         return [
             (pod, incarnation)
             for pod, incarnation in self.lives.standing
@@ -245,7 +245,8 @@ class View:
     # --- listeners ---
 
     def listen(self, listener: Callable[[str, News], None]) -> None:
-        """Registers a listener, which is called with a pod's name when the pod publishes itself or disappears."""
+        """Registers a listener, which is called with a pod's name when the pod publishes itself, becomes suspect, or
+        is removed from the view."""
         self._listeners.append(listener)
 
     def watch(self, model: str, callback: Callable[[], None]) -> Callable[[], None]:
@@ -262,7 +263,7 @@ class View:
         return unwatch
 
     def close(self) -> None:
-        """Closes every connection."""
+        """Closes the pools of connections to all pods. Calls in flight continue."""
         for pod in self.pods.values():
             self._retire(pod)
 
@@ -284,7 +285,7 @@ class View:
             callback()
 
     def _withdraw(self, copy: Copy) -> None:
-        """Removes a copy. If the pod is known only from its copies, and this was the last one, removes the pod too."""
+        """Removes a copy. If this was the last copy of a suspect pod, removes the pod too."""
         self._remove(copy)
         if copy.pod.suspect and not copy.pod.copies:
             self._forget(copy.pod)

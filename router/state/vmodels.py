@@ -29,7 +29,7 @@ class Vmodels:
         self._revision = 0  # of the feed
         self._listeners: list[Callable[[str], None]] = []
         self.get: Callable[[str], VModelRecord | None] = self._records.get
-        """A function that returns the record of a vmodel, or None if the vmodel does not exist."""
+        """A function that returns the record of a vmodel, or None if this process knows no such vmodel."""
 
     def __len__(self) -> int:
         return len(self._records)

@@ -109,15 +109,16 @@ class VModelStore:
         self._tasks = Tasks()
 
     async def read(self, vmodel_id: str) -> VModelRecord | None:
-        """Returns a vmodel's current record from etcd. Raises INTERNAL if it cannot be decoded, REGISTRY_AWAY."""
+        """Returns a vmodel's current record from etcd, or None if there is no such vmodel. Raises MeshError: INTERNAL
+        if the record cannot be decoded, REGISTRY_AWAY."""
         found = await self._etcd.txn([], [etcds.get_op(self._keys.vmodel(vmodel_id))])
         kv = next(iter(etcds.found(found.responses[0])), None)
         self._note(vmodel_id, kv, found.revision)
         return self._decode(vmodel_id, kv)
 
     async def page(self, *, prefix: str, after: str, limit: int) -> tuple[list[tuple[str, VModelRecord]], str | None]:
-        """Returns at most `limit` vmodels whose id begins with `prefix` and comes after `after`. Also returns the
-        `after` of the next page, or None if this is the last one."""
+        """Returns at most `limit` vmodels whose id begins with `prefix` and comes after `after`, and leaves out records
+        that cannot be decoded. Also returns the `after` of the next page, or None if this is the last one."""
         first = self._keys.vmodels + prefix.encode()
         start = max(first, self._keys.vmodels + after.encode() + b"\0") if after else first
         end = after_prefix(first)
@@ -176,7 +177,7 @@ class VModelStore:
             wanted |= before.names() if before is not None else set()
             attempt += 1
             if loop.time() > deadline:
-                text = f"vmodel {vmodel_id} and its models are being changed by other callers: try again"
+                text = f"the records of vmodel {vmodel_id} and its models keep changing: try again"
                 raise unsettled or MeshError(Reason.UNAVAILABLE, text, retry_after=1.0)
             await asyncio.sleep(random.uniform(0, _PAUSE * attempt))
 
@@ -237,7 +238,8 @@ class VModelStore:
         except ValueError as error:
             log.warning("a vmodel record in etcd cannot be read", vmodel=vmodel_id, error=str(error))
             text = f"the record of vmodel {vmodel_id} in etcd cannot be read ({error})"
-            raise MeshError(Reason.INTERNAL, f"{text}: an admin has to delete the key {kv.key!r} from etcd") from error
+            key = kv.key.decode(errors="replace")
+            raise MeshError(Reason.INTERNAL, f"{text}: an admin has to delete the key {key} from etcd") from error
 
     # --- writes ---
 
@@ -321,7 +323,6 @@ class VModelStore:
 
 
 def _refused(refusal: Refusal, known: dict[str, ReadModel], new: NewModel | None) -> MeshError:
-    """Returns the error for a refused change."""
     if refusal.cause is RefusalCause.DIFFERENT and new is not None:
         registration = known[new.model_id].registration
         assert registration is not None

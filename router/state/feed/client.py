@@ -22,7 +22,11 @@ _SILENCE = 15.0  # seconds; the pod sends a beat once a second
 
 
 class FeedClient:
-    """A worker's end of the feed. Keeps `readers` up to date with their ranges."""
+    """A worker's end of the feed. Keeps `readers` up to date with their ranges.
+
+    `path` is the pod's unix socket, and `name` the worker's name. `ready` returns the reason why the worker is not
+    ready, or None if it is. `snapshot` returns the worker's metrics. `on_drain` is called when the router begins to
+    stop."""
 
     def __init__(
         self,
@@ -48,11 +52,11 @@ class FeedClient:
 
     @property
     def seen(self) -> bool:
-        """True once every range was received."""
+        """True once every range has been received."""
         return self._seen.is_set()
 
     async def first(self, timeout: float) -> bool:
-        """Waits until every range was received. Returns False after `timeout` seconds."""
+        """Waits until every range has been received. Returns False if that takes more than `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._seen.wait()
@@ -84,7 +88,7 @@ class FeedClient:
             self._asked.pop(number, None)
 
     async def run(self) -> None:
-        """Connects, and stays connected until it is cancelled."""
+        """Connects, and connects again whenever the connection ends, until it is cancelled."""
         while True:
             turned()
             try:
@@ -95,7 +99,8 @@ class FeedClient:
                 self.tell()
                 await self._follow(reader)
             except (EOFError, OSError, ValueError) as error:
-                log.warning("the feed of the router pod broke off", why=str(error))
+                why = str(error) or f"the pod sent nothing for {_SILENCE:g} s"  # a timeout has no text
+                log.warning("the feed of the router pod broke off", why=why)
             finally:
                 writer, self._writer = self._writer, None
                 if writer is not None:
@@ -111,7 +116,7 @@ class FeedClient:
                 case [("delta" | "items" | "begin" | "snapshot") as what, str(name), *rest]:
                     reading = self._ranges.get(name)
                     if reading is None:
-                        log.warning("the router pod sent a range that is not read here", range=name)
+                        log.warning("the router pod sent a range that this worker does not read", range=name)
                         continue
                     reading.take(what, rest)
                     if not self.seen and all(each.epoch for each in self._ranges.values()):

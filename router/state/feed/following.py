@@ -38,7 +38,7 @@ class Following:
         self._unread = set(readers)
         self._begun = False
         self.read = asyncio.Event()
-        """An event that is set once every range with a reader in this process was read."""
+        """An event that is set once every range with a reader in this process has been read."""
 
     def want(self, range: Range) -> None:
         """Starts to follow a range, unless it is followed already. Before `begin`, only notes that the range is
@@ -56,8 +56,8 @@ class Following:
 
     @property
     def stale_for(self) -> float:
-        """Returns the seconds for which the changes of at least one range have not arrived, or 0 while all arrive, and
-        before `begin`."""
+        """The seconds for which changes of at least one range have not arrived: 0 while all arrive, and before
+        `begin`."""
         return max((mirror.stale_for for mirror in self._mirrors.values()), default=0.0)
 
     async def _follow(self, range: Range) -> None:

@@ -1,13 +1,19 @@
 """The messages between pod and workers: a length (4 bytes, big-endian) and a JSON array that begins with a word.
 
-| from | message | says | | --- | --- | --- | | worker | `hello, name, {range: [epoch, revision]}` | the ranges that the
-worker reads, and how far it has read each | | worker | `ready, reason` | the reason why the worker is not ready, or
-null if it is | | worker | `metrics, number, snapshot` | the answer to `ask` | | worker | `stats, number` | asks for the
-metrics of the whole router pod | | pod | `begin, range` | the complete range follows; parts after an earlier `begin`
-are void | | pod | `items, range, items` | a part of the range | | pod | `snapshot, range, epoch, revision` | the range
-is complete | | pod | `delta, range, revision, items` | one revision's changes | | pod | `ask, number` | asks for the
-worker's metrics | | pod | `merged, number, snapshot` | the answer to `stats` | | pod | `drain` | the router is stopping
-|
+| from | message | says |
+| --- | --- | --- |
+| worker | `hello, name, {range: [epoch, revision]}` | the ranges that the worker reads, and how far it has read each |
+| worker | `ready, reason` | the reason why the worker is not ready, or null if it is |
+| worker | `metrics, number, snapshot` | the answer to `ask` |
+| worker | `stats, number` | asks for the metrics of the whole router pod |
+| pod | `begin, range` | the complete range follows; parts after an earlier `begin` are void |
+| pod | `items, range, items` | a part of the complete range, or of the changes in the next `delta` |
+| pod | `snapshot, range, epoch, revision` | the range is complete |
+| pod | `delta, range, revision, items` | one revision's changes, or the last part of them |
+| pod | `ask, number` | asks for the worker's metrics |
+| pod | `merged, number, snapshot` | the answer to `stats` |
+| pod | `beat` | a sign of life |
+| pod | `drain` | the router is stopping |
 
 An epoch is a string that names one reading of a range from etcd: revisions can only be compared within an epoch,
 because etcd may have restarted with other data. Both sides log unknown messages, and ignore them.
@@ -34,13 +40,14 @@ def encode(message: Message) -> bytes:
 
 
 async def receive(reader: asyncio.StreamReader) -> Message:
-    """Returns the next message. Raises EOFError at the end, ValueError for anything else."""
+    """Returns the next message. Raises EOFError if the connection ends, ValueError if what arrives is not a message of
+    at most MAX_MESSAGE bytes."""
     length = int.from_bytes(await reader.readexactly(4), "big")
     if length > MAX_MESSAGE:
-        raise ValueError(f"a message of {length} bytes")
+        raise ValueError(f"a message has {length} bytes, more than the limit of {MAX_MESSAGE}")
     message = json.loads(await reader.readexactly(length))
     if not isinstance(message, list) or not message:
-        raise ValueError("not a message")
+        raise ValueError("a message is not a JSON array with a word in it")
     return message
 
 

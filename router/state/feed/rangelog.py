@@ -64,7 +64,7 @@ class RangeLog:
         return self._last.revision
 
     def apply(self, change: Change) -> None:
-        """Adds a change from etcd, which cursors then find. The caller wakes the cursors that wait."""
+        """Adds a change from etcd, which cursors then return. The caller wakes the code that sends to workers."""
         items = items_of(change)
         if isinstance(change, Snapshot):
             self.epoch = secrets.token_hex(8)
@@ -147,7 +147,7 @@ class Cursor:
         return 0 if self._have is None else self._log._last.total - self._have.total
 
     def begin(self) -> None:
-        """Sends the complete range next, no matter what was sent so far."""
+        """Makes `take` return the complete range next, no matter what it has returned so far."""
         self._have = self._all = None
 
     def take(self) -> bytes | None:
@@ -167,6 +167,6 @@ class Cursor:
         return self._have.data
 
     def close(self) -> None:
-        """Ends the cursor."""
+        """Removes the cursor from its log."""
         self._log._cursors.discard(self)
         self.begin()

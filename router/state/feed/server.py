@@ -43,12 +43,12 @@ class _Peer:
         self._some = asyncio.Event()
 
     def say(self, data: bytes) -> None:
-        """Sends a message ahead of the ranges."""
+        """Sends a message ahead of the ranges. Closes the connection if the worker leaves too many bytes unread."""
         if self.writer.transport.is_closing():
             return
         self._unread += len(data)
         if self._unread > _MAX_WORDS:
-            log.warning("worker does not read its feed", worker=self.name, behind=self._unread)
+            log.warning("a worker does not read its feed; it is disconnected", worker=self.name, unread=self._unread)
             self.writer.transport.abort()
         self._words.append(data)
         self.wake()
@@ -93,8 +93,8 @@ class _Peer:
 
 
 class FeedServer:
-    """The pod's end of the feed. `merged` returns the metrics of the complete router pod, for workers that are asked
-    for them."""
+    """The pod's end of the feed. `merged` returns the metrics of the whole router pod, for a worker whose metrics are
+    scraped."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class FeedServer:
             peer.say(encode(["drain"]))
 
     async def snapshots(self) -> list[metrics.Snapshot]:
-        """Returns the metrics of the workers that answer in time."""
+        """Returns the metrics of the workers that answer within ASK seconds."""
         number = next(self._numbers)
         loop = asyncio.get_running_loop()
         for peer in self._peers:

@@ -37,10 +37,10 @@ def test_uris_and_dns_names_are_the_callers_names():
     found = ClientCertificates().identify(Credentials(b"", given))
     assert found.principal.name == f"cert:{SPIFFE}"
     assert found.principal.subjects == {f"cert:{SPIFFE}", "cert:scorer.example.com", "everyone"}
-    with pytest.raises(MeshError, match="has no name") as error:
+    with pytest.raises(MeshError, match="has no usable name") as error:
         ClientCertificates().identify(Credentials(b"", header(certificates.named("10.0.0.1"))))
     assert error.value.reason is Reason.UNAUTHENTICATED
-    with pytest.raises(MeshError, match="has no name"):
+    with pytest.raises(MeshError, match="has no usable name"):
         ClientCertificates().identify(Credentials(b"", header(common_name="admin")))
 
 

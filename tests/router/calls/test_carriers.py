@@ -159,6 +159,21 @@ async def test_a_server_that_is_lost_within_a_reply_counts_as_lost(core, carry):
 # --- what only streams have ---
 
 
+async def test_a_fault_of_the_router_itself_is_an_answer_to_a_stream(core, monkeypatch):
+    """Without an answer, a caller without a deadline would wait forever."""
+    resident(core, "a")
+
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(core.dispatcher.forwarder, "pick", broken)
+    call = StreamCall(messages=[core.frame()])
+    core.dispatcher.dispatch(call)
+    await core.answered(call)
+    assert (call.code, call.text) == (Code.INTERNAL, "internal error; the router's log has the cause")
+    assert core.dispatcher.forwarder.in_flight == 0
+
+
 async def test_messages_that_were_kept_are_sent_again(core):
     resident(core, "a", "b")
     messages = [core.frame(), framing.pack(b"second"), framing.pack(b"third")]

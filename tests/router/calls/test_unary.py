@@ -330,7 +330,7 @@ async def test_a_request_in_which_a_server_died_is_not_tried_again(core):
     sent.lose(LostKind.SENT)
     await core.answered(poison)
     assert poison.code is Code.FAILED_PRECONDITION
-    assert "in this very request" in poison.text
+    assert "ran this very request" in poison.text
     assert len([*core.sent("a"), *core.sent("b")]) == 1
     again = await core.answered(core.call(payload=b"poison"))
     assert again.code is Code.FAILED_PRECONDITION
@@ -366,7 +366,7 @@ async def test_a_request_that_ends_after_its_message_is_held_against_deaths_too(
     core.dispatcher.dispatch(call)
     await core.answered(call)
     assert call.code is Code.FAILED_PRECONDITION
-    assert "in this very request" in call.text
+    assert "ran this very request" in call.text
 
 
 async def test_a_router_that_has_lost_nothing_is_told_by_the_copy(core):

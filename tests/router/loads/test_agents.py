@@ -30,19 +30,26 @@ async def test_an_agent_that_is_not_there():
     assert str(port) in str(error.value)
 
 
+class Failing(grpc.GenericRpcHandler):
+    """An agent whose answer to every request is an error."""
+
+    def __init__(self, code, details):
+        self.code = code
+        self.details = details
+
+    def service(self, details):
+        async def handle(request, context):
+            await context.abort(self.code, self.details)
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+
 async def test_an_agent_that_is_silent():
     """An aborted request may have arrived, so the error is not `refused`. Only the log has gRPC's text."""
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
 
-    class Silent(grpc.GenericRpcHandler):
-        def service(self, details):
-            async def handle(request, context):
-                await context.abort(grpc.StatusCode.INTERNAL, "Stream removed by 10.0.0.7")
-
-            return grpc.unary_unary_rpc_method_handler(handle)
-
-    server.add_generic_rpc_handlers((Silent(),))
+    server.add_generic_rpc_handlers((Failing(grpc.StatusCode.INTERNAL, "Stream removed by 10.0.0.7"),))
     agents = Agents()
     try:
         with pytest.raises(Timeout) as late:  # it does not listen yet, but its port is open
@@ -57,6 +64,23 @@ async def test_an_agent_that_is_silent():
     assert not error.value.refused
     assert error.value.text == "the agent of pod-1 does not answer"
     assert "10.0.0.7" in str(error.value)
+
+
+async def test_an_agent_that_refuses_this_router():
+    """The text does not claim that the agent is silent."""
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Failing(grpc.StatusCode.UNAUTHENTICATED, "no valid token"),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    agents = Agents()
+    try:
+        with pytest.raises(Unreachable) as error:
+            await agents.describe(pod(port), timeout=10)
+    finally:
+        await agents.close()
+        await server.stop(None)
+    assert error.value.text == "the agent of pod-1 does not accept this router's credentials"
+    assert "no valid token" in str(error.value)
 
 
 async def test_a_pod_that_has_published_no_address():

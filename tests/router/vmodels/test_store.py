@@ -73,7 +73,7 @@ async def test_a_change_gives_up_if_others_never_stop_writing(desk, monkeypatch)
         return await txn(compares, success, failure, **more)
 
     monkeypatch.setattr(desk.etcd, "txn", disturbed)
-    with pytest.raises(MeshError, match="being changed by other callers") as error:
+    with pytest.raises(MeshError, match="keep changing") as error:
         await move(desk, target="m")
     assert (error.value.reason, writes > 1) == (Reason.UNAVAILABLE, True)
     assert await desk.etcd.get(desk.keys.vmodel("v")) is None
