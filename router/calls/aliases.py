@@ -281,10 +281,8 @@ def listed(known: Sequence[str]) -> tuple[Header, ...]:
 
 
 def unknown_version(name: str, version: str, known: Iterable[str]) -> MeshError:
-    """Returns the error for a version that a model or an alias does not have. `known` are the versions that it has; ""
-    in it stands for a model without a version."""
-    known = tuple(filter(None, known))
+    """Returns the error for a version that a model or an alias does not have. `known` are the versions that it has."""
+    known = tuple(known)
     there = ", ".join(known[-_LISTED:]) + (f" and {len(known) - _LISTED} earlier ones" if len(known) > _LISTED else "")
-    versions = f"its versions: {there}" if there else "its path names no version, so call it without one"
-    text = shortened(f"{name[:200]} has no version {version[:100]}; {versions}")
+    text = shortened(f"{name[:200]} has no version {version[:100]}; its versions: {there}")
     return MeshError(Reason.UNKNOWN_VERSION, text, details={"model": name[:200], "versions": there[:500]})

@@ -361,7 +361,7 @@ def test_why_a_pod_gets_no_loads():
     why = {pod.name: pod.why_not for pod in world.view.candidates(10.0, "m")}
     assert "protocol" in why["old"]
     assert "starting" in why["starting"]
-    assert "not answered" in why["silent"]
+    assert "did not answer" in why["silent"]
     assert why["fine"] == ""
     assert all(pod.accepts for pod in world.view.candidates(20.0, "m") if pod.name == "silent")
 
