@@ -47,7 +47,7 @@ async def test_a_slow_models_callers_leave_connections_for_others(mesh):
     refused = [call for call in calls if call.answers]
     assert len(refused) == 30 - CONNECTIONS // 2 - WAITERS
     assert {call.code for call in refused} == {Code.RESOURCE_EXHAUSTED}
-    assert "calls of slow" in refused[0].answers[0][1]
+    assert "slow has used up its share" in refused[0].answers[0][1]
     for number in range(50):  # one after another, all of them are served
         fast = mesh.call("fast")
         of(mesh, "a", "fast")[number].reply()
