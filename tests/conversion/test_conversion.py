@@ -157,7 +157,7 @@ def test_columns_of_several_types_are_inputs_of_their_own() -> None:
 
 
 def test_text_is_converted() -> None:
-    """A vectorizer takes a list of texts in a single input."""
+    """The converted pipeline takes texts in a single input."""
     texts = ["the cat sat", "a dog ran", "the dog sat", "a cat ran"] * 5
     try:
         made = converted(

@@ -100,7 +100,8 @@ def test_bytes_are_counted_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_links_and_devices_are_refused(tmp_path: Path) -> None:
-    """Links and devices in an archive are refused, because a later entry could leave the folder through a link."""
+    """Links in an archive are refused, because a later entry could leave the folder through them. Devices and pipes are
+    refused too."""
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
         with tarfile.open(tmp_path / "tar", "w") as archive:
             info = tarfile.TarInfo("link")
@@ -138,7 +139,6 @@ def test_the_only_folder_of_an_archive_is_its_content(tmp_path: Path) -> None:
 
 
 def test_unpacking_stops_when_nobody_waits(tmp_path: Path) -> None:
-    """Cancelling a load stops its unpacking."""
     zipped(tmp_path / "archive", [("a", b"1")])
     stop = threading.Event()
     stop.set()

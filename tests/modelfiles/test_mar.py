@@ -51,7 +51,6 @@ def test_a_bad_manifest_is_refused(tmp_path: Path, text: str, says: str) -> None
 
 
 def test_an_archive_without_a_manifest_is_refused(tmp_path: Path) -> None:
-    """An archive without a manifest is refused, and the error names the missing file."""
     with pytest.raises(BadManifest, match=r"lacks MAR-INF/MANIFEST.json"):
         mar.read(tmp_path)
 

@@ -96,8 +96,8 @@ def test_no_model_is_quarantined_by_one_death_or_by_old_ones(blames):
 
 @given(st.integers(1, 200), st.sampled_from("ab"))
 def test_a_busy_model_is_never_quarantined_for_one_pods_deaths(deaths, pod):
-    """A busy model is never quarantined for the deaths of one pod's servers, although it runs at each death. Other
-    models run at the same time, and the request differs at each death."""
+    """The model runs at each death of the pod's servers, but other models run at the same time, and the request differs
+    at each death."""
     blames = [call(str(number), pod=pod, ago=number, sure=False) for number in range(deaths)]
     assert not quarantine(blames, NOW)
     assert not refused(blames, NOW)

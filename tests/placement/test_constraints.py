@@ -43,7 +43,6 @@ def test_whatever_is_read_is_written_as_the_same(document):
 
 @given(documents, labels)
 def test_a_type_is_allowed_where_all_that_it_requires_is(document, pod):
-    """A type is allowed on pods with all its required labels, for listed types and for others."""
     constraints = parse(json.dumps(document))
     for name in ("onnx", "xgboost", "unlisted"):
         entry = document.get(name, document.get("_default", {}))

@@ -205,5 +205,4 @@ class Mesh(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("policy", NAMES)
 def test_the_core(policy):
-    """The laws of the core's decisions hold under every policy."""
     run_state_machine_as_test(type(f"Mesh_{policy}", (Mesh,), {"policy": policy}))

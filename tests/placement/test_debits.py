@@ -35,7 +35,6 @@ def test_the_end_of_a_load():
 
 
 def test_what_was_measured_replaces_what_was_guessed():
-    """The size in a load's answer replaces the estimate with which the load was sent."""
     debits = Debits()
     pod = Candidate("a", 100, device_capacity_bytes=100)
     debits.sent("a", 0, 0, "m1")

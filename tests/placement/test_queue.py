@@ -53,7 +53,6 @@ def test_cancelled_loads_have_no_turn():
     )
 )
 def test_a_queue_behaves_as_a_sorted_list(steps):
-    """A queue has the same length, order and next load as a sorted list."""
     queue: LoadQueue[str] = LoadQueue()
     model: dict[str, tuple[int, int, int]] = {}
     arrivals = 0

@@ -143,8 +143,8 @@ def test_a_guess_is_no_reason_to_refuse_a_measurement_is():
 
 
 def test_devices_are_another_memory():
-    """Weights are expected on the device. A size measured on a device is expected in host memory on pods without
-    one."""
+    """Weights are expected on the device. A size measured on a device is expected in host memory on pods without a
+    device."""
     sizes = Sizes()
     guess = sizes.predict("net", file_bytes=MIB, device=True).footprint
     assert guess == Footprint(OVERHEAD_BYTES, SESSION_BYTES + MIB)

@@ -63,7 +63,6 @@ def test_a_key_has_the_same_model_in_every_router(weights, key):
 
 @given(TARGETS, KEYS, st.data())
 def test_a_weight_that_rises_moves_keys_to_its_model_alone(weights, key, data):
-    """When a weight rises, each key either keeps its model or moves to the model with the raised weight."""
     raised = data.draw(st.sampled_from(sorted(weights)))
     more = {**weights, raised: weights[raised] + data.draw(st.integers(1, 500))}
     before, after = Split(weights).of(key), Split(more).of(key)
@@ -85,7 +84,6 @@ def test_a_model_that_cannot_serve_moves_its_own_keys_alone(weights, key, data):
 
 @given(TARGETS, POINTS)
 def test_every_model_is_tried_once_before_a_split_gives_up(weights, point):
-    """Excluding each chosen model in turn yields all models, then None."""
     split, tried = Split(weights), []
     while (model := split.at(point, tried)) is not None:
         tried.append(model)
@@ -97,7 +95,6 @@ def test_every_model_is_tried_once_before_a_split_gives_up(weights, point):
 
 
 def test_calls_of_a_model_that_cannot_serve_are_spread_by_the_other_weights():
-    """If one of three models is excluded, the other two share its calls in their own proportion."""
     split = Split({"a": 50, "b": 30, "c": 10})
     got = Counter(split.at((number + 0.5) / 4000, {"a"}) for number in range(4000))
     assert got == {"b": 3000, "c": 1000}

@@ -224,7 +224,6 @@ def test_a_version_that_serves_is_not_dropped_before_the_move_ends():
 
 
 def test_going_back_leads_through_the_earlier_versions():
-    """Rollbacks lead through the earlier versions step by step, to the oldest one that is kept."""
     record = rolled_out("6", "7", "8")
     models = {f"m{number}": LOADED for number in (6, 7, 8, 9)}
     for expected in ("m7", "m6"):
@@ -309,7 +308,6 @@ def test_a_deletion_releases_every_model_once():
 
 
 def test_a_deletion_by_another_owner_has_no_effect():
-    """A deletion by another owner, or of a vmodel that does not exist, has no effect."""
     record = VModelRecord("a", "a", "me")
     assert changes.delete_vmodel(record, {"a": IDLE}, "you").nothing
     assert changes.delete_vmodel(None, {}, "").nothing

@@ -125,7 +125,6 @@ def test_keys_that_cannot_be_read(secrets, content):
 
 
 def test_a_store_of_another_type(secrets):
-    """A URI and a key of different types of store are refused."""
     with pytest.raises(PullError, match="type s3"):
         settings(secrets(mine=S3), "gs://b/a", storage_key="mine")
 

@@ -467,7 +467,6 @@ async def test_errors_hold_no_secrets(puller, store, path, kind):
 
 
 async def test_the_source_of_a_pull_is_shown_without_secrets(puller, store):
-    """The source that a successful pull reports contains no secrets."""
     pulled = await puller.pull(Source(store.url("/small/a?sig=secret", user="user:secret")), into="id")
     assert "secret" not in pulled.source
     assert pulled.source.startswith("http://127.0.0.1")
@@ -489,7 +488,6 @@ async def test_servers_that_are_not_there(puller):
     "url", ["http://", "http:///a", "https://host:bad/a", "http:/a", "http://[::1/a", "http://a b/"]
 )
 async def test_urls_that_are_none(puller, url):
-    """An invalid URL is reported as a mistake in the registration."""
     await refused(puller, url, PullErrorKind.BAD_REQUEST)
 
 

@@ -176,7 +176,6 @@ def test_stores_that_are_not_named_well(path, key, text):
 
 @pytest.mark.parametrize("key", ["", "  ", "{}", '{"model_type": "onnx"}', '{"storage_key": "", "storage_params": {}}'])
 def test_keys_that_select_nothing_are_tolerated(key):
-    """Absent, empty and unrelated attributes of a key are tolerated."""
     assert resolve(Source("/a", key)).schema is None
 
 

@@ -135,7 +135,6 @@ def test_a_key_that_nobody_can_look_through_is_refused_and_not_shown():
     ],
 )
 def test_keys_without_secrets_stay_as_they_are(key):
-    """Keys without secrets stay unchanged, byte by byte."""
     assert confidential.found("", key) == []
     assert confidential.masked_key(key) == key
 
@@ -149,7 +148,6 @@ VALUES = st.recursive(
 
 @given(VALUES, st.sampled_from(SECRET[:10]))
 def test_whatever_stands_around_a_secret_it_is_found_and_masked(around, name):
-    """A secret in a key is found and masked, whatever the rest of the key looks like."""
     text = json.dumps({"around": around, "deep": [{name: "hunter2-hunter2"}]})
     assert any(name in told for told in confidential.found("", text))
     assert "hunter2-hunter2" not in confidential.masked_key(text)

@@ -61,7 +61,6 @@ def test_a_broken_model_record_is_a_value_error(value):
 
 @given(st.binary(max_size=60))
 def test_garbage_never_crashes_a_decoder(value):
-    """Decoding any bytes gives a record or raises ValueError."""
     for kind in (ModelRecord, PodRecord, CopyRecord):
         try:
             kind.decode(value)

@@ -43,7 +43,6 @@ class Beside:
         self._v2 = inference_pb2_grpc.GRPCInferenceServiceStub(mesh.channel())
 
     async def register(self, name: str, model_id: str) -> Any:
-        """Registers and loads a trained model."""
         model = self.trained[name]
         path = Path(model["path"])
         return await self.mesh._register(model_id, model["type"], path, load=True, sync=True, router=0)
@@ -69,7 +68,6 @@ class Beside:
         return (await self.pod())["state"] == "ready"
 
     async def holders(self, model_id: str) -> set[str]:
-        """Returns the pods that have a model loaded."""
         return {copy["pod"] for copy in (await self.mesh.status(model_id))["copies"]}
 
     async def in_both(self, group: str) -> None:

@@ -49,7 +49,6 @@ class Served:
         self.v2 = inference_pb2_grpc.GRPCInferenceServiceStub(mesh.channel())
 
     async def register(self, model_id: str, path: Path, kind: str = TYPE) -> Any:
-        """Registers a model, and loads it."""
         return await self.mesh._register(model_id, kind, path, load=True, sync=True, router=0)
 
     async def infer(self, model_id: str, *, raw: bool = True, version: str = "", outputs: tuple[str, ...] = ()) -> Any:

@@ -396,7 +396,7 @@ def test_a_quarantined_model_is_not_loaded_but_a_copy_that_is_being_made_is_join
 
 
 def test_broken_models_make_no_pod_unhealthy():
-    """No pod becomes unhealthy if a broken model is loaded before each good model."""
+    """A broken model is loaded before each good one. Both pods still get good models."""
     carrier = Carrier("a", "b")
     for number in range(20):
         carrier.join(model_id=f"bad{number}")
