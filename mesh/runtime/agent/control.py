@@ -70,7 +70,8 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
             await self._server.stop(grace)
 
     async def Load(self, request: pb.LoadRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.LoadReply:
-        """Loads a model, or replies with the reason why the load is refused."""
+        """Loads a model, and replies with the outcome: loaded, elsewhere, refused, failed or stale. Joins a load that
+        is under way."""
         want = outcomes.Want(
             model_id=request.model_id,
             revision=request.create_revision,

@@ -153,7 +153,8 @@ class Link:
             log.info("connected to the same model server again", server=self._server)
 
     async def watch(self) -> None:
-        """Asks the server every few seconds whether it still has a copy, and gives the server up if it hangs."""
+        """Asks the server every few seconds whether it still has one of its copies, in turn. Withdraws a copy that is
+        lost, and gives the server up if it hangs."""
         while True:
             await asyncio.sleep(LOOK)
             turned()

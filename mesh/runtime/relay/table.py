@@ -35,7 +35,8 @@ class RelayedCopy:
     __slots__ = ("_empty", "calls", "gate", "limited", "model_id", "name", "row", "token")
 
     def __init__(self, model_id: str, token: bytes, row: Row, *, concurrency: int = 0, name: str = "") -> None:
-        """Makes a copy. `name` is that of the model at the server, if it is not the id."""
+        """Makes a copy. `name` is the server's name for the model; "" means the id. `concurrency` limits its calls at
+        the same time; 0 means no limit."""
         self.model_id = model_id
         self.name = name or model_id
         self.token = token

@@ -99,10 +99,10 @@ class Board:
 
     @classmethod
     def create(cls, path: Path | str, slots: int, *, incarnation: str = "") -> "Board":
-        """Creates a board of `slots` slots, in place of an existing file. Called by the agent. Raises OSError.
+        """Creates a board of `slots` slots, in place of an existing file. Called by the agent.
 
-        `incarnation` is the agent's, of at most 64 bytes. A server that finds another incarnation on the board refuses
-        to start.
+        `incarnation` is the agent's. A server that finds another incarnation on the board refuses to start. Raises
+        OSError, and ValueError if `incarnation` has more than 64 bytes.
         """
         path = Path(path)
         with contextlib.suppress(FileNotFoundError):

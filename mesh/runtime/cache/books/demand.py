@@ -41,7 +41,8 @@ class Demand:
             del self._left[next(iter(self._left))]
 
     def working_set(self) -> Footprint:
-        """Returns the size of the working set, which includes pinned copies and loads under way."""
+        """Returns the size of the working set: evicted copies, copies here and loads under way that were used within
+        the window, and all pinned copies."""
         ledger, oldest = self._ledger, self._clock() - self._window
         here = [entry for entry in ledger.entries.values() if entry.state is not EntryState.UNLOADING]
         names = {entry.model_id for entry in here}

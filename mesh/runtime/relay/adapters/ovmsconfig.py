@@ -82,7 +82,7 @@ class Reloads:
         ovms.prepare(self._file.parent)
 
     def resume(self) -> None:
-        """Takes over the models that the file lists."""
+        """Takes over the models that the file lists, or none if the file cannot be read."""
         try:
             found = json.loads(self._file.read_bytes())["model_config_list"]
             self._wanted = {str(one["config"]["name"]): str(one["config"]["base_path"]) for one in found}

@@ -53,7 +53,8 @@ class ReplyWriter:
         return found
 
     def encode(self, arrays: Sequence[Array], request_id: bytes, *, raw: bool) -> bytes:
-        """Returns a framed ModelInferResponse. Raises `MeshError` if V2 cannot carry the model's answer."""
+        """Returns a framed ModelInferResponse. Raises `MeshError` if an array has another datatype than the model's
+        file declares."""
         if not raw and not self._raw_only:
             return self._typed(arrays, request_id)
         parts, size = self._raw(arrays, request_id)
@@ -156,7 +157,7 @@ def _memory(array: Array) -> Raw:
 
 
 def to_raw(tensor: Tensor, array: Array) -> Raw:
-    """Returns an array as raw contents. For a large array, these are the array's own memory."""
+    """Returns an array as raw contents. For a large array, these are the array's own memory. Raises `MeshError`."""
     _check(tensor, array)
     if array.dtype.hasobject:
         if array.size <= _PIECE:
@@ -181,7 +182,7 @@ def _pieces(array: Array) -> Iterator[list[Any]]:
 
 
 def to_typed(tensor: Tensor, array: Array) -> Raw:
-    """Returns an array as an encoded InferTensorContents."""
+    """Returns an array as an encoded InferTensorContents. Raises `MeshError`."""
     kind = tensor.kind
     _check(tensor, array)
     if not array.size:
