@@ -64,8 +64,9 @@ class Place:
         self._is_alive = is_alive
 
     async def wait(self) -> KeyValue | None:
-        """Waits until no live pod has the name. Returns the record that is then under the pod's key, or None if the key
-        does not exist. Raises NameTaken, EtcdError."""
+        """Waits until it is known that no other pod with this name is alive. Returns the record that is then under the
+        pod's key, or None if the key does not exist. Raises NameTaken if another pod is alive, or if that is still
+        unknown after three lease times, and EtcdError."""
         deadline = time.monotonic() + _LEASES * self._ttl
         while True:
             present = await self._etcd.get(self._key)
@@ -74,9 +75,10 @@ class Place:
                 return present
             alive = await self._is_alive(other)
             if alive or (alive is None and time.monotonic() > deadline):
+                has = "a live pod already has" if alive else "a pod that may be alive, but cannot be reached, has"
                 raise NameTaken(
-                    f"a live pod already has this name (incarnation {other.incarnation}, control address "
-                    f"{other.control_address}): give each pod its own --name"
+                    f"{has} this name (incarnation {other.incarnation}, control address {other.control_address}): "
+                    "give each pod its own --name"
                 )
             if alive is not None:
                 return present

@@ -107,7 +107,8 @@ class Presence:
     # --- life ---
 
     async def wait_for_name(self) -> None:
-        """Waits until no live pod has this pod's name. Raises NameTaken, EtcdError."""
+        """Waits until it is known that no other pod with this name is alive. Raises NameTaken if one is, or if that
+        remains unknown, and EtcdError."""
         await self._place.wait()
 
     async def start(self, patience: Patience | None = None) -> None:

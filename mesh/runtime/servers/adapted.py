@@ -58,8 +58,8 @@ def begin(kind: str, folder: Path, *, threads: int, types: Collection[str]) -> S
 
 
 def share(kind: str, folder: Path, *, types: Collection[str]) -> None:
-    """Prepares the folder of a server that others start, and that may wait for this. Makes the subfolder for models,
-    without which Triton does not start. For MLServer, adds the launcher and its settings. Raises OSError."""
+    """Prepares the folder of a server that others start, and that may wait until this is done. Makes the subfolder for
+    models, without which Triton does not start. For MLServer, adds the launcher and its settings. Raises OSError."""
     models = folder / MODELS
     models.mkdir(parents=True, exist_ok=True)
     prepare(kind, folder)

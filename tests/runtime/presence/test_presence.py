@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mesh.etcd import Etcd, EtcdError
+from mesh.runtime.presence import place
 from mesh.runtime.presence.claims import Claims
 from mesh.runtime.presence.place import NameTaken
 from mesh.runtime.presence.publishing import Presence
@@ -154,9 +155,20 @@ async def test_the_name_of_a_live_pod_is_refused(pod: Pod) -> None:
 
     twin = Pod(pod.etcd, pod.keys, incarnation="twin")
     twin.alive = alive
-    with pytest.raises(NameTaken, match=r"give each pod its own --name"):
+    with pytest.raises(NameTaken, match=r"a live pod already has this name .*give each pod its own --name"):
         await twin.presence.start()
     assert await published(pod) == pod.record
+
+
+async def test_a_name_whose_pod_stays_unknown_is_refused(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def cannot_tell(record: PodRecord) -> bool | None:
+        return None
+
+    monkeypatch.setattr(place, "_LEASES", 0)
+    twin = Pod(pod.etcd, pod.keys, incarnation="twin")
+    twin.alive = cannot_tell
+    with pytest.raises(NameTaken, match=r"may be alive, but cannot be reached.*give each pod its own --name"):
+        await twin.presence.start()
 
 
 async def test_the_place_of_a_dead_pod_is_taken_at_once(etcd: Etcd, keys: Keys) -> None:
