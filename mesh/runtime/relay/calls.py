@@ -220,7 +220,7 @@ class RelayPort:
                 return int(Reason.NOT_HERE.code)
             case CallCancelled() | asyncio.CancelledError():
                 if not call.cancelled:
-                    text = "the call was ended because its copy is being unloaded"
+                    text = "the call was ended because its copy is being unloaded: call again"
                     answers.fail(call, MeshError(Reason.UNAVAILABLE, text))
                 return int(Code.CANCELLED)
             case MeshError():

@@ -74,8 +74,8 @@ def _timed(path: Path, *, optimised: bool) -> float:
 
 
 def _agree(one: session.Session, other: session.Session) -> bool:
-    """Returns whether both sessions give the same answer to generated input, or both refuse it. Returns False if the
-    input would be too large."""
+    """Returns whether both sessions have the same inputs and outputs, and give the same answer to generated input, or
+    both refuse it. Returns False if the input would be too large."""
     feed = one.made_up()
     if feed is None or list(one.outputs) != list(other.outputs) or list(one.inputs) != list(other.inputs):
         return False
