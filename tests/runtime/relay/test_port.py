@@ -302,7 +302,7 @@ async def test_an_unload_waits_for_calls_and_ends_those_that_last(relay: Relay) 
     await relay.copy.drain(0)
     assert (second.code, second.text) == (
         Code.UNAVAILABLE,
-        "the call was ended because its copy is being unloaded",
+        "the call was ended because its copy is being unloaded: call again",
     )
     assert relay.sent(1).cancelled
     relay.check_nothing_is_left(failed=1)
