@@ -113,7 +113,7 @@ def shortened(text: str, limit: int = MAX_TEXT) -> str:
 
 
 class MeshError(Exception):
-    """A failure with its reason, and a text that says what happened and, if something can be done, what.
+    """A failure with its reason, and a text that says what happened and what the reader can do, if anything.
 
     `retry_after` is the time to wait before a retry, in seconds, or None if it is unknown. `details` are short strings
     for programs.
@@ -155,7 +155,8 @@ def above_limit(what: str, limit: int, option: str = MAX_MESSAGE) -> str:
 
 
 def not_unicode(what: str) -> MeshError:
-    """Returns the error for a text, which `what` names, that UTF-8 cannot represent. JSON's escapes can."""
+    """Returns the error for a text that UTF-8 cannot represent, such as half of a surrogate pair from JSON's escapes.
+    `what` names the text."""
     text = f"{what} is not valid Unicode: it contains half of a surrogate pair (\\ud800 to \\udfff); remove it"
     return MeshError(Reason.BAD_REQUEST, text)
 

@@ -42,7 +42,7 @@ class Cluster:
     @classmethod
     def of_pod(cls, url: str = "", account: Path = ACCOUNT) -> "Cluster":
         """Returns the address and the credentials that Kubernetes gives to each pod. `url` and `account` replace
-        Kubernetes's values. Raises StoreError outside a cluster."""
+        Kubernetes's values. Raises StoreError outside a cluster, unless `url` is given."""
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not url and not host:
             raise StoreError(

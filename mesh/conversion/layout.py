@@ -81,7 +81,7 @@ class RowLayout:
         return [(INPUT, self.columns[0].type, len(self.columns))]
 
     def feeds(self, rows: Rows, number: npt.DTypeLike) -> dict[str, npt.NDArray[Any]]:
-        """Returns the inputs of the ONNX model for rows, with numbers of that type."""
+        """Returns the inputs of the ONNX model for rows. `number` is the type of columns of numbers."""
         types = {ColumnType.NUMBER: np.dtype(number), ColumnType.INTEGER: np.dtype(np.int64)}
         made = {}
         at = 0

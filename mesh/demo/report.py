@@ -34,7 +34,8 @@ class Report:
         return tally.requests > 0 and tally.right == tally.requests
 
     def counted(self, name: str) -> int:
-        """Returns the increase of one of the router's counters, or 0 if the router lacks the counter."""
+        """Returns the increase of one of the router's counters during the demo, or 0 if the router lacks the
+        counter."""
         return max(0, int(self.after.stats.get(name) or 0) - int(self.before.stats.get(name) or 0))
 
     @property
@@ -45,7 +46,7 @@ class Report:
 
     @property
     def evictions(self) -> int | None:
-        """Evictions by all pods, or None if no pod answered."""
+        """Evictions during the demo, by the pods that answered, or None if none answered."""
         if self.after.evictions is None:
             return None
         return max(0, int(self.after.evictions - (self.before.evictions or 0)))

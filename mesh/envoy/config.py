@@ -57,7 +57,7 @@ class Door:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvoySettings:
-    """The listener, the destinations of its calls, and its bounds. Times are in seconds, and 0 means never."""
+    """The listener, the destinations of its calls, and its bounds. Times are in seconds."""
 
     host: str
     port: int  # 0: any free one
@@ -87,9 +87,9 @@ class EnvoySettings:
     idle_timeout: float = 3600.0  # of a client's connection without calls
     stream_idle_timeout: float = 3600.0  # of a call without any progress: longer than any cold start
     upstream_idle_timeout: float = 30.0  # of a connection to a worker; below the workers' own, else calls race its end
-    max_connection_age: float = 0.0
+    max_connection_age: float = 0.0  # 0: no limit
     age_spread: float = 0.2  # random extra share of the age, so that connections do not end together
-    keepalive: float = 60.0  # between HTTP/2 pings to a client that is silent: how a vanished one is noticed
+    keepalive: float = 60.0  # between HTTP/2 pings to a client that is silent: how a vanished one is noticed; 0: none
 
 
 def fit(settings: EnvoySettings, files: int) -> EnvoySettings:

@@ -137,7 +137,7 @@ class Minder:
 
     async def start(self) -> int:
         """Starts Envoy, waits until it accepts calls, and returns the port. If the start fails, cleans up and raises
-        EnvoyError."""
+        EnvoyError, or OSError if the configuration cannot be written."""
         try:
             settings = replace(
                 self._settings,

@@ -226,8 +226,8 @@ class Connection:
                 call.cancel()
 
     async def open(self, what: str, method: Method, first: Any, timeout: float) -> Stream:
-        """Opens a stream at the current member and writes its first message, within `timeout` seconds. Raises
-        EtcdError."""
+        """Opens a stream at the current member and writes its first message. Waits at most `timeout` seconds for a
+        token, and as long for the write. Raises EtcdError."""
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
             self._check(what)

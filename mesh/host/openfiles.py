@@ -8,7 +8,7 @@ import resource
 
 
 def raise_limit() -> int:
-    """Raises this process's limit on open files to the hard limit, and returns the new limit."""
+    """Raises this process's limit on open files to the hard limit, if the system allows it, and returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -23,7 +23,8 @@ _NAMES = "x509_subject_alternative_name"
 
 
 def channel(address: str, options: Options, identity: Identity | None) -> grpc.aio.Channel:
-    """Opens a channel that always presents the current certificate. Without an identity, the channel is plaintext."""
+    """Opens a channel that presents the certificate of this moment; it does not follow later changes. Without an
+    identity, the channel is plaintext."""
     if identity is None:
         return grpc.aio.insecure_channel(address, options=options)
     now = identity.current

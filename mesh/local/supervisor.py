@@ -111,7 +111,8 @@ class LocalMesh:
 
 
 async def run(settings: UpSettings, printer: Printer, on_ready: Callable[[LocalMesh], Awaitable[None]]) -> None:
-    """Runs a mesh until a signal ends it. Raises UpError if it cannot be started.
+    """Runs a mesh until a signal ends it, or nobody reads its output any more. Raises UpError if it cannot be started
+    or cannot continue.
 
     `on_ready` is awaited once all parts are ready. The first SIGINT, SIGTERM or SIGHUP stops the mesh in order, the
     second kills it.

@@ -93,8 +93,8 @@ def version(kind: str) -> str:
 
 
 def install(kind: str, on_progress: Callable[[InstallProgress], None] = lambda progress: None) -> Path:
-    """Makes a server's environment unless it is there, and returns its folder. Removes environments of the same server
-    made from former locks. Waits while another process does the same. Raises CannotInstall."""
+    """Makes a server's environment unless it is there, and returns its folder. When it makes one, removes those that
+    were made from former locks. Waits while another process does the same. Raises CannotInstall."""
     folder = folder_of(kind)
     if (why := machines.lacks(kind)) != "":
         raise CannotInstall(why)

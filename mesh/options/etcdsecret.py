@@ -29,7 +29,7 @@ class EtcdSecret:
 
 
 def read(path: Path) -> EtcdSecret:
-    """Reads a document. Raises ValueError, with a text for the operator that repeats nothing of the file's content."""
+    """Reads a document. Raises ValueError, with a text for the operator that contains no secrets."""
     data = _load(path)
     for name in data:
         if name.removesuffix("_file") not in (*_TEXTS, *_FILES) and name != "compose_deployment":
