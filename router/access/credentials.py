@@ -73,4 +73,5 @@ class Unsettled(Exception):
             async with asyncio.timeout_at(deadline):
                 return await self._settle()
         except TimeoutError as error:
-            raise MeshError(Reason.DEADLINE, "the call's deadline passed before its caller was identified") from error
+            text = "the call's deadline passed before its caller was identified: call with a later deadline"
+            raise MeshError(Reason.DEADLINE, text) from error

@@ -134,7 +134,7 @@ class ReviewedTokens:
         try:
             verdict = await asyncio.shield(self._ask(digest, token, unverified))
         except LocationError:
-            text = "this router cannot ask Kubernetes about the token now; its log says why"
+            text = "this router cannot ask Kubernetes about the token now: try again; the router's log says why"
             raise MeshError(Reason.UNAVAILABLE, text, retry_after=2.0) from None
         return _identified(verdict, verdict.at + FRESH)
 

@@ -194,6 +194,6 @@ class IssuedTokens:
             text = "too many calls are waiting for keys of the token's issuer: try again"
             raise MeshError(Reason.OVERLOADED, text, retry_after=1.0) from None
         except LocationError:
-            text = "this router cannot read the keys of the token's issuer now; its log says why"
+            text = "this router cannot read the keys of the token's issuer now: try again; the router's log says why"
             raise MeshError(Reason.UNAVAILABLE, text, retry_after=2.0) from None
         return self._verified(token, unverified)

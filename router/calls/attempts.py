@@ -92,7 +92,9 @@ class Attempts:
 
     def _error(self, end: End, trouble: Trouble, copy: Copy, why: str) -> MeshError:
         if end is End.EXHAUSTED:
-            text = f"no copy of {self._model_id} could be called in {self._tries} attempts, at last because {why}"
+            text = (
+                f"{self._tries} attempts have called no copy of {self._model_id}: try again; the last one failed: {why}"
+            )
             return MeshError(Reason.UNAVAILABLE, text, retry_after=1.0)
         if end is End.UNKEPT:
             text = f"{self._model_id}: {why}, and too much of the request was sent for this router to repeat it: retry"

@@ -141,7 +141,7 @@ class Dispatcher:
         except MeshError as error:
             self._refuse(call, method, b"", error)
         except TimeoutError:
-            text = "the request did not arrive completely within the call's deadline"
+            text = "the request did not arrive completely within the call's deadline: call with a later deadline"
             self._refuse(call, method, b"", MeshError(Reason.DEADLINE, text))
         except CallCancelled:
             pass

@@ -100,7 +100,7 @@ def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, in
             position += length
             continue
         if number == wanted and not groups:
-            raise ValueError(f"field {number} of the request is not of the expected type")
+            raise ValueError(f"field {number} of the request is neither a string nor a message")
         if kind == 0:
             _, position = _varint(message, position, end)
         elif kind in _FIXED:

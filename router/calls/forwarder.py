@@ -162,7 +162,13 @@ class Forwarder:
         have lost recently."""
         self.meter.lost.inc()
         deaths = self.deaths.lost(copy.model, copy.pod, self.loop.time())
-        log.info("connection lost in a call", model=copy.model, pod=copy.pod.name, deaths=deaths, why=why)
+        log.info(
+            "the connection to a pod broke in the middle of a call",
+            model=copy.model,
+            pod=copy.pod.name,
+            deaths=deaths,
+            why=why,
+        )
         if copy.suspect:
             self.view.drop(copy)
         return deaths

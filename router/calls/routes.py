@@ -269,7 +269,7 @@ def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
                 try:
                     found.append(metadata.decode_bin(part.strip()))
                 except ValueError as error:
-                    raise MeshError(Reason.BAD_REQUEST, f"{binary.decode()} is not base64") from error
+                    raise MeshError(Reason.BAD_REQUEST, f"the header {binary.decode()} is not base64") from error
     return found
 
 

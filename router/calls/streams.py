@@ -52,7 +52,7 @@ async def carry(
         async with asyncio.timeout_at(call.deadline):
             code = await stream.run(known)
     except TimeoutError:
-        error = MeshError(Reason.DEADLINE, "the call did not end within its deadline")
+        error = MeshError(Reason.DEADLINE, "the call did not end within its deadline: call with a later deadline")
         code = int(error.reason.code)
         answers.fail(call, error)
     except MeshError as error:

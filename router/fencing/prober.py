@@ -56,7 +56,7 @@ class Prober:
         finally:
             self._probing.discard(pod.name)
         if pod.suspect and self._view.pods.get(pod.name) is pod:
-            log.info("suspect pod is gone", pod=pod.name, why=why)
+            log.info("a suspect pod counts as gone", pod=pod.name, why=why)
             self._view.failed(pod, loop.time())
 
     async def close(self) -> None:

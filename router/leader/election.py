@@ -66,7 +66,7 @@ class Election:
             await asyncio.wait({ruling, lost}, return_when=asyncio.FIRST_COMPLETED)
             why = "its work as the leader has ended"
             if ruling.done() and not ruling.cancelled() and (error := ruling.exception()) is not None:
-                log.error("leading failed", exc_info=error)
+                log.error("the work of the leader failed", exc_info=error)
         finally:
             self.leading = False
             for task in (ruling, lost):

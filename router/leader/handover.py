@@ -103,7 +103,7 @@ class Handover:
                 break
             await asyncio.sleep(LOOK)
         for model_id, why in unmet.items():
-            log.info("no other pod has room for a copy of a pod that leaves", model=model_id, pod=pod.name, why=why)
+            log.info("no other pod can take a copy of a pod that leaves", model=model_id, pod=pod.name, why=why)
         # The pod need not wait for copies that will not move.
         left = [
             Action(ActionKind.UNLOAD, copy.model, pod.name, "the pod leaves, and no other pod has room")

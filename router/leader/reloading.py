@@ -166,7 +166,8 @@ class Reloading:
         if kv is None or (generation is not None and _generation(kv.value) > generation):
             return
         if (await self._etcd.txn([modified(key, kv.mod_revision)], [delete_op(key)])).succeeded:
-            log.info("reloaded", model=model_id, generation=generation)
+            what = "a model is reloaded" if generation is not None else "a reload has ended: its model is unregistered"
+            log.info(what, model=model_id, generation=generation)
             self._on_done(model_id)
 
     async def _failed(self, registration: Registration, why: str) -> None:

@@ -136,7 +136,7 @@ class Finder:
         except Timeout:
             return events.TimedOut(*self._head(ask))
         except Unreachable as error:
-            log.info("agent cannot be reached", pod=pod.name, model=ask.model_id, why=str(error))
+            log.info("an agent did not answer a request to load", pod=pod.name, model=ask.model_id, why=str(error))
             pod.agent_failed_at = now = self._choosing.now()
             if pod.suspect:
                 self._view.failed(pod, now)

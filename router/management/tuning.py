@@ -36,5 +36,5 @@ class Tuning:
 def check(name: str) -> None:
     """Checks that the setting exists. Raises BAD_REQUEST."""
     if name not in dynamic.NAMES:
-        text = f"there is no setting {name[:80]!r}; there are {', '.join(dynamic.NAMES)}"
+        text = f"there is no setting {name[:80]!r}; the settings are {', '.join(dynamic.NAMES)}"
         raise MeshError(Reason.BAD_REQUEST, text)

@@ -241,7 +241,7 @@ class VModels:
                     except TimeoutError:
                         pass
         except TimeoutError as error:
-            text = f"vmodel {vmodel_id} has not moved to model {target} within {wait:g} s; the move goes on"
+            text = f"vmodel {vmodel_id} has not moved to model {target} within {wait:g} s; the move continues"
             raise MeshError(Reason.DEADLINE, text) from error
         finally:
             waiting = self._waiting[vmodel_id]

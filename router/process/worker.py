@@ -387,7 +387,7 @@ async def _serve(settings: RouterSettings, index: int, handed: Sequence[int]) ->
     stopped = asyncio.ensure_future(stop.wait())
     try:
         await process.start()
-        log.debug("worker takes calls", worker=index)
+        log.debug("the worker accepts calls", worker=index)
         await asyncio.wait((stopped, ends), return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopped.cancel()

@@ -133,7 +133,8 @@ class AccessApi:
         modeldocuments.check_names(body, ("grants",), "a set of grants")
         wanted = body.get("grants")
         if not isinstance(wanted, dict):
-            raise MeshError(Reason.BAD_REQUEST, "grants must be an object of grants by their names")
+            text = 'grants must be an object: {"NAME": {"role": "infer", "models": ["*"], "to": ["group:GROUP"]}}'
+            raise MeshError(Reason.BAD_REQUEST, text)
         parsed = {name: _parsed(name, one) for name, one in wanted.items()}
         written, removed = await self._store.apply(parsed)
         return web.json_response({"written": written, "removed": removed})

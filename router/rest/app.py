@@ -141,7 +141,7 @@ async def _failures(request: web.Request, handler: Handler) -> web.StreamRespons
     except ConnectionError:  # the client has gone
         raise
     except Exception:
-        log.exception("request failed", method=request.method, path=request.rel_url.raw_path)
+        log.exception("a request failed in the router's own code", method=request.method, path=request.rel_url.raw_path)
         return responses.of_error(MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
 
 

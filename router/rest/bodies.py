@@ -63,7 +63,7 @@ class Bodies:
                     piece = await content.readany()
             except TimeoutError as error:
                 self.slow += 1
-                text = f"the body arrived at less than {self._least} bytes a second: send it faster, or in parts"
+                text = f"the body arrived at less than {pace.least()} bytes a second: send it faster, or in parts"
                 raise MeshError(Reason.TOO_SLOW, text) from error
             if not piece:
                 return body
@@ -97,7 +97,7 @@ class Bodies:
                     if request.transport is not None:
                         request.transport.abort()  # close() would wait for unread data
                     raise ConnectionResetError(
-                        f"the reply was read at less than {self._least} bytes a second"
+                        f"the reply was read at less than {pace.least()} bytes a second"
                     ) from error
                 pace.moved(len(piece))
         await response.write_eof()
@@ -126,22 +126,20 @@ class _BodyPace:
         self._since = self._loop.time()
         self._credit = float(bodies._least * server.PATIENCE)
 
+    def least(self) -> int:
+        """Returns the minimum rate at present, in bytes per second, or 0 for none. It is higher while the budget is
+        short."""
+        return self._bodies._least * (server.HASTE if self._bodies._budget.short else 1)
+
     def patience(self) -> float | None:
         """Returns the seconds that may pass before the next piece, or None for no limit."""
-        least = self._bodies._least
-        if not least:
-            return None
-        if self._bodies._budget.short:
-            least *= server.HASTE
-        return max(self._credit / least, 0.0)
+        least = self.least()
+        return max(self._credit / least, 0.0) if least else None
 
     def moved(self, size: int) -> None:
-        """Notes that a piece was read or written."""
-        least = self._bodies._least
-        if self._bodies._budget.short:
-            least *= server.HASTE
+        """Notes that a piece of `size` bytes was read or written."""
         now = self._loop.time()
         self._credit = min(
-            self._credit + size - least * (now - self._since), float(self._bodies._least * server.PATIENCE)
+            self._credit + size - self.least() * (now - self._since), float(self._bodies._least * server.PATIENCE)
         )
         self._since = now

@@ -118,7 +118,7 @@ class Conversions:
                 why = f"ended meanwhile ({process.describe_exit(await child.wait())})"
             else:
                 raise
-            log.error("converter lost", why=why)
+            log.error("the process that converts large JSON was lost", why=why)
             text = f"the process that converts large JSON {why}: send large tensors as binary data"
             raise MeshError(Reason.INTERNAL, text) from error
         self.count += 1

@@ -287,7 +287,7 @@ class ManagementApi:
         except ConnectionError:  # the client has gone
             raise
         except Exception:  # the answer has begun, so it is too late for an error status
-            log.exception("import failed")
+            log.exception("an import failed in the router's own code")
             text = "internal error; the router's log has the cause"
             await write({"error": {"line": None, "id": None, "reason": Reason.INTERNAL.name, "text": text}})
             await write({"finished": False})

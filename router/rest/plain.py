@@ -173,7 +173,7 @@ class PlainInference:
         request.answer(status, (body,), fields=fields)
 
     def _broken(self, request: PlainRequest) -> None:
-        log.exception("request failed", target=request.head.target)
+        log.exception("a request failed in the router's own code", target=request.head.target)
         self._fail(
             request, errors.of_error(MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
         )

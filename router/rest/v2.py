@@ -89,7 +89,7 @@ class V2:
         if operation == "ready":
             ready = await self._models.ready(pb.ModelReadyRequest(name=model, version=version), asked.caller())
             if not ready.ready:
-                raise MeshError(Reason.UNAVAILABLE, f"model {model} is not ready")
+                raise MeshError(Reason.UNAVAILABLE, f"the model server answers that model {model} is not ready")
             return _json({"name": model, "ready": True})
         if operation:
             text = f"{asked.path:.200} does not accept GET: use /v2/models/MODEL or /v2/models/MODEL/ready"

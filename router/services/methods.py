@@ -108,7 +108,7 @@ def run(call: wire.Call, work: Callable[[], Awaitable[None]]) -> None:
         except MeshError as error:
             answers.fail(call, error)
         except Exception:
-            log.exception("service failed", method=call.method)
+            log.exception("a call failed in the router's own code", method=call.method)
             answers.fail(call, MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
         finally:
             call.on_cancel(None)

@@ -155,7 +155,7 @@ async def test_an_issuer_that_cannot_be_reached_is_not_the_callers_fault():
     issuer = FakeIssuer("http://127.0.0.1:1")
     (source,) = assembly.sources(TokenSettings(issuer=issuer.url, audiences=(AUDIENCE,)))
     guard = guard_of("required", {"ci": CI}, {}, others=[Tokens([source])])
-    assert "its log says why" in await refused(guard, issuer.token(), Reason.UNAVAILABLE)
+    assert "the router's log says why" in await refused(guard, issuer.token(), Reason.UNAVAILABLE)
     assert guard.unknown == 0
     assert guard.known(bearer(CI)).name == "key:ci"
 

@@ -349,7 +349,7 @@ async def test_a_wait_is_bounded(desk):
     await register(desk, "a", "b")
     await set_vmodel(desk, targetModelId="a")
     await serve(desk, "a", "p")
-    with pytest.raises(MeshError, match=r"has not moved to model b within 0\.05 s; the move goes on") as error:
+    with pytest.raises(MeshError, match=r"has not moved to model b within 0\.05 s; the move continues") as error:
         await desk.management.handlers.vmodels.set(MoveVModel("v", SetVModel(target="b"), sync=True, wait=0.05))
     assert error.value.reason is Reason.DEADLINE
     assert await record_of(desk) == VModelRecord("a", "b")
