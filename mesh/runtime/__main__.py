@@ -116,6 +116,7 @@ def main(
             allow_code=server.allow_code,
             server_metrics=server.metrics(),
             egress=server.carrier(),
+            direct_calls=server.direct_calls,
             server_memory=server.server_memory,
             server_memory_limit=server.memory_limit(),
             check_interval=membership.check_interval,

@@ -15,7 +15,7 @@ import httptools
 
 from mesh import statuses
 from mesh.wire import budget as budgets
-from mesh.wire import call, exchange, framing, heads, inbox, largebody, metadata, pieces, refusals
+from mesh.wire import call, exchange, failures, framing, heads, inbox, largebody, metadata, pieces, refusals
 from mesh.wire import reply as replies
 from mesh.wire.heads import Memo
 
@@ -23,9 +23,7 @@ _MAX_HEADERS = 64 * 1024  # bytes of a reply's head, or of its trailers
 _WITH_HEAD = 1024  # bytes of a read that may bring a head and the beginning of a large message
 _HEAD_ENDS = b"\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
-_CODES = {b"%d" % code: int(code) for code in statuses.Code}
 _OK = int(statuses.Code.OK)
-_UNKNOWN = int(statuses.Code.UNKNOWN)
 _HTTP_OK = int(http.HTTPStatus.OK)
 
 
@@ -209,7 +207,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(owner, self._refusal)
         elif self._overhead > _MAX_HEADERS:
             self._refuse(
-                owner, _failure(statuses.Reason.TOO_LARGE, f"the reply has more than {_MAX_HEADERS} bytes of headers")
+                owner,
+                failures.failure(statuses.Reason.TOO_LARGE, f"the reply has more than {_MAX_HEADERS} bytes of headers"),
             )
         elif self._head_done and self._box is None:
             self._begin(owner)
@@ -334,7 +333,7 @@ class ClientConnection(asyncio.Protocol):
             try:
                 box.feed(data)
             except framing.FrameError as error:
-                self._refusal = _broken(error)
+                self._refusal = failures.broken(error)
         else:
             if not self._body:
                 self._body = data
@@ -365,7 +364,7 @@ class ClientConnection(asyncio.Protocol):
             self._held = size
         else:
             error = budget.refusal(f"a reply of {size} bytes")
-            self._refusal = _failed(error)
+            self._refusal = failures.failed(error)
             self._body = b""
 
     def on_message_complete(self) -> None:
@@ -389,7 +388,7 @@ class ClientConnection(asyncio.Protocol):
             if body:
                 box.feed(bytes(body))
         except framing.FrameError as error:
-            self._refuse(owner, _broken(error))
+            self._refuse(owner, failures.broken(error))
             return
         self._body = b""
         self._box = box
@@ -418,7 +417,7 @@ class ClientConnection(asyncio.Protocol):
                     box.feed(bytes(body))
                 box.end()
         except framing.FrameError as error:
-            self._refuse(owner, _broken(error))
+            self._refuse(owner, failures.broken(error))
             return
         keep = self._keep and owner.ended and not self._extra and not self.stalled
         self._exchange = None
@@ -484,22 +483,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _reply(self) -> replies.Reply:
         """Returns a reply with the status and metadata received so far, and without a message."""
-        special = self._special
-        status = special.get(b"grpc-status")
-        raw = special.get(b"grpc-message", b"")
-        if status is None:
-            code, text = _UNKNOWN, "the reply ended without a status"
-        else:
-            code, text = _CODES.get(status, _UNKNOWN), metadata.decode_text(raw)
-        return replies.Reply(code, text, None, self._headers, self._trailers, special.get(b"grpc-encoding", b""), raw)
+        return failures.reply(self._special, self._headers, self._trailers)
 
     def _not_grpc(self, status: int) -> replies.Reply:
         """Returns the reply to report for an answer that is not gRPC. A gRPC status in it takes precedence over the
         HTTP status."""
-        if b"grpc-status" in self._special:
-            return self._reply()
-        code = statuses.code_of_http(status)
-        return replies.Reply(int(code), f"{self._pool.address} answered with HTTP status {status}, not with gRPC")
+        return self._reply() if b"grpc-status" in self._special else failures.not_grpc(self._pool.address, status)
 
     def _lose(self, owner: exchange.Exchange, why: str) -> None:
         """Reports the call as lost, before or during its reply."""
@@ -525,20 +514,3 @@ class ClientConnection(asyncio.Protocol):
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
-
-
-def _broken(error: framing.FrameError) -> replies.Reply:
-    """Returns the failure that replaces a reply which breaks the framing or is too large."""
-    if error.reason is statuses.Reason.BAD_REQUEST:  # the reason for requests; in a reply the server is at fault
-        return _failure(statuses.Reason.INTERNAL, f"the reply is broken: {error.text}")
-    text = f"in the reply, {error.text}"
-    return _failed(statuses.MeshError(error.reason, text, details=error.details, retry_after=error.retry_after))
-
-
-def _failure(reason: statuses.Reason, text: str) -> replies.Reply:
-    return _failed(statuses.MeshError(reason, text))
-
-
-def _failed(error: statuses.MeshError) -> replies.Reply:
-    trailers = [(metadata.DETAILS, metadata.encode_bin(error.grpc_details()))]
-    return replies.Reply(int(error.reason.code), error.text, None, [], trailers)

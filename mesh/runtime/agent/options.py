@@ -339,6 +339,17 @@ class ModelServer:
         ),
     ] = "auto"
 
+    direct_calls: Annotated[
+        bool,
+        typer.Option(
+            envvar="MESH_DIRECT_CALLS",
+            help=(
+                "Send calls of one message to the server of --server or --server-command over an HTTP/2 connection of "
+                "the relay's own, which costs less. Other calls, or all with --no-direct-calls, go through the egress."
+            ),
+        ),
+    ] = True
+
     server_memory: Annotated[
         str,
         typer.Option(

@@ -160,6 +160,7 @@ class ServerStart:
             calls=self._calls,
             journal=self._run_dir / JOURNAL,
             egress=settings.egress,
+            direct_calls=settings.direct_calls,
             data_socket=listening,
             load_timeout=settings.load_timeout if settings.adapter else 0.0,
             hang_timeout=settings.hang_timeout,

@@ -114,8 +114,8 @@ class WithoutPost:
         """Returns None, so that the caller uses `send`."""
 
     def is_final(self, reply: Reply) -> bool:
-        """Raises NotImplementedError, because `post` sends nothing and so has no outcome."""
-        raise NotImplementedError
+        """Returns True, because this egress makes no replies itself."""
+        return True
 
     def resume(self, *_: object, **__: object) -> Outgoing:
         """Raises NotImplementedError, because `post` sends nothing and so has no outcome."""

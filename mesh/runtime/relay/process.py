@@ -25,6 +25,7 @@ from mesh.runtime.port.boards import CannotStart, open_board
 from mesh.runtime.port.spi import listen
 from mesh.runtime.relay.adapters import choice, devicemetrics
 from mesh.runtime.relay.calls import RelayPort
+from mesh.runtime.relay.directegress import DirectEgress
 from mesh.runtime.relay.egress import Egress
 from mesh.runtime.relay.envoyegress import EnvoyEgress
 from mesh.runtime.relay.grpcegress import GrpcEgress
@@ -84,6 +85,9 @@ async def serve(settings: RelaySettings) -> int:
     egress = await _egress(settings, link, budget, on_lost=ending.because)
     if (translation := choice.translation(settings.adapter)) is not None:
         egress = TranslatingEgress(egress, translation, max_message=settings.max_message)
+    elif settings.direct_calls:
+        address = settings.calls or settings.server
+        egress = DirectEgress(egress, address, max_message=settings.max_message, budget=budget)
     question = choice.question(settings.adapter, link.channel)
     silence = None if question is None else Silence(link, question, hang_timeout=settings.hang_timeout)
     port = RelayPort(table, board, link, egress, max_message=settings.max_message, silence=silence)

@@ -25,6 +25,7 @@ class RelaySettings:
     board: Path | None = None  # None: a private board that nothing reads
     journal: Path | None = None  # file from which a later relay of this pod continues
     egress: Literal["envoy", "grpc"] = "grpc"  # what carries calls to the server
+    direct_calls: bool = True  # calls of one message go over a connection of the relay's own
     adapter: str = ""  # the kind of a server that does not speak the SPI
     server_models: Path | None = None  # the folder from which a server with an adapter reads its models
     metrics: str = ""  # address of the server's metrics, which contain the memory of its GPUs; "": none
@@ -69,6 +70,12 @@ def parse(argv: Sequence[str]) -> RelaySettings:
         choices=("envoy", "grpc"),
         default="grpc",
         help="Carrier of calls to the model server: an Envoy of this relay, or grpc.aio; default: grpc.",
+    )
+    add(
+        "--no-direct-calls",
+        dest="direct_calls",
+        action="store_false",
+        help="Send calls of one message through the egress too, instead of over a connection of the relay's own.",
     )
     add(
         "--adapter",

@@ -80,10 +80,13 @@ class RelayLine(CommandLine):
     metrics: str = ""  # address of the server's metrics
     allow_code: bool = False
     server_rest: str = ""  # address of the REST API by which a server with an adapter is managed
+    direct_calls: bool = True
 
     def argv(self) -> tuple[str, ...]:
         """Returns the words of the command line."""
-        return (*CommandLine.argv(self), "--allow-code") if self.allow_code else CommandLine.argv(self)
+        flags = ["--allow-code"] if self.allow_code else []
+        flags += [] if self.direct_calls else ["--no-direct-calls"]
+        return (*CommandLine.argv(self), *flags)
 
     def _own(self) -> dict[str, str]:
         adapted = {"adapter": self.adapter, "server-models": str(self.server_models)} if self.adapter else {}

@@ -1,0 +1,454 @@
+"""One HTTP/2 connection to a server: its frames, its streams, and the accounts of flow control.
+
+The connection begins with the settings of both ends, and is `usable` once the server's have arrived. `post` sends a
+call at once, or returns None if the server takes no more calls, or not all of the call's bytes may wait here. A server
+that breaks the protocol loses the connection, with a log line that says what it did; so no state has to be repaired.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from mesh.telemetry import logs
+from mesh.wire import budget as budgets
+from mesh.wire import call, exchange, pieces
+from mesh.wire import reply as replies
+from mesh.wire.http2 import blocks, frames
+from mesh.wire.http2.frames import Code, ProtocolError, Setting
+from mesh.wire.http2.stream import WINDOW, Stream
+
+log = logs.get(__name__)
+
+_FRAME = 64 * 1024  # bytes of the longest frame that the server may send
+_CONNECTION = 16 << 20  # bytes that the server may send on all streams before the client has read them
+_MAX_UNSENT = 8 << 20  # bytes of requests that wait for the server's windows
+_MAX_STREAM = frames.MAX_STREAM - 1
+_SOON = 0.002  # seconds in which the end of a reply usually follows its only message, if it comes in another read
+_MAX_WRITTEN = 1 << 20  # bytes that the server has not read above which it gets no more calls
+_MAX_FLUSH = 1000  # answers to PING and SETTINGS while the server reads nothing
+
+_SETTINGS = {
+    Setting.HEADER_TABLE_SIZE: blocks.TABLE_SIZE,
+    Setting.ENABLE_PUSH: 0,
+    Setting.INITIAL_WINDOW_SIZE: WINDOW,
+    Setting.MAX_FRAME_SIZE: _FRAME,
+    Setting.MAX_HEADER_LIST_SIZE: blocks.MAX_BYTES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatistics:
+    """Current and past work of a connection."""
+
+    streams: int
+    calls: int  # sent so far
+    unsent: int  # bytes of requests that wait for the server's windows
+    usable: bool
+
+
+class _Line:
+    """The line of a call that has its connection from the beginning."""
+
+    def forget(self, owner: exchange.Exchange) -> None:
+        """Does nothing."""
+
+
+_LINE = _Line()
+
+
+class Connection(asyncio.Protocol):
+    """The client's end of one connection. For use in the event loop's thread only."""
+
+    transport: asyncio.Transport
+
+    def __init__(
+        self, address: str, *, limit: int, budget: budgets.Budget, policy: pieces.Pieces, authority: bytes
+    ) -> None:
+        """Makes a connection. `limit` is the size of the largest message that is held whole, in bytes; `budget` counts
+        the bytes of replies."""
+        self.address = address
+        self.limit = limit
+        self.budget = budget
+        self.pieces = policy
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._encoder = blocks.Encoder(authority)
+        self._decoder = blocks.Decoder()
+        self._streams: dict[int, Stream] = {}
+        self._next = 1
+        self._calls = 0
+        self._rest = b""  # the beginning of an incomplete frame
+        self._block: tuple[int, bool, bytearray] | None = None  # stream, whether it ends, and headers to be continued
+        self._leaving = False  # the server takes no new calls, or none are possible
+        self._lost = False
+        self._stalled = False  # the server does not take what is written
+        self._flushed = 0  # answers written while it does not
+        self._window = frames.WINDOW  # bytes that the server takes on all streams
+        self._initial = frames.WINDOW  # bytes that it takes on a new stream
+        self._frame = frames.SIZE  # bytes of the longest frame that it takes
+        self._most = _MAX_STREAM  # streams that it takes at once
+        self._unsent = 0
+        self._waiting: dict[int, Stream] = {}  # streams with bytes that wait for a window, in order
+        self._may_come = frames.WINDOW  # bytes that the server may still send
+        self._messages: list[Stream] = []  # streams with a message and no end, in the current read
+
+    # --- for the egress ---
+
+    @property
+    def ended(self) -> bool:
+        """True if this connection takes no call any more."""
+        return self._leaving or self._lost
+
+    @property
+    def usable(self) -> bool:
+        """True if calls can be sent, as far as this end knows."""
+        return self.ready.done() and not self._stalled and not self.ended
+
+    def post(
+        self,
+        method: bytes,
+        headers: call.Headers,
+        frame: bytes,
+        sink: exchange.Sink,
+        *,
+        timeout: bytes | None,
+        encoding: bytes,
+    ) -> exchange.Exchange | None:
+        """Sends a request of one message; `sink` gets the outcome later, never from within this method. Returns None,
+        and sends nothing, if this connection cannot take the call now. Raises ValueError for a `method`, `timeout` or
+        `encoding` that is not valid."""
+        block = self._encoder.block(method, headers, timeout=timeout, encoding=encoding)
+        size = len(frame)
+        waits = size > self._window or size > self._initial or bool(self._waiting)
+        if (
+            not self.usable
+            or len(self._streams) >= self._most
+            or len(block) > frames.SIZE
+            or (waits and self._unsent + size > _MAX_UNSENT)
+        ):
+            return None
+        number = self._next
+        self._next += 2
+        self._calls += 1
+        if self._next > _MAX_STREAM:
+            self._leaving = True
+        owner = exchange.Exchange(_LINE, sink, (), True)
+        stream = Stream(self, owner, number, self._initial)
+        self._streams[number] = stream
+        begin = frames.frame(frames.HEADERS, frames.END_HEADERS, number, block)
+        if waits:
+            self.transport.write(begin)
+            stream.unsent = memoryview(frame)
+            self._unsent += size
+            self._waiting[number] = stream
+            self._pump()
+        elif size <= self._frame:
+            self._window -= size
+            self.transport.write(begin + frames.frame(frames.DATA, frames.END_STREAM, number, frame))
+        else:
+            self._window -= size
+            self.transport.writelines([begin, *self._data(number, memoryview(frame), ends=True)])
+        return owner
+
+    def close(self) -> None:
+        """Ends the connection; calls in flight are lost."""
+        if not self._lost:
+            self.transport.write(frames.goodbye(Code.NO_ERROR))
+            self.transport.close()
+
+    def statistics(self) -> ConnectionStatistics:
+        """Returns the current state."""
+        return ConnectionStatistics(len(self._streams), self._calls, self._unsent, self.usable)
+
+    # --- for streams ---
+
+    def leave(self, stream: Stream, code: Code | None) -> None:
+        """Forgets a stream that is over, and resets it at the server if there is a code."""
+        if self._streams.pop(stream.number, None) is None:
+            return
+        self._forget(stream)
+        if code is not None and not self._lost:
+            self.transport.write(frames.reset(stream.number, code))
+        if self._leaving and not self._streams and not self._lost:
+            self.close()
+
+    def grant(self, stream: Stream, more: int) -> None:
+        """Lets the server send more bytes on a stream."""
+        if not self._lost:
+            self.transport.write(frames.window_update(stream.number, more))
+
+    # --- callbacks of the transport ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps the transport, and announces this end's settings."""
+        self.transport = transport  # type: ignore[assignment]  # uvloop's do not derive from asyncio's
+        self.transport.set_write_buffer_limits(high=_MAX_WRITTEN)
+        more = _CONNECTION - frames.WINDOW
+        self._may_come += more
+        self.transport.write(frames.PREFACE + frames.settings(_SETTINGS) + frames.window_update(0, more))
+
+    def data_received(self, data: bytes) -> None:
+        """Takes the frames of one read."""
+        if self._lost:
+            return
+        if self._rest:
+            data = self._rest + data
+        try:
+            at = self._read(data)
+        except ProtocolError as error:
+            self._break(error)
+            return
+        self._rest = data[at:]
+        if self._messages:
+            waiting, self._messages = self._messages, []
+            asyncio.get_running_loop().call_later(_SOON, self._begin, waiting)
+
+    def eof_received(self) -> bool:
+        """Treats the connection as ended, because the server will send no more answers."""
+        self.transport.abort()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Notifies all calls in flight of the end."""
+        why = f"{self.address} closed the connection" if exc is None else f"connection to {self.address} broke: {exc}"
+        self._lose(why)
+
+    def pause_writing(self) -> None:
+        """Takes no more calls: the server does not read."""
+        self._stalled = True
+
+    def resume_writing(self) -> None:
+        """Takes calls again."""
+        self._stalled = False
+        self._flushed = 0
+        self._pump()
+
+    # --- frames ---
+
+    def _read(self, data: bytes) -> int:
+        """Takes all complete frames. Returns the offset of the first incomplete one. Raises ProtocolError."""
+        at, end = 0, len(data)
+        while end - at >= frames.HEAD:
+            upper, lowest, kind, flags, number = frames.head_of(data, at)
+            size = upper << 8 | lowest
+            if size > _FRAME:
+                raise ProtocolError(f"a frame has {size} bytes", Code.FRAME_SIZE_ERROR)
+            begin = at + frames.HEAD
+            after = begin + size
+            if after > end:
+                break
+            at = after
+            number &= frames.MAX_STREAM
+            if self._block is not None and kind != frames.CONTINUATION:
+                raise ProtocolError("headers are not continued")
+            if not self.ready.done() and kind != frames.SETTINGS:
+                raise ProtocolError("the first frame is not SETTINGS: it does not speak HTTP/2")
+            content = data[begin:after]
+            if kind == frames.DATA:
+                self._on_data(number, flags, content)
+            elif kind == frames.HEADERS:
+                self._on_headers(number, flags, content)
+            elif kind in _STEERING:
+                _STEERING[kind](self, number, flags, content)
+            # PRIORITY, and frames of extensions, have no meaning here (5.5)
+        return at
+
+    def _on_data(self, number: int, flags: int, content: bytes) -> None:
+        size = len(content)
+        self._may_come -= size
+        if self._may_come < 0:
+            raise ProtocolError("it sends more than it may", Code.FLOW_CONTROL_ERROR)
+        if self._may_come < _CONNECTION // 2:
+            self.transport.write(frames.window_update(0, _CONNECTION - self._may_come))
+            self._may_come = _CONNECTION
+        stream = self._streams.get(number)
+        if stream is None:
+            self._known(number)
+            return
+        ends = bool(flags & frames.END_STREAM)
+        if not stream.data(frames.unpadded(flags, content), size, ends=ends):
+            raise ProtocolError("it sends more on a stream than it may", Code.FLOW_CONTROL_ERROR)
+        if not ends and stream.has_message:
+            self._messages.append(stream)
+
+    def _on_headers(self, number: int, flags: int, content: bytes) -> None:
+        content = frames.unpadded(flags, content)
+        if flags & frames.WITH_PRIORITY:
+            content = content[5:]
+        if flags & frames.END_HEADERS:
+            self._on_block(number, content, ends=bool(flags & frames.END_STREAM))
+        else:
+            self._block = (number, bool(flags & frames.END_STREAM), bytearray(content))
+
+    def _on_continuation(self, number: int, flags: int, content: bytes) -> None:
+        if self._block is None or self._block[0] != number:
+            raise ProtocolError("headers are continued that have not begun")
+        _, ends, block = self._block
+        block += content
+        if len(block) > blocks.MAX_BYTES or not (content or flags & frames.END_HEADERS):
+            raise ProtocolError(f"headers have more than {blocks.MAX_BYTES} bytes", Code.ENHANCE_YOUR_CALM)
+        if flags & frames.END_HEADERS:
+            self._block = None
+            self._on_block(number, bytes(block), ends=ends)
+
+    def _on_block(self, number: int, block: bytes, *, ends: bool) -> None:
+        fields = self._decoder.fields(block)
+        stream = self._streams.get(number)
+        if stream is None:
+            self._known(number)
+        else:
+            stream.fields(fields, ends=ends)
+
+    def _on_reset(self, number: int, flags: int, content: bytes) -> None:
+        code = frames.number(content)
+        stream = self._streams.get(number)
+        if stream is None:
+            self._known(number)
+        else:
+            stream.was_reset(code)
+
+    def _on_settings(self, number: int, flags: int, content: bytes) -> None:
+        if flags & frames.ACK:
+            return
+        for name, value in frames.read_settings(content):
+            if name == Setting.INITIAL_WINDOW_SIZE:
+                more, self._initial = value - self._initial, value
+                for stream in self._streams.values():
+                    stream.room += more
+            elif name == Setting.MAX_FRAME_SIZE:
+                self._frame = min(value, _FRAME)
+            elif name == Setting.MAX_CONCURRENT_STREAMS:
+                self._most = value
+        self._flush(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        if not self.ready.done():
+            self.ready.set_result(None)
+        self._pump()
+
+    def _on_ping(self, number: int, flags: int, content: bytes) -> None:
+        if len(content) != 8:
+            raise ProtocolError("a PING frame does not have 8 bytes", Code.FRAME_SIZE_ERROR)
+        if not flags & frames.ACK:
+            self._flush(frames.frame(frames.PING, frames.ACK, 0, content))
+
+    def _on_goaway(self, number: int, flags: int, content: bytes) -> None:
+        last = frames.number(content)
+        self._leaving = True
+        why = f"{self.address} ends the connection: {frames.named(frames.number(content, 4))}"
+        for stream in [one for one in self._streams.values() if one.number > last]:
+            self.leave(stream, None)
+            stream.lost(replies.Lost(replies.LostKind.UNSENT, why))
+        if not self._streams and not self._lost:
+            self.close()
+
+    def _on_window_update(self, number: int, flags: int, content: bytes) -> None:
+        more = frames.number(content)
+        if not number:
+            self._window += more
+            if not more or self._window > frames.MAX_WINDOW:
+                raise ProtocolError("a window is out of bounds", Code.FLOW_CONTROL_ERROR)
+        elif (stream := self._streams.get(number)) is not None:
+            stream.room += more
+            if not more or stream.room > frames.MAX_WINDOW:
+                raise ProtocolError("a window is out of bounds", Code.FLOW_CONTROL_ERROR)
+        if self._waiting:
+            self._pump()
+
+    def _on_push(self, number: int, flags: int, content: bytes) -> None:
+        raise ProtocolError("it pushes, which was not allowed")
+
+    def _known(self, number: int) -> None:
+        """Checks that a stream without a call was one: frames of a call that is over are still under way."""
+        if not number & 1 or number >= self._next:
+            raise ProtocolError(f"stream {number} was never opened")
+
+    # --- what is sent ---
+
+    def _pump(self) -> None:
+        """Sends what waits, as far as the windows allow it."""
+        for stream in tuple(self._waiting.values()):
+            if self._stalled or self._window <= 0:
+                return
+            rest = stream.unsent
+            assert rest is not None
+            count = min(len(rest), self._window, stream.room)
+            if count <= 0:
+                continue
+            self._window -= count
+            self._unsent -= count
+            stream.room -= count
+            ends = count == len(rest)
+            self.transport.writelines(self._data(stream.number, rest[:count], ends=ends))
+            if ends:
+                stream.unsent = None
+                del self._waiting[stream.number]
+            else:
+                stream.unsent = rest[count:]
+
+    def _data(self, number: int, content: memoryview, *, ends: bool) -> list[bytes]:
+        """Returns the DATA frames with this content."""
+        size = self._frame
+        last = len(content) - 1
+        return [
+            frames.frame(
+                frames.DATA, frames.END_STREAM if ends and at + size > last else 0, number, content[at : at + size]
+            )
+            for at in range(0, len(content), size)
+        ]
+
+    def _flush(self, answer: bytes) -> None:
+        """Sends an answer to a frame that steers. A server that keeps asking and does not read loses the connection."""
+        if self._stalled:
+            self._flushed += 1
+            if self._flushed > _MAX_FLUSH:
+                raise ProtocolError("it asks and does not read the answers", Code.ENHANCE_YOUR_CALM)
+        self.transport.write(answer)
+
+    # --- ends ---
+
+    def _begin(self, streams: list[Stream]) -> None:
+        """Turns replies into streams whose end has not followed their first message."""
+        for stream in streams:
+            stream.begins()
+
+    def _forget(self, stream: Stream) -> None:
+        """Drops what waits of a stream's request."""
+        if self._waiting.pop(stream.number, None) is not None and stream.unsent is not None:
+            self._unsent -= len(stream.unsent)
+
+    def _break(self, error: ProtocolError) -> None:
+        """Ends a connection on which the server breaks the protocol."""
+        log.warning("the model server breaks HTTP/2", server=self.address, why=str(error), code=error.code.name)
+        self._fail(error)
+        self.transport.write(frames.goodbye(error.code, str(error)))
+        self._lose(f"{self.address} breaks HTTP/2: {error}")
+        if self._stalled:
+            self.transport.abort()  # the close would wait for the server to read
+        else:
+            self.transport.close()
+
+    def _fail(self, error: Exception) -> None:
+        if not self.ready.done():
+            self.ready.set_exception(error)
+            self.ready.exception()  # or asyncio would log it if nobody waits any more
+
+    def _lose(self, why: str) -> None:
+        """Ends all calls."""
+        if self._lost:
+            return
+        self._lost = True
+        self._fail(ConnectionError(why))
+        streams, self._streams = self._streams, {}
+        self._waiting.clear()
+        self._unsent = 0
+        self._rest = b""
+        for stream in streams.values():
+            stream.lost(replies.Lost(stream.how_far, why))
+
+
+_STEERING = {
+    frames.RST_STREAM: Connection._on_reset,
+    frames.SETTINGS: Connection._on_settings,
+    frames.PUSH_PROMISE: Connection._on_push,
+    frames.PING: Connection._on_ping,
+    frames.GOAWAY: Connection._on_goaway,
+    frames.WINDOW_UPDATE: Connection._on_window_update,
+    frames.CONTINUATION: Connection._on_continuation,
+}
