@@ -107,7 +107,7 @@ async def run(etcd: EtcdServer, folder: Path, results: Results, plan: Plan) -> N
             continue
         results.described[f"{name}, directly"] = (
             f"{name}, as `mesh up --server {kind}` starts it; through the mesh, the calls pass Envoy, a router's "
-            "worker, the pod's relay and its Envoy before they reach the same process"
+            "worker and the pod's relay before they reach the same process"
         )
         models = await asyncio.to_thread(_models, kind, folder, environment)
         async with _ways(etcd, folder / kind, kind, name, models) as ways:

@@ -1,9 +1,9 @@
 """The cost of the way to a foreign model server: CPU per call of the relay, with each egress, beside an Envoy alone.
 
-The same calls go in turn through two meshes with a foreign server, one for each egress, through a mesh with an ONNX
-server, and through a single Envoy to the same kind of foreign server. The foreign server is the example runtime; its
-CPU is not the subject here. An Envoy alone is the least that a hop of real gRPC costs: HTTP/2 in, HTTP/2 out, and no
-checks of copies, ids or fences.
+The same calls go in turn through three meshes with a foreign server: one whose relay sends them itself, and one for
+each egress, whose relay sends no call itself. They also go through a mesh with an ONNX server, and through a single
+Envoy to the same kind of foreign server. The foreign server is the example runtime; its CPU is not the subject here. An
+Envoy alone is the least that a hop of real gRPC costs: HTTP/2 in, HTTP/2 out, and no checks of copies, ids or fences.
 
 To see whether our own server has become slower, name a checkout of an earlier commit in `MESH_BENCH_BEFORE`: a mesh of
 that code is then measured in turn with the others, so that both see the same machine.
@@ -43,6 +43,7 @@ V2 = ("--v2", "--method", "inference.GRPCInferenceService/ModelInfer=1")
 MODEL = "regression"
 
 _OWN, _BEFORE = "own server", "own, before"
+_RELAYS = ("direct", "envoy", "grpc")
 
 
 @dataclass
@@ -62,7 +63,7 @@ async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
     message = infer_request(MODEL, **{models.LOGISTIC_REGRESSION_INPUT: features}).SerializeToString()
     async with contextlib.AsyncExitStack() as stack:
         ways: dict[str, Way] = {}
-        for egress in ("envoy", "grpc"):
+        for egress in _RELAYS:
             ways[f"relay, {egress}"] = await stack.enter_async_context(_relayed(etcd, folder / egress, egress))
         ways["Envoy alone"] = await stack.enter_async_context(_envoy(folder / "alone"))
         ways[_OWN] = await stack.enter_async_context(_own(etcd, folder / "own"))
@@ -114,7 +115,7 @@ def _print(ways: dict[str, Way], console: Console) -> None:
         ratios = [now / before for now, before in zip(ways[_OWN].rates, ways[_BEFORE].rates, strict=True)]
         console.print(f"{_OWN}: {statistics.median(ratios):.3f} times the calls/s of before")
     least = statistics.median(hop["Envoy alone"])
-    for name in ("relay, envoy", "relay, grpc"):
+    for name in (f"relay, {egress}" for egress in _RELAYS):
         console.print(f"{name}: {statistics.median(hop[name]) / least:.2f} times the CPU of Envoy alone")
 
 
@@ -127,9 +128,12 @@ def _code_of(tree: Path) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def _relayed(etcd: EtcdServer, folder: Path, egress: str) -> AsyncIterator[Way]:
-    """Starts a mesh with a pod whose relay has that egress."""
+    """Starts a mesh with a pod whose relay has that egress, or, for "direct", sends the calls itself."""
     folder.mkdir()
-    async with ForeignMesh(folder, etcd, *V2, egress=egress, log_level="info") as it:
+    direct = egress == "direct"
+    async with ForeignMesh(
+        folder, etcd, *V2, egress="envoy" if direct else egress, direct=direct, log_level="info"
+    ) as it:
         path = it.mesh.write(MODEL, b"1.5")
         await it.mesh._register(MODEL, "example", path, load=True, sync=True, router=0)
 

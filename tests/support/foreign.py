@@ -67,18 +67,21 @@ class ForeignMesh:
         onnx_pods: int = 0,
         types: str = "any",
         egress: str = "auto",
+        direct: bool = True,
         **more: Any,
     ) -> None:
         """Makes a mesh whose servers get `options`. `way` says how the servers are started and reached: child-socket,
         child-port, neighbour-socket, neighbour-port, or neighbour-apart, which answers calls at another address than
-        the SPI. `types` are the model types that their pods take, `egress` is the program that carries calls to the
-        servers, and `onnx_pods` is the number of additional ONNX pods."""
+        the SPI. `types` are the model types that their pods take. `egress` is the program that carries calls to the
+        servers; with `direct`, relays send calls of one message themselves. `onnx_pods` is the number of additional
+        ONNX pods."""
         self.diary = folder / "diary"
         said = [*(options or INJECTED), "--diary", str(self.diary)]
         self.servers: list[Program] = []
         options_of = {}
         for number in range(1, pods + 1):
             options_of[f"pod-{number}"] = ["--types", types, "--egress", egress]
+            options_of[f"pod-{number}"] += [] if direct else ["--no-direct-calls"]
             if way.startswith("child"):
                 listen = "unix:{socket}" if way == "child-socket" else "127.0.0.1:{port}"
                 line = " ".join(exampleruntime.argv(listen, *said))

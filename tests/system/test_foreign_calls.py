@@ -30,12 +30,18 @@ RULES = (
 M = (("mm-model-id", "m"),)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc", "direct"])
 async def it(request, tmp_path_factory, etcd_server):
-    """A mesh of one example runtime, which limits the concurrent calls of each model, with the model `m`. The relay's
-    egress is of the same kind as the router's edge."""
+    """A mesh of one example runtime with the model `m`.
+
+    With "envoy" and "grpc", the runtime limits the concurrent calls of each model, and an egress of the same kind as
+    the router's edge carries all calls. With "direct", there is no limit, and the relay sends calls of one message
+    itself.
+    """
+    edge = "envoy" if request.param == "direct" else request.param
+    rules = RULES if request.param != "direct" else [word for word in RULES if word not in ("--concurrency", "2")]
     async with ForeignMesh(
-        tmp_path_factory.mktemp("calls"), etcd_server, *RULES, edge=request.param, egress=request.param
+        tmp_path_factory.mktemp("calls"), etcd_server, *rules, edge=edge, egress=edge, direct=request.param == "direct"
     ) as it:
         await it.register("m", now=True)
         yield it
@@ -110,6 +116,7 @@ async def test_a_method_that_is_not_listed_passes_unchanged_if_any_is_allowed(it
     assert refused.value.details() == "Method not found or not permitted: mmesh.ModelRuntime/unloadModel"
 
 
+@pytest.mark.parametrize("it", ["envoy", "grpc"], indirect=True, scope="module")
 async def test_a_model_gets_no_more_calls_at_once_than_its_server_allows(it):
     """Calls beyond a copy's limit wait in the relay, and all are answered."""
     calls = [it.predict(PredictRequest(text="sleep 0.2"), metadata=M, timeout=30) for _ in range(7)]
@@ -223,6 +230,6 @@ async def test_a_pods_metrics_show_its_relay_and_egress(it, request):
     (pod,) = (await it.mesh.rest("GET", "/mesh/v1/pods")).json["pods"]
     text = (await it.mesh.get(f"http://{pod['probe']}/metrics")).body.decode()
     memory = dict(re.findall(r'process_resident_memory_bytes\{process="(\S+)"\} (\S+)', text))
-    envoy = {"egress"} if "envoy" in request.node.callspec.id else set()
+    envoy = set() if "grpc" in request.node.callspec.id else {"egress"}
     assert memory.keys() - {"agent"} == {"relay"} | envoy
     assert all(float(size) > 10 << 20 for size in memory.values())

@@ -73,7 +73,7 @@ class Other(WithoutPost):
         self.posted = self.sent = self.opened = 0
 
     async def up(self) -> None:
-        """Is up."""
+        """Returns at once."""
 
     def post(self, *_: object, **__: object) -> None:
         self.posted += 1
@@ -85,7 +85,7 @@ class Other(WithoutPost):
         self.opened += 1
 
     async def close(self) -> None:
-        """Has nothing to end."""
+        """Ends nothing."""
 
 
 class Direct:
