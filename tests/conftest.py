@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support.fixtures import etcd, etcd_server, keys, own_etcd
 
@@ -27,7 +27,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 settings.register_profile(
     "mesh",
-    deadline=None,  # how long an example takes says how busy the machine is, not whether the code is right
+    # How long an example takes says how busy the machine is, not whether the code is right.
+    deadline=None,
+    suppress_health_check=(HealthCheck.too_slow,),
     derandomize=bool(os.environ.get("CI")),
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "25")),
 )
