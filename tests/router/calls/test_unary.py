@@ -59,14 +59,17 @@ async def test_a_hit_is_sent_at_once_and_its_reply_comes_back_as_it_came(core):
     assert len(core.forwarder.tasks) == 0
 
 
-async def test_a_failure_of_the_model_server_is_passed_through(core):
-    """A failure of the model server, even UNAVAILABLE, is passed on with its code, text and metadata. The copy stays
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED], ids=lambda code: code.name)
+async def test_a_failure_of_the_model_server_is_passed_through(core, code):
+    """The caller gets the failure with its code, text and metadata, although another copy could answer. The copy stays
     callable."""
-    resident(core)
+    resident(core, "a", "b")
     call = core.call()
-    core.sent("a")[0].fail(Code.UNAVAILABLE, "not today", [(b"grpc-status-details-bin", b"x"), (b"mesh-load", b"0")])
-    assert call.answers == [(14, "not today", None, [(b"grpc-status-details-bin", b"x")], [])]
-    assert core.world.callable("m") == ["a"]
+    pod = where(core, "a", "b")
+    core.sent(pod)[0].fail(code, "not today", [(b"grpc-status-details-bin", b"x"), (b"mesh-load", b"0")])
+    assert call.answers == [(code, "not today", None, [(b"grpc-status-details-bin", b"x")], [])]
+    assert len(core.sent("a")) + len(core.sent("b")) == 1
+    assert sorted(core.world.callable("m")) == ["a", "b"]
 
 
 async def test_a_compressed_reply_says_so(core):

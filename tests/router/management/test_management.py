@@ -150,6 +150,22 @@ async def test_a_model_is_registered(desk):
     assert (again.status, again.created) == ("NOT_LOADED", False)
 
 
+@pytest.mark.parametrize("special", ["***LOGCACHE***", "***GETSTATE***"])
+async def test_the_predecessors_special_ids_are_ordinary_ids(desk, special):
+    """ModelMesh answers a status request for these ids with its state, or logs the state. Here they name no model until
+    one is registered."""
+    ask = pb.GetStatusRequest(modelId=special)
+    seen = []
+    for _ in range(2):
+        call = await desk.call("/mmesh.ModelMesh/getModelStatus", ask)
+        seen.append(pb.ModelStatusInfo.FromString(call.answers[0][2][framing.PREFIX :]))
+        await desk.management.register(special, "onnx", "p")
+    assert [(info.status, list(info.errors)) for info in seen] == [
+        (pb.ModelStatusInfo.NOT_FOUND, []),
+        (pb.ModelStatusInfo.NOT_LOADED, []),
+    ]
+
+
 @pytest.mark.parametrize("other", [("onnx2", "p", "k"), ("onnx", "p2", "k"), ("onnx", "p", "k2")])
 async def test_other_attributes_are_a_conflict(desk, other):
     await desk.management.register("m", "onnx", "p", "k")
