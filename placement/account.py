@@ -106,7 +106,7 @@ def settle(
     load, 0 if there is none. `reserved` is the room that the books hold for the load, and `free` the rest of the books'
     room. `growth` is None if the server's memory cannot be observed. `believed` means that the memory has not refuted
     the server's sizes. A remembered size that a load alone does not confirm is halved, so that a wrong size is
-    forgotten."""
+    forgotten. All sizes are in bytes."""
     said, predicted = stated(said), stated(predicted)
     if growth is None:
         if plausible(said, capacity):
@@ -140,8 +140,9 @@ class Factor:
         self._beyond = 0  # loads in a row after which the memory exceeded what the largest factor explains
 
     def loaded(self, observed: int, accounted: int, *, capacity: int) -> None:
-        """Adds an observation after a load. If the largest factor does not explain several of them in a row, the
-        server's sizes are refuted at once, because its memory may be full a few loads later."""
+        """Adds an observation after a load, with arguments as for `look`. If the largest factor does not explain
+        several of them in a row, the server's sizes are refuted at once, because its memory may be full a few loads
+        later."""
         beyond = observed - max(SLACK_BYTES, int(capacity * SLACK_SHARE)) > MOST * accounted
         self._beyond = self._beyond + 1 if beyond else 0
         if self._beyond >= SOON_REFUTED:
@@ -165,7 +166,8 @@ class Factor:
             self.believed = False
 
     def scaled(self, size: Footprint, *, guessed: bool = False, least_bytes: int = 0) -> Footprint:
-        """Returns a footprint as the books count it. The factor applies to host memory."""
+        """Returns a footprint as the books count it. The factor applies to host memory only. A factor below 1
+        applies to guesses only, and leaves at least `least_bytes`."""
         if self.value >= 1.0:
             host = math.ceil(size.host_bytes * self.value)
         elif guessed:

@@ -70,7 +70,7 @@ class PlannedPods:
         return self._pods.get(name)
 
     def take(self, name: str, footprint: Footprint) -> None:
-        """Adds a load to the figures of the pod that will get it."""
+        """Adds a load to the figures of the named pod."""
         pod = self._pods[name]
         need = footprint.on(device=pod.has_device)
         self._pods[name] = pod.with_more(
@@ -78,7 +78,8 @@ class PlannedPods:
         )
 
     def preferences(self, model_type: str) -> Mapping[frozenset[str], bool] | None:
-        """Returns the sets of labels that a type prefers, stated or inferred, or None if no type has constraints."""
+        """Returns for each pod's set of labels whether a type prefers it (`Constraints.preferences`), or None if no
+        type has constraints."""
         if self._constraints is NONE:
             return None
         if model_type not in self._preferences:
@@ -87,17 +88,17 @@ class PlannedPods:
         return self._preferences[model_type]
 
     def zones(self, names: Iterable[str]) -> list[str]:
-        """Returns the zones of the given pods."""
+        """Returns the zone of each of these pods, without pods that are not known."""
         return [self._pods[name].zone for name in names if name in self._pods]
 
     @property
     def capacity_bytes(self) -> int:
-        """Returns the capacity of all pods, both memories together."""
+        """The capacity of all pods, in bytes of host and device memory together."""
         return sum(pod.capacity_bytes + pod.device_capacity_bytes for pod in self._pods.values())
 
     @property
     def free_share(self) -> float:
-        """Returns the free share of all capacity. For each pod, the fuller of its two memories counts."""
+        """The free share of all capacity, from 0 to 1. For each pod, the fuller of its two memories counts."""
         free = 0.0
         for pod in self._pods.values():
             capacity = Footprint(pod.capacity_bytes, pod.device_capacity_bytes)
@@ -107,5 +108,5 @@ class PlannedPods:
 
     @property
     def oldest_idle_ms(self) -> int:
-        """Returns the idle time of the mesh's least recently used copy."""
+        """The idle time of the mesh's least recently used copy, in milliseconds; 0 if there is none."""
         return max((pod.oldest_idle_ms for pod in self._pods.values()), default=0)

@@ -80,7 +80,7 @@ def quarantine(blames: Iterable[Blame], now_ms: int) -> str:
 
 
 def refused(blames: Iterable[Blame], now_ms: int) -> frozenset[str]:
-    """Returns the digests of requests that are not sent to the model, because each of them alone is known to have
+    """Returns the digests of requests that must not be sent to the model, because each of them alone is known to have
     killed a server recently."""
     return frozenset(
         digest
@@ -98,12 +98,12 @@ def on_probation(blames: Iterable[Blame], now_ms: int) -> bool:
 
 def exhausted(left_bytes: int, fallen_bytes: int, whole_bytes: int) -> bool:
     """Returns whether a pod that was killed completely had probably run out of memory. `left_bytes` is the free memory
-    at the last sample, `fallen_bytes` the decrease since the sample before."""
+    at the last sample, `fallen_bytes` the decrease since the sample before, and `whole_bytes` all memory."""
     return left_bytes - _LOOKS * max(0, fallen_bytes) <= _LITTLE * whole_bytes
 
 
 def _different(blames: Iterable[Blame]) -> int:
-    """Counts the blames for requests that no earlier blame names."""
+    """Counts the blames that name a request which no earlier one names."""
     seen: set[str] = set()
     count = 0
     for blame in blames:

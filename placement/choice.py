@@ -52,9 +52,9 @@ class ChoiceVerdict(enum.Enum):
     NO_PODS = "no pods"
     """There are no pods, or each pod that could hold the model is excluded or accepts no loads. A retry may succeed."""
     NOWHERE = "nowhere"
-    """The model exceeds the capacity of every pod that its type may run on: waiting does not help."""
+    """Every pod is too small for the model, or must not take its type: waiting does not help."""
     NO_ROOM = "no room"
-    """Every pod that could hold the model is full of copies used more recently than the model."""
+    """No pod takes the model, and at least one only because it is full of copies used more recently than the model."""
 
 
 class IneligibilityCause(enum.Enum):
@@ -73,7 +73,7 @@ class Ineligible:
 
     pod: str
     cause: IneligibilityCause
-    why: str  # follows the pod's name in a sentence: "has a capacity of 64 MiB, but the model needs 80 MiB"
+    why: str  # follows the pod's name in a sentence: "has a capacity of 64 MiB, and the model needs 80 MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ def choose(
 
 
 def fits(pod: Candidate, footprint: Footprint) -> bool:
-    """Returns whether the model fits into the pod's free host and device memory."""
+    """Returns whether a model of that footprint fits into the pod's free host and device memory."""
     return _has_free(pod, footprint.on(device=pod.has_device))
 
 

@@ -11,7 +11,7 @@ label in both lists counts as required.
 GPU pods and CPU pods are distinguished in the same way: pods with a device have a label; a type that requires the label
 never runs without a device, and a type that prefers it falls back to other pods if no pod with a device has room.
 
-For a type that states no preference one is inferred, as in the predecessor: of the pods that it may use, it prefers
+For a type that states no preference, one is inferred, as in the predecessor: of the pods that it may use, it prefers
 those open to the fewest other types. So pods that are open to every type stay free for the others.
 
 A change at run time creates a new `Constraints`. `copies` then moves copies off pods that are no longer allowed.
@@ -117,5 +117,5 @@ def _labels(name: str, which: str, value: Any) -> frozenset[str]:
     if value is None:
         return frozenset()
     if not isinstance(value, list) or not all(isinstance(label, str) and label for label in value):
-        raise ValueError(f"the {which} labels of type {name!r} are not a list of texts")
+        raise ValueError(f"the {which} labels of type {name!r} are not a list of non-empty strings")
     return frozenset(value)

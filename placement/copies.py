@@ -11,7 +11,8 @@ copies is young, so that a copy is not removed by the effect that it had itself.
 immediately.
 
 A copy in a pod that its type may no longer use does not count: another one is loaded first, and then the old one is
-unloaded. It is unloaded immediately if every allowed pod is full of models used more recently. A model whose last copy
+unloaded. It is unloaded immediately if every allowed pod is full of models used more recently, or if the load in
+another pod has just failed. A model whose last copy
 was lost with a pod gets a new one if it was used recently; that load evicts no models used more recently.
 
 Each round is bounded: loads under way and new ones may only take a share of the mesh's memory, the most urgent first,
@@ -295,13 +296,13 @@ def _allowed(pod: Candidate, model_type: str, constraints: Constraints) -> bool:
 
 
 def _expelled(model: ScaledModel, pods: Sequence[Candidate], constraints: Constraints) -> Iterable[Action]:
-    """Yields the unloads of copies in pods that the type may no longer use, if all allowed pods are full of models used
-    more recently. A copy that was loaded there instead would be the next victim."""
+    """Yields the unloads of loaded copies in pods that the type may no longer use. The caller has found that no allowed
+    pod can load the model now."""
     by_name = {pod.name: pod for pod in pods}
     for copy in model.copies:
         pod = by_name.get(copy.pod)
         if copy.loaded and pod is not None and not _allowed(pod, model.model_type, constraints):
-            why = "its type may not use that pod, and other pods have room only for models used more recently"
+            why = "its type may not use that pod, and no other pod can load it now"
             yield Action(ActionKind.UNLOAD, model.model_id, copy.pod, why)
 
 

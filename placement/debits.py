@@ -50,7 +50,7 @@ class DebitsStatistics:
     """The number and the sums of debits at one moment."""
 
     debits: int
-    bytes: int
+    bytes: int  # of host memory
 
 
 class Debits:
@@ -79,8 +79,8 @@ class Debits:
         self._debited.pop(pod, None)
 
     def done(self, key: Hashable, *, loaded: bool = True, measured: Footprint | None = None) -> None:
-        """Notes that the load has ended. Unless it is `loaded`, its bytes are free again; otherwise the `measured`
-        bytes stay debited until they are published."""
+        """Notes that a load has ended. If it succeeded (`loaded`), its bytes stay debited until they are published: the
+        `measured` ones, if they are known. If it failed, they are free again."""
         debit = self._debits.get(key)
         if debit is None:
             return
@@ -109,7 +109,7 @@ class Debits:
             self._drop(key)
 
     def apply(self, pods: Iterable[Candidate], now_ms: int) -> list[Candidate]:
-        """Returns the pods as they will look once they have published the loads sent to them."""
+        """Returns the pods as they will look once they have published the loads sent to them, in the same order."""
         self._expire(now_ms)
         if not self._debits:
             return list(pods)

@@ -47,8 +47,8 @@ def plan(
     avoided: Mapping[str, str] = choice.NOTHING,
     width: int = WIDTH,
 ) -> Plan:
-    """Plans the next step. The drain is over when the plan has no action and no load elsewhere is under way. Models
-    that are then still unmet find no room in any other pod."""
+    """Plans the next step. The drain is over when the plan has no action, no load elsewhere is under way, and all
+    copies elsewhere are settled. Models that are then still unmet find no room in any other pod."""
     room = PlannedPods(pods, constraints)
     under_way = sum(1 for copy in held if copy.loading_in and not copy.loaded_in)
     loads: list[Action] = []

@@ -52,7 +52,7 @@ RETRY_MS = 60_000
 """Time after which an unhealthy pod gets one load as a trial."""
 
 MODELS = 10_000
-"""Models whose failures are kept; beyond that, the oldest failures are dropped."""
+"""Number of models whose failures are kept; beyond that, those looked up least recently are dropped."""
 
 
 class FailureKind(enum.Enum):
@@ -104,7 +104,8 @@ class Failure:
 
 
 def pause_ms(kind: FailureKind, failing_ms: int, asked_ms: int = 0) -> int:
-    """Returns the pause before a retry of a load that has been failing for `failing_ms`."""
+    """Returns the pause before a retry of a load that has been failing for `failing_ms`. `asked_ms` is the pause that
+    the store asked for, or 0."""
     if kind is FailureKind.LASTING:
         return EXPIRY_MS
     return max(min(max(FIRST_PAUSE_MS, failing_ms), LONGEST_PAUSE_MS), min(asked_ms, MOST_ASKED_MS))
@@ -233,13 +234,13 @@ class Failures:
             self._models.pop(model_id, None)
 
     def tried(self, pod: str, now_ms: int) -> None:
-        """Notes a load sent to a pod. An unhealthy pod then gets no other load until this one has ended, or until
+        """Notes a load sent to a pod. An unhealthy pod then gets no other load until this one has succeeded, or until
         `RETRY_MS` have passed."""
         if pod in self._pods:
             self._pods[pod].probed_ms = now_ms
 
     def forget_pod(self, pod: str) -> None:
-        """Forgets a pod that has disappeared or restarted."""
+        """Forgets all failures in a pod that has disappeared or restarted."""
         self._pods.pop(pod, None)
         for model_id in [model_id for model_id, model in self._models.items() if pod in model.failures]:
             failures = self._models[model_id].failures
@@ -294,7 +295,7 @@ class Failures:
         return {pod: why for pod, why in found.items() if now_ms - self._last_try(pod) < RETRY_MS}
 
     def statistics(self) -> FailuresStatistics:
-        """Returns the numbers of kept failures."""
+        """Returns how many models have failures, and how many pods have evidence against them."""
         return FailuresStatistics(len(self._models), len(self._pods))
 
     def _alive(self, model: _ModelFailures, now_ms: int) -> list[Failure]:

@@ -21,7 +21,7 @@ SESSION_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes in each memory."""
+    """Numbers of bytes in host memory and in device memory."""
 
     host_bytes: int = 0
     device_bytes: int = 0
@@ -101,7 +101,7 @@ class Figures(Protocol):
 
 def guess(pods: Sequence[Figures]) -> Footprint:
     """Returns the estimate for a model that was never measured: the average of all copies, or of the copies on devices
-    if there are any. No pod refuses a load because of this estimate."""
+    if there are any. It is never larger than a pod, so no pod refuses a load because of it."""
     devices = [pod for pod in pods if pod.device_capacity_bytes and pod.copies]
     seen = devices or pods
     on_devices = [pod.device_capacity_bytes for pod in pods if pod.device_capacity_bytes]

@@ -28,7 +28,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Fate(enum.Enum):
-    """The outcome of a look for a waiting load."""
+    """The outcome for a waiting load."""
 
     GOES = "goes"
     WAITS = "waits"
@@ -60,8 +60,8 @@ def look(waiters: Collection[WaitingLoad[K]], ask: Callable[[K], RoomDecision], 
     """Looks at all waiting loads once, and yields a step for each.
 
     Carry out each step before taking the next one, because room is given only once. For a load in memory, `ask` counts
-    memory held by other waiting loads in memory as `growing`. A load gets no step if it needs at least as much as an
-    earlier one that found no room: with thousands of copies, the question is too expensive.
+    memory held by other waiting loads in memory as `growing`. A newcomer gets no step if it needs at least as much as
+    an earlier one that found no room: with thousands of copies, the question is too expensive.
     """
     hopeless: list[Step[K]] = []
     hope = False  # a load in memory proceeds, or waits for something that ends
@@ -101,7 +101,8 @@ def _fate(room: RoomDecision, patient: bool) -> tuple[Fate, RoomDecision]:
 
 
 def _settled(hopeless: list[Step[K]], hope: bool) -> Iterator[Step[K]]:
-    """Yields the steps of loads in memory that wait only for each other, in their order."""
+    """Yields the steps of the loads in memory that cannot get room, in their order. Without `hope`, the last of several
+    gives way, and a single one is refused."""
     *others, last = hopeless
     if not hope and not others:
         yield last

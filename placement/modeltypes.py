@@ -1,9 +1,8 @@
 """Types of models that a pod's server takes, and whether a model's type is among them.
 
-A pod lists types as `name` or `name:version`; one that lists none takes any. A model's type is written as ModelMesh's
-users write it: `onnx`, `onnx:1`, or as its controller does, `mt:onnx:1|pv:grpc-v2`. A version counts only if both sides
-name one.
-"""
+A pod lists types as `name` or `name:version`; a pod that lists none takes any model. A model's type is written as
+ModelMesh's users write it: `onnx`, `onnx:1`, or as its controller does, `mt:onnx:1|pv:grpc-v2`. A version counts only
+if both sides name one."""
 
 from collections.abc import Iterable
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class Candidate:
     """One candidate for a load. Sizes in bytes, ages in milliseconds.
 
-    Never changed once created. The class is not frozen, because construction would take four times as long, and every
-    cold start constructs some."""
+    No instance is changed after its construction. The class is not frozen, because construction would take four times
+    as long, and every cold start constructs some."""
 
     name: str
     capacity_bytes: int  # of host memory

@@ -43,7 +43,8 @@ def plan(
     avoided: Mapping[str, str] = choice.NOTHING,
     most: int = 64,
 ) -> Plan:
-    """Plans at most `most` loads. `avoided` maps pods that get no loads to the reason."""
+    """Plans at most `most` loads of idle models, the most recently used first. `avoided` maps pods that get no loads to
+    the reason."""
     room = PlannedPods(pods, constraints)
     actions: list[Action] = []
     for number, model in enumerate(sorted(models, key=lambda model: (model.idle_ms, model.model_id))):
@@ -73,7 +74,7 @@ def plan(
 
 
 def has_space(pod: Candidate) -> bool:
-    """Returns whether a pod can take any preload."""
+    """Returns whether a pod can take a preload of the smallest model."""
     return _why_not(pod, Footprint(1, 1)) is None
 
 

@@ -7,7 +7,8 @@ from placement.failures import Failure, FailureKind
 
 
 class RecordedFailure(Protocol):
-    """A failed load in a model's record. Times are by the clock of the host that wrote it."""
+    """A failed load in a model's record. Times are milliseconds since the epoch, by the clock of the host that wrote
+    the record."""
 
     @property
     def pod(self) -> str:
@@ -15,11 +16,11 @@ class RecordedFailure(Protocol):
 
     @property
     def at_ms(self) -> int:
-        """The time of the failure."""
+        """The time at which the load failed."""
 
     @property
     def text(self) -> str:
-        """The loader's text."""
+        """The error text of the load."""
 
     @property
     def kind(self) -> FailureKind:
@@ -31,7 +32,7 @@ class RecordedFailure(Protocol):
 
     @property
     def asked_ms(self) -> int:
-        """Pause that the store asked for."""
+        """Pause that the store asked for, in milliseconds, or 0."""
 
     @property
     def secrets(self) -> str:

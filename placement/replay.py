@@ -68,7 +68,7 @@ def render(question: Question, answer: RoomDecision) -> str:
 
 
 def parse(line: str) -> tuple[Question, RoomVerdict, tuple[str, ...]]:
-    """Parses a line into the question and the answer that it got. Raises ValueError."""
+    """Parses a line into the question and the answer that it got. Raises ValueError if the line is not a record."""
     try:
         data = json.loads(line)
         held = tuple(_held(item) for item in data["held"])
@@ -85,7 +85,7 @@ def parse(line: str) -> tuple[Question, RoomVerdict, tuple[str, ...]]:
         )
         return question, RoomVerdict(data["verdict"]), tuple(str(victim) for victim in data["victims"])
     except (AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"not a decision: {error!r}") from error
+        raise ValueError("it lacks a field of a decision, or has one of another type") from error
 
 
 def _held(item: dict[str, Any]) -> ResidentCopy:
@@ -104,7 +104,8 @@ def _held(item: dict[str, Any]) -> ResidentCopy:
 
 
 def replay(lines: Iterable[str]) -> tuple[int, list[Difference]]:
-    """Returns the number of questions, and those with another answer. Raises ValueError with the line's number."""
+    """Returns the number of questions, and those that are now answered differently. Raises ValueError, with the line's
+    number, if a line is not a record."""
     count, found = 0, []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -104,7 +104,7 @@ class RoomVerdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class RoomDecision:
-    """The decision. `victims` is empty unless the verdict is EVICT."""
+    """The result of a search. `victims` is empty unless the verdict is EVICT."""
 
     verdict: RoomVerdict
     victims: tuple[str, ...]
@@ -176,10 +176,10 @@ def search(
     busy: Iterable[ResidentCopy] = (),
     on_looked: Callable[[Sequence[ResidentCopy]], None] | None = None,
 ) -> RoomDecision:
-    """Runs `make_room` over the copies of a policy, and examines no more of them than needed.
+    """Runs `make_room` over copies in the policy's order of eviction, and examines only as many as needed.
 
     `look` returns a copy's current state, with its `standing` by the same policy. `spares` counts copies elsewhere; if
-    there are any, a few more copies are examined than needed, so that a spare can be evicted first. `busy` are copies
+    there are any, at least `CANDIDATES` copies are examined, so that a spare can be evicted first. `busy` are copies
     that the policy does not know because they are still loading. `on_looked` is called with the examined copies."""
     short = need.short
     looked: list[ResidentCopy] = []

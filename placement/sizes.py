@@ -117,8 +117,8 @@ class SizesStatistics:
     """The accuracy of estimates. Bytes are sums of host and device memory."""
 
     predictions: int  # compared with a measurement
-    over: int  # too large: copies were evicted for nothing
-    under: int  # too small: memory was reserved twice for a moment
+    over: int  # larger than the measurement by more than `TOLERANCE`
+    under: int  # smaller by more than `TOLERANCE`
     over_bytes: int
     under_bytes: int
     types: int  # with observations
@@ -156,7 +156,7 @@ class Sizes:
             return Prediction(footprint, Source.MEASURED, f"{footprint}, measured by an earlier load{where}")
         if not file_bytes:
             return self._bounded(
-                Footprint(self._default_bytes), 0, limit_bytes, Source.DEFAULT, "nothing is known of it"
+                Footprint(self._default_bytes), 0, limit_bytes, Source.DEFAULT, "nothing is known about it"
             )
         fit = self.fit(model_type, device=device)
         if fit is None:
@@ -176,7 +176,7 @@ class Sizes:
         file_bytes: int = 0,
         device: bool = False,
     ) -> None:
-        """Learns from a measured load; ignores 0 bytes, from a server that does not measure."""
+        """Learns from a measured load. A measurement of 0 bytes is ignored: its server does not measure."""
         took = measured.total_bytes
         if not took:
             return
@@ -196,7 +196,7 @@ class Sizes:
             seen.fit = None
 
     def fit(self, model_type: str, *, device: bool = False) -> Fit | None:
-        """Returns the line of a type; None while there are too few loads."""
+        """Returns the line of a type, or None while there are too few loads."""
         seen = self._seen.get((model_type, device))
         if seen is None or max(len(seen.small), len(seen.large)) < ENOUGH:
             return None
@@ -205,7 +205,7 @@ class Sizes:
         return seen.fit
 
     def statistics(self) -> SizesStatistics:
-        """Returns the accuracy so far."""
+        """Returns how accurate the estimates have been so far."""
         types = len({model_type for model_type, _ in self._seen})
         return SizesStatistics(self._predictions, self._over, self._under, self._over_bytes, self._under_bytes, types)
 

@@ -25,7 +25,7 @@ class Split:
     __slots__ = ("_bounds", "_salts", "_total", "models", "weights")
 
     def __init__(self, weights: Mapping[str, float]) -> None:
-        """Makes a split; models without a positive weight get no call. Raises ValueError if none has one."""
+        """Makes a split. Models without a positive weight get no calls. Raises ValueError if no model has one."""
         positive = {model: float(weight) for model, weight in weights.items() if 0 < weight < math.inf}
         if not positive:
             raise ValueError("a split needs a model with a positive weight")

@@ -66,7 +66,8 @@ class Suspect(Generic[Key]):
 
 
 def suspects(cause: EndCause, work: Iterable[Work[Key]], *, thread: int = 0) -> tuple[Suspect[Key], ...]:
-    """Names the models that may have caused a server's end. `thread` is the thread that crashed, or 0 if unknown."""
+    """Names the models that may have caused a server's end. `work` lists all models at work at that moment, and
+    `thread` is the thread that crashed, or 0 if unknown."""
     work = tuple(work)
     if cause in _FROM_OUTSIDE:
         return ()

@@ -33,7 +33,7 @@ class Alarms(Generic[T]):
         self._off = 0  # cancelled ones in the heap
 
     def set(self, at_ms: int, whose: T) -> Alarm[T]:
-        """Adds an alarm."""
+        """Sets an alarm for `whose`, and returns it for `call_off`."""
         self._number += 1
         alarm = Alarm(at_ms, self._number, whose)
         heapq.heappush(self._heap, alarm)
@@ -51,7 +51,7 @@ class Alarms(Generic[T]):
             self._off = 0
 
     def earliest_ms(self) -> int | None:
-        """Returns when the next alarm rings."""
+        """Returns when the next alarm rings, or None if no alarm is set."""
         heap = self._heap
         while heap and heap[0].whose is None:
             heapq.heappop(heap)
@@ -68,5 +68,5 @@ class Alarms(Generic[T]):
         return whose
 
     def __len__(self) -> int:
-        """Returns how many alarms are set."""
+        """Returns how many alarms are set, without cancelled ones."""
         return len(self._heap) - self._off

@@ -159,8 +159,8 @@ def _stale(flights: Flights, flight: Flight, event: events.Stale) -> None:
 
 
 def _silent(flights: Flights, flight: Flight, event: events.Unreachable | events.TimedOut) -> None:
-    """Looks at the view again, which now skips an agent that has not answered. An agent that took too long is asked
-    again, and the request joins the load in progress."""
+    """Looks at the view again. A pod whose agent cannot be reached is passed over for a while; an agent that took too
+    long is asked again, and the request joins the load in progress."""
     flights.look(flight)
 
 

@@ -28,15 +28,15 @@ class Stuck:
 
 
 def usable(created: int, seen: Seen) -> bool:
-    """Returns whether the view shows a copy of that registration that may be called, in a pod that has not just
-    failed."""
+    """Returns whether the view shows a copy of the registration `created` that may be called, in a pod that has not
+    just failed."""
     return any(copy.usable and copy.created == created for copy in seen.copies)
 
 
 def claimed(flight: Flight, created: int, seen: Seen, standing: Eligibility, rules: Rules) -> str:
-    """Returns a pod that is known to have a copy of that registration, or to be loading one: a request to its agent
-    joins that load. Pods in which that load has failed are left out: their claims are deleted, or about to be, although
-    the view still shows them."""
+    """Returns a pod that is known to have a copy of the registration `created`, or to be loading one, or "" if there is
+    none. A request to that pod's agent joins the load. Pods in which the load has failed are left out: their claims are
+    deleted, or about to be, although the view still shows them. So are pods whose agents have just not answered."""
     for copy in seen.copies:
         silent = copy.agent_failed_ms is not None and seen.now_ms - copy.agent_failed_ms < rules.pause_ms
         passed_over = copy.pod in flight.excluded or copy.pod in standing.excluded
@@ -46,7 +46,7 @@ def claimed(flight: Flight, created: int, seen: Seen, standing: Eligibility, rul
 
 
 def outcome(flight: Flight, choice: Choice, standing: Eligibility, rules: Rules) -> Go | Problem | Stuck:
-    """Returns what follows from a choice.
+    """Returns what follows from a choice. May clear the flight's refusals and excluded pods.
 
     If no pod is left to be asked, the caller gets the most telling answer: the model's own error, else the sizes of
     pods, else the agents' reasons for refusing. The flight only waits if there is no such answer; the refusals then no

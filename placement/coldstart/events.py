@@ -24,7 +24,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Joined(Event):
-    """A waiter asks for a copy of the model."""
+    """A waiter's request for a copy of the model."""
 
     model_id: str
     waiter: Hashable  # opaque to the machine; it may wait for a model only once at a time
@@ -36,7 +36,7 @@ class Joined(Event):
 
 @dataclass(frozen=True, slots=True)
 class Left(Event):
-    """A waiter has left. The event has no effect if the waiter has already been answered."""
+    """The departure of a waiter. It has no effect if the waiter has already been answered."""
 
     model_id: str
     waiter: Hashable
@@ -44,12 +44,12 @@ class Left(Event):
 
 @dataclass(frozen=True, slots=True)
 class TimePassed(Event):
-    """The time of `WaitUntil` has come."""
+    """The arrival of the time that the last `WaitUntil` named."""
 
 
 @dataclass(frozen=True, slots=True)
 class Closed(Event):
-    """The router is stopping."""
+    """The end of the router: all waiters get an error, and so does each that joins later."""
 
 
 # --- the view ---
@@ -57,14 +57,14 @@ class Closed(Event):
 
 @dataclass(frozen=True, slots=True)
 class CopiesChanged(Event):
-    """The view of the model's copies has changed."""
+    """A change of the model's copies in the view."""
 
     model_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class PodChanged(Event):
-    """A pod was published, became suspect, or disappeared."""
+    """A change of a pod: it was published, became suspect, or disappeared (`gone`)."""
 
     pod: str
     gone: bool = False
@@ -101,19 +101,20 @@ class Recalled(Answer):
 
 @dataclass(frozen=True, slots=True)
 class RecordRead(Answer):
-    """The record. Its read began after the instruction, or an earlier read in progress found a registration."""
+    """The record, from a read that began after the instruction, or from an earlier one still in progress that found a
+    registration."""
 
     record: Record
 
 
 @dataclass(frozen=True, slots=True)
 class RecordMissing(Answer):
-    """The record does not exist, as a read shows that began after the instruction."""
+    """The absence of the record, from a read that began after the instruction."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadFailed(Answer):
-    """The record could not be read."""
+    """A failure to read the record."""
 
     problem: Problem
 
@@ -146,14 +147,14 @@ class Chosen(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Answer):
-    """The agent has the copy."""
+    """The agent's answer that it has the copy."""
 
     believed: bool = True  # False: the answer comes from another incarnation of the pod than the view knows
 
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere(Answer):
-    """Another pod has the copy, or the claim to load it."""
+    """The agent's answer that another pod has the copy, or the claim to load it."""
 
     pod: str
     there: bool = True  # the pod is in view, with its address
@@ -162,7 +163,7 @@ class Elsewhere(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Refused(Answer):
-    """The agent cannot take the model, for a reason that has nothing to do with the model."""
+    """The agent's refusal to begin a load."""
 
     reason: ProblemReason
     text: str
@@ -170,7 +171,7 @@ class Refused(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Failed(Answer):
-    """The agent tried the load, which failed."""
+    """The agent's answer that it tried the load, which failed."""
 
     text: str
     kind: FailureKind = FailureKind.LASTING
@@ -180,26 +181,26 @@ class Failed(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Stale(Answer):
-    """The agent knows another registration of the model than the one that it was asked to load."""
+    """The agent's answer that it knows another registration of the model than the one that it was asked to load."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unreachable(Answer):
-    """The agent did not answer."""
+    """The lack of an answer: the agent could not be reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimedOut(Answer):
-    """The agent did not answer in time. It is most likely still loading."""
+    """The lack of an answer in time. The agent is most likely still loading."""
 
 
 @dataclass(frozen=True, slots=True)
 class Garbled(Answer):
-    """The agent sent an answer that this router does not understand."""
+    """An answer of the agent that this router does not understand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broke(Answer):
-    """The carrier failed to carry out the instruction."""
+    """A failure of the carrier itself: it could not carry out the instruction."""
 
     text: str

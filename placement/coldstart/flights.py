@@ -46,13 +46,13 @@ class Flights:
     # --- steps of a flight ---
 
     def begin(self, model_id: str, idle_ms: int) -> Flight:
-        """Begins a flight."""
+        """Begins the flight of a model that has none, and instructs the carrier to recall the record."""
         flight = self.by_model[model_id] = Flight(model_id, idle_ms)
         self._request(flight, Phase.RECALLING, Recall(self.number, model_id))
         return flight
 
     def read(self, flight: Flight, *, fresh: bool = False) -> None:
-        """Instructs the carrier to read the record."""
+        """Instructs the carrier to read the record. With `fresh`, the read must begin after this instruction."""
         if flight.pause is not None:
             self.alarms.call_off(flight.pause)
             flight.pause = None
@@ -77,7 +77,7 @@ class Flights:
         self.look(flight)
 
     def choose(self, flight: Flight, excluded: dict[str, str]) -> None:
-        """Instructs the carrier to choose a pod."""
+        """Instructs the carrier to choose a pod. `excluded` maps pods not to use to the reason."""
         self._request(flight, Phase.CHOOSING, Choose(self.number, flight.model_id, excluded, flight.idle_ms))
 
     def ask(self, flight: Flight, pod: str) -> None:
@@ -101,7 +101,7 @@ class Flights:
         """Waits for a change of the view, or for a moment. A flight that has been stuck too long gives up, for the
         reason `why`.
 
-        Claims of dead pods end with their leases, and pods come back, but no waiter waits without end.
+        Claims of dead pods end with their leases, and pods come back; the limit keeps waiters from waiting without end.
         """
         rules = self.rules
         flight.held_up = why
@@ -134,7 +134,8 @@ class Flights:
     # --- waiters ---
 
     def release(self, flight: Flight, place: Place) -> int:
-        """Ends one waiter's wait. Returns its length, in milliseconds."""
+        """Ends one waiter's wait, and returns its length in milliseconds. The caller instructs the carrier to
+        answer."""
         del flight.places[place.waiter]
         self.waiters.remove(place)
         if place.alarm is not None:

@@ -22,32 +22,32 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Request(Instruction):
-    """A request for information. A flight has at most one outstanding."""
+    """An instruction that needs an answer. A flight has at most one outstanding."""
 
     model_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Recall(Request):
-    """Recall the remembered record for a flight that begins. Answered by `Recalled`, which must be fed to the machine
-    after the call that fed `Joined` has returned: a waiter never gets its answer while it joins."""
+    """The request to recall the remembered record, for a flight that begins. Its answer, `Recalled`, must be fed to the
+    machine after the call that fed `Joined` has returned: a waiter never gets its answer while it joins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read(Request):
-    """Read the record. Answered by `RecordRead`, `RecordMissing` or `ReadFailed`."""
+    """The request to read the record. Its answer is `RecordRead`, `RecordMissing` or `ReadFailed`."""
 
     fresh: bool = False  # a read that began earlier is no answer, even if it finds a registration
 
 
 @dataclass(frozen=True, slots=True)
 class Look(Request):
-    """Look at the view. Answered by `Seen`."""
+    """The request to look up the model's copies in the view. Its answer is `Seen`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choose(Request):
-    """Choose a pod for the load. Answered by `Chosen`."""
+    """The request to choose a pod for the load. Its answer is `Chosen`."""
 
     excluded: Mapping[str, str]  # pods not to use, each with the reason as it follows the pod's name
     idle_ms: int
@@ -55,7 +55,7 @@ class Choose(Request):
 
 @dataclass(frozen=True, slots=True)
 class Ask(Request):
-    """Ask the pod's agent to load the model. Answered by whatever the agent says."""
+    """The request to ask the pod's agent to load the model. `flight.EXPECTED` lists the possible answers."""
 
     pod: str
     idle_ms: int  # more than 0: no call waits, so the load takes no room from models used more recently
@@ -64,8 +64,8 @@ class Ask(Request):
 
 @dataclass(frozen=True, slots=True)
 class Hurry(Instruction):
-    """Tell the agent that is being asked that a call waits now. The agent applies this to the request that it already
-    has, and sends no answer."""
+    """The instruction to tell an agent that is loading the model that a call now waits for it. The agent applies this
+    to the request that it already has, and sends no answer."""
 
     model_id: str
     pod: str
@@ -81,7 +81,7 @@ class ForgetRecord(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class Ended(Instruction):
-    """The flight of the model is over."""
+    """The notice that the flight of the model is over."""
 
     model_id: str
 
@@ -91,7 +91,7 @@ class Ended(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class Release(Instruction):
-    """A waiter's wait ends."""
+    """The end of a waiter's wait, which lasted `waited_ms`."""
 
     waiter: Hashable
     waited_ms: int
@@ -99,24 +99,24 @@ class Release(Instruction):
 
 @dataclass(frozen=True, slots=True)
 class TellCopy(Release):
-    """A waiter gets its answer: there is a copy that may be called."""
+    """The answer to a waiter that there is a copy that may be called."""
 
 
 @dataclass(frozen=True, slots=True)
 class TellAsked(Release):
-    """A waiter that only waited until an agent was asked gets its answer."""
+    """The answer to a waiter that only waited until an agent was asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class TellProblem(Release):
-    """A waiter gets no copy."""
+    """The answer to a waiter that gets no copy, with the reason."""
 
     problem: Problem
 
 
 @dataclass(frozen=True, slots=True)
 class Departed(Release):
-    """A waiter has left by itself, and gets no answer."""
+    """The end of the wait of a waiter that has left, and gets no answer."""
 
 
 # --- time ---
@@ -124,7 +124,7 @@ class Departed(Release):
 
 @dataclass(frozen=True, slots=True)
 class WaitUntil(Instruction):
-    """Feed `TimePassed` at that time. This replaces the time of an earlier `WaitUntil`, and comes before all other
-    instructions."""
+    """The instruction to feed `TimePassed` at that time, which replaces the time of an earlier `WaitUntil`. It comes
+    before all other instructions."""
 
     at_ms: int

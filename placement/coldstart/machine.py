@@ -57,7 +57,7 @@ class Machine:
         return model_id in self._flights.by_model
 
     def statistics(self) -> MachineStatistics:
-        """Returns the current numbers of flights and waiters."""
+        """Returns the current numbers of flights and waiters, and the bytes that the waiters hold."""
         waiters = self._flights.waiters
         return MachineStatistics(len(self._flights.by_model), waiters.count, waiters.bytes)
 

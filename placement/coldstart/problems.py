@@ -37,7 +37,7 @@ class ProblemReason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One reason, in words for the caller."""
+    """One reason why a waiter gets no copy, with a text for the caller."""
 
     reason: ProblemReason
     text: str
@@ -50,7 +50,7 @@ PASSED = Problem(ProblemReason.DEADLINE, "the call's deadline had passed before 
 
 
 def soon(reason: ProblemReason, text: str) -> Problem:
-    """Returns a problem after which a caller may retry in a second."""
+    """Returns a problem that tells the caller to retry in a second."""
     return Problem(reason, text, 1000)
 
 
@@ -60,7 +60,8 @@ def unknown(model_id: str) -> Problem:
 
 
 def failed(model_id: str, standing: Eligibility, failure: Failure) -> Problem:
-    """Returns the model's own error, with the pods in which it failed and the way out."""
+    """Returns the problem of a model that failed to load: its own error, the pods in which it failed, and the way
+    out."""
     passing = failure.kind is FailureKind.PASSING
     text = failure.why or "the model could not be loaded"
     return Problem(

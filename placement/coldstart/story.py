@@ -34,7 +34,7 @@ class Story:
 
 
 class Impossible(Exception):
-    """An event that cannot happen. The machine has not changed."""
+    """The error for an event that cannot happen. The machine has not changed."""
 
     def __init__(self, event: Event, why: str, story: Story | None = None) -> None:
         text = f"{brief(event)}: {why}"
@@ -43,7 +43,7 @@ class Impossible(Exception):
 
 
 def brief(step: Event | Instruction) -> str:
-    """Returns an event or an instruction in one line."""
+    """Returns an event or an instruction in one line, without fields that have their defaults."""
     words = []
     for field in fields(step):
         value = getattr(step, field.name)

@@ -29,7 +29,7 @@ class Place:
         self.alarm: Alarm[Any] | None = None  # rings once the waiter has waited long enough; None: it does not wait yet
 
     def too_late(self, expected_ms: int | None, now_ms: int) -> Problem | None:
-        """Returns the problem if the waiter's deadline comes before the expected end of the load."""
+        """Returns a problem if the waiter's deadline comes before the expected end of the load, or None."""
         if expected_ms is None or self.deadline_ms is None or self.deadline_ms >= expected_ms:
             return None
         left_ms = expected_ms - now_ms

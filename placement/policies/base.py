@@ -39,14 +39,14 @@ class Policy(Protocol[K]):
         """Adds a copy. `size` is in bytes. `cost` is the time to load the copy again, in milliseconds."""
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
-        """Replaces the estimate of a copy's size with its measurement."""
+        """Replaces a copy's size and cost, for example once they are measured. An unknown key is ignored."""
 
     def remove(self, key: K, *, evicted_at: int | None = None) -> None:
         """Removes a copy. `evicted_at` is the time of its eviction, if it was evicted. An unknown key is ignored."""
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Returns the copies in the order of eviction, up to the first for which `enough` is true. The call does not
-        change the order."""
+        """Returns the copies in the order of eviction, up to and including the first for which `enough` is true. The
+        call does not change the order."""
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:
         """Returns a copy's distance from eviction. With `spare`, the copy is treated as one whose model has another
@@ -80,7 +80,7 @@ class RankedKeys(Generic[K, R]):
         return key in self._live
 
     def add(self, key: K) -> None:
-        """Inserts a key. If the rank of a key may have fallen, it must be inserted again."""
+        """Inserts a key, or inserts it again. A key whose rank may have fallen must be inserted again."""
         self._ties += 1
         self._live[key] = self._ties
         heapq.heappush(self._heap, (self._rank(key), self._ties, key))
@@ -93,7 +93,7 @@ class RankedKeys(Generic[K, R]):
         self._live.pop(key, None)
 
     def lowest(self) -> R | None:
-        """Returns a lower bound of all ranks; exact right after a `walk`."""
+        """Returns a lower bound of all ranks, which is exact right after a `walk`, or None if there are no keys."""
         heap = self._heap
         while heap and self._live.get(heap[0][2]) != heap[0][1]:
             heapq.heappop(heap)

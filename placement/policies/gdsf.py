@@ -52,7 +52,7 @@ class Gdsf(Generic[K]):
         self._order.add(key)
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
-        """Replaces a copy's size. Its worth may have fallen, so it is inserted again."""
+        """Replaces a copy's size and cost. Its worth may have fallen, so it is inserted again."""
         if key in self._order:
             self._facts[key] = max(cost, 1.0) * _MIB / max(size, 1)
             self._order.add(key)
@@ -71,7 +71,7 @@ class Gdsf(Generic[K]):
         self._seen.pop(key, None)
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Returns copies, the lowest rank first."""
+        """Returns copies, the lowest rank first, up to and including the first that is `enough`."""
         return self._order.walk(enough)
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:

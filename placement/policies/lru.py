@@ -28,14 +28,14 @@ class Lru(Generic[K]):
         self._order.add(key)
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
-        """Changes nothing."""
+        """Does nothing: the order does not depend on sizes."""
 
     def remove(self, key: K, *, evicted_at: int | None = None) -> None:
-        """Removes a copy."""
+        """Removes a copy, if it exists."""
         self._order.discard(key)
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Returns copies, the least recently used first."""
+        """Returns copies, the least recently used first, up to and including the first that is `enough`."""
         return self._order.walk(enough)
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:

@@ -16,7 +16,7 @@ def check(name: str) -> str:
 
 
 def named(name: str, uses: Uses[K]) -> Policy[K]:
-    """Returns the policy of that name. Raises ValueError with the existing names."""
+    """Creates the policy of that name. Raises ValueError, with the existing names, if there is none."""
     check(name)
     base, _, behind = name.partition("+")
     inner: Policy[K] = Lru(uses) if base == "lru" else Gdsf(uses)

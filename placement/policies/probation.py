@@ -77,7 +77,7 @@ class Probation(Generic[K]):
             self._arrived += size
 
     def resize(self, key: K, *, size: int, cost: float) -> None:
-        """Notes the size; the copy keeps its place."""
+        """Replaces a copy's size and cost. A newcomer keeps its place in the queue."""
         if key not in self._sizes:
             return
         grown = size - self._sizes[key][0]
@@ -103,7 +103,8 @@ class Probation(Generic[K]):
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
         """Returns newcomers whose time in the queue is over, then copies of the other policy, then the remaining
-        newcomers."""
+        newcomers, up to and including the first that is `enough`. Newcomers that were called again move to the other
+        policy."""
         found: list[K] = []
         ended = False
         self._front = {}

@@ -113,7 +113,7 @@ class Cluster:
         self._loaded_at: dict[tuple[str, str], int] = {}
 
     def request(self, now: int, model_id: str) -> None:
-        """Handles one call."""
+        """Handles one call of a model at the time `now`, after everything that is due by then."""
         if now >= self._publish_at or (self._events and self._events[0][0] <= now):
             self._advance(now)
         counts = self.counts
@@ -139,7 +139,7 @@ class Cluster:
         return sum(len(pod.copies) for pod in self._pods.values())
 
     def used_share(self) -> float:
-        """Returns the used share of the whole capacity."""
+        """Returns the used share of the whole capacity, from 0 to 1."""
         return sum(pod.used for pod in self._pods.values()) / max(1, sum(pod.capacity for pod in self._pods.values()))
 
     # --- time ---

@@ -25,13 +25,13 @@ class SimulatedModel:
 
 
 def load_ms(size: int) -> int:
-    """Returns the assumed time to load a model of that size."""
+    """Returns the assumed time to load a model of `size` bytes, in milliseconds."""
     return max(1, round(LATENCY_MS + size / BYTES_PER_MS))
 
 
 def lognormal(seed: int = 0, *, median: int = MEDIAN_BYTES, spread: float = SPREAD) -> Callable[[str], SimulatedModel]:
-    """Returns models with sizes as in real fleets: many small, a few large. A model's size depends only on its id and
-    the seed."""
+    """Returns a function that makes models with sizes as in real fleets: many small, a few large. A model's size
+    depends only on its id and the arguments."""
 
     def model(model_id: str) -> SimulatedModel:
         drawn = random.Random(f"{seed} {model_id}").normalvariate(0.0, spread)
@@ -42,6 +42,6 @@ def lognormal(seed: int = 0, *, median: int = MEDIAN_BYTES, spread: float = SPRE
 
 
 def equal(size: int) -> Callable[[str], SimulatedModel]:
-    """Returns models of one size."""
+    """Returns a function that makes models of `size` bytes each."""
     model = SimulatedModel(size, load_ms(size))
     return lambda model_id: model

@@ -34,12 +34,12 @@ class Result:
 
 
 def hit_rate(counts: Counts) -> float:
-    """Returns the share of requests that found their model loaded."""
+    """Returns the share of requests that found their model loaded, from 0 to 1."""
     return counts.hits / counts.requests if counts.requests else 0.0
 
 
 def load_seconds(counts: Counts) -> float:
-    """Returns the seconds of loading for 1,000 requests."""
+    """Returns the seconds of loading for each 1,000 requests."""
     return counts.load_ms / counts.requests if counts.requests else 0.0
 
 
@@ -51,7 +51,8 @@ def run(
     *,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Result:
-    """Runs `total` requests through a cluster. Raises ValueError if they go back in time."""
+    """Runs requests through a cluster. `total` is their number, and `on_progress` is called with the number handled so
+    far. Raises ValueError if a request is earlier than the one before it."""
     cluster = Cluster(
         pods=setup.pods,
         capacity_bytes=setup.capacity_bytes,

@@ -68,7 +68,7 @@ def diurnal(
     """Generates a Zipf trace in which each model is active for about half of the day, in its own time zone, so that the
     hot set moves."""
     draw = random.Random(seed + 1)
-    # A day is as long as the trace, because a million requests at 200/s would cover a twentieth of a real day.
+    # A day is at most half as long as the trace, because a million requests at 200/s cover a twentieth of a real day.
     length = requests / rate * 1000
     day = min(DAY_MS, length / 2) if requests else DAY_MS
     asleep: dict[str, float] = {}

@@ -183,7 +183,7 @@ def _target(vmodel_id: str, before: VModelRecord | None, request: SetVModel) -> 
         if known is None and before is None:
             return Refusal(RefusalCause.NOT_FOUND, f"vmodel {vmodel_id} not found")
         if known is None:
-            there = f"it has {', '.join(versions)}" if versions else "it has none"
+            there = f"it has {', '.join(versions)}" if versions else "it has no versions"
             return Refusal(RefusalCause.NO_VERSION, f"{vmodel_id} has no version {request.version}: {there}")
         return known
     if request.weights:

@@ -56,7 +56,7 @@ REFUSALS = [
     ("me", {"b": replace(IDLE, differs=True)}, {"target": "b", "create": True}, "DIFFERENT", "other attributes"),
     ("me", {"b": IDLE}, {"weights": {"b": 1, "c": 1}}, "NOT_FOUND", "Target model c not found"),
     ("me", {}, {"mirror": Mirror("c", 1.0)}, "NOT_FOUND", "Target model c not found"),
-    ("me", {}, {"version": "9"}, "NO_VERSION", "v has no version 9: it has none"),
+    ("me", {}, {"version": "9"}, "NO_VERSION", "v has no version 9: it has no versions"),
     ("me", {}, {"back": True}, "PRECONDITION", "v has no version before its target, model a"),
     (None, {}, {"back": True}, "NOT_FOUND", "vmodel v not found"),
     (None, {}, {"version": "9"}, "NOT_FOUND", "vmodel v not found"),
