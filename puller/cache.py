@@ -178,8 +178,8 @@ class Cache:
         self._unlink()
 
     def pick(self, identities: Iterable[str], *, size: int | None = None) -> Blob | None:
-        """Picks a blob that has one of these names, so that it stays until `drop`, and returns it. Returns None if the
-        file must be fetched."""
+        """Picks a blob that has one of these names, and `size` bytes if that is given, so that it stays until `drop`.
+        Returns the blob, or None if the file must be fetched."""
         blob = self.look_up(identities, size=size)
         if blob is None:
             self._misses += 1
@@ -416,7 +416,7 @@ class Cache:
                     if size and size > (free := self._disk.free()) - self._coming:
                         text = (
                             f"{size} bytes are needed, but only {max(free - self._coming, 0)} are free on the "
-                            "pod's disk"
+                            "pod's disk; give the pod a larger one"
                         )
                         short = self._short(size - free + self._coming)
                         raise PullError(PullErrorKind.DISK_FULL, text, short=short, needs=had + size)
@@ -426,12 +426,12 @@ class Cache:
             self._unlink()
 
     def _refuse(self, size: int) -> None:
-        """Raises PullError if there can never be enough room, so that nothing is evicted for a pull that must fail
-        anyway."""
+        """Raises PullError if there would not be enough room even without unused blobs, so that nothing is evicted for
+        a pull that must fail anyway."""
         if self._budget is not None and self._used_bytes + self._reserved + size > self._budget:
             text = (
                 f"{size} bytes are needed on the pod's disk; of its budget of {self._budget} bytes, "
-                f"{self._used_bytes + self._reserved} are in use by models and other pulls"
+                f"{self._used_bytes + self._reserved} are in use by models and other pulls; raise --disk-budget"
             )
             never = size > self._budget
             short = 0 if never else self._used_bytes + self._reserved + size - self._budget
@@ -525,7 +525,10 @@ class Cache:
     def _damage(self, blob: Blob) -> None:
         if self._contents.get(blob.sha256) is blob:
             self._damaged += 1
-            log.warning("a file of the pod's disk was damaged or removed there, and is fetched again: %s", blob.path)
+            log.warning(
+                "a file of the pod's disk was damaged or removed there, and is fetched again when it is needed: %s",
+                blob.path,
+            )
         self._disown(blob)
 
     def _pin(self, blob: Blob) -> None:

@@ -61,8 +61,8 @@ class StoreSettings:
         return value
 
     def texts(self, name: str) -> dict[str, list[str]]:
-        """Returns a setting that is an object of strings or of lists of strings, such as `headers`. Raises
-        PullError."""
+        """Returns a setting that is an object of strings or of lists of strings, such as `headers`, with each string as
+        a list. Raises PullError if it is something else."""
         value = self._values.get(name) or {}
         found: dict[str, list[str]] = {}
         if not isinstance(value, dict):
@@ -125,8 +125,8 @@ class Secrets:
 
     @property
     def version(self) -> str:
-        """Returns a string that changes whenever a key is added, removed or rewritten, and that reveals nothing of the
-        content; "" without a secret. Reads the folder and the times of its entries."""
+        """A string that changes whenever a key is added, removed or rewritten, and that reveals nothing of the content;
+        "" without a secret. Each use reads the folder and the times of its entries."""
         if self._directory is None:
             return ""
         try:
@@ -152,7 +152,7 @@ class Secrets:
 
         `key` is the registration's storage_key, `parameters` its storage_params. `uri` has the settings that its URI
         names, which take precedence over both. `bucket` is the old top-level attribute. Reads a file or two. Raises
-        PullError.
+        PullError if the key or a setting cannot be used.
         """
         parameters, uri = dict(parameters or {}), dict(uri or {})
         overrides = {**parameters, **uri}
@@ -182,7 +182,8 @@ class Secrets:
         if not _KEY.fullmatch(key):
             raise PullError(
                 PullErrorKind.BAD_REQUEST,
-                f"storage_key {key[:100]!r} is no valid key of a secret: use letters, digits, -, _ and .",
+                f"storage_key {key[:100]!r} is not a valid key of a secret: use up to 253 letters, digits, -, _ and ., "
+                "but no dot at the start",
             )
         if self._directory is None:
             if needed:

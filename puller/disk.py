@@ -38,7 +38,7 @@ _WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, e
 
 
 def folder_name(text: str) -> str:
-    """Returns a file name that is safe, unique to the id, and readable for ordinary ids."""
+    """Returns the name of the folder for an id: safe, unique to the id, and readable for ordinary ids."""
     # quote() leaves "." and "~" alone: "." must not lead, and "~" marks a cut name.
     name = quote(text, safe="", errors="surrogatepass").replace("~", "%7E")
     if name.startswith("."):
@@ -77,7 +77,8 @@ class Disk:
         return self._directory / BLOBS
 
     def open(self) -> None:
-        """Creates and locks the directory. Raises ValueError with a text for the operator if it cannot be used."""
+        """Creates and locks the directory. Raises ValueError with a text for the operator if the directory holds
+        something else or is in use, and OSError if it cannot be created."""
         if self._lock is not None:
             return
         self._directory.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ class Disk:
                 _remove(Path(entry.path))
 
     def begin(self) -> Path:
-        """Makes a new empty folder in which a model can be assembled."""
+        """Makes a new empty folder in which a model can be assembled. Raises PullError if the disk refuses it."""
         path = self._next(_PARTIAL)
         try:
             path.mkdir(FOLDER_MODE)
@@ -153,7 +154,7 @@ class Disk:
         return withdrawn
 
     def remove(self, path: Path) -> None:
-        """Removes a folder of this directory, if it exists."""
+        """Removes a folder of this directory, if it exists. Raises ValueError for any other path."""
         if path.parent != self._directory or path.name in (_LOCK, BLOBS):
             raise ValueError(f"{path} is not a folder of {self._directory}")
         _remove(path)

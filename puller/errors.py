@@ -54,7 +54,7 @@ class PullErrorKind(enum.Enum):
     """The pod's disk has too little space or refuses writes. Another pod's disk may have room."""
     TOO_LARGE = ("too large", False, Nature.CONTENT)
     INTEGRITY = ("incomplete", True, Nature.PASSING)
-    """Fewer bytes arrived than were announced."""
+    """Fewer or other bytes arrived than were announced or requested."""
     CHANGED = ("changed meanwhile", False, Nature.PASSING)
     """The file changed since it was listed: it is listed and fetched again."""
     CHECKSUM = ("checksum", False, Nature.CONTENT)

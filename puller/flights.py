@@ -111,7 +111,8 @@ class Flights:
         try:
             await asyncio.wait({task})
             if task.cancelled():
-                raise PullError(PullErrorKind.UNREACHABLE, f"the pull of {flight.location.shown} was ended")
+                text = f"the pod stopped the pull of {flight.location.shown} before it was complete; try again"
+                raise PullError(PullErrorKind.UNREACHABLE, text)
             blob = task.result()
             self._cache.pin(blob)
             return blob
@@ -204,7 +205,8 @@ class Flights:
             self._secure(blob)
             return blob
         except Stopped:
-            raise PullError(PullErrorKind.UNREACHABLE, f"the pull of {shown} was ended") from None
+            text = f"the pod stopped the pull of {shown} before it was complete; try again"
+            raise PullError(PullErrorKind.UNREACHABLE, text) from None
         except OSError as error:  # of the pod's own disk
             log.warning("the pod's disk cannot be used: %s", error)
             text = f"the pod's disk cannot be used: {error.strerror or type(error).__name__}"

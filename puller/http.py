@@ -100,7 +100,7 @@ class HttpProvider:
                 held.release()
 
     async def close(self) -> None:
-        """Closes its connections."""
+        """Closes all connections, including those that wait for `read`."""
         for key in list(self._held):
             self._release(key)
         await self._client.close()
@@ -317,11 +317,12 @@ def _check_part(response: aiohttp.ClientResponse, location: Location, start: int
 
 
 def _changed(location: Location) -> PullError:
-    return PullError(PullErrorKind.CHANGED, f"{location.shown} changed while it was fetched")
+    return PullError(PullErrorKind.CHANGED, f"{location.shown} changed while it was fetched; try again")
 
 
 def trust(settings: StoreSettings, policy: HttpPolicy) -> ssl.SSLContext | None:
-    """Returns the TLS settings of a store that names certificates. Raises PullError if these are not valid."""
+    """Returns the TLS settings of a store that names certificates, or None for any other store. Raises PullError if the
+    certificates are not valid."""
     authority, certificate = settings.text("certificate"), settings.text("client_certificate")
     if not authority and not certificate:
         return None

@@ -71,7 +71,7 @@ class OpenAnswer:
         self._store = store
 
     def release(self) -> None:
-        """Ends the answer. A connection that was read to the end is used again, any other is closed."""
+        """Ends the answer, at most once. A connection that was read to the end is used again, any other is closed."""
         if self._limits is not None:
             self.response.release()
             self._limits.release(self._store)
@@ -90,7 +90,7 @@ class HttpClient:
         self._threads = Threads(_WRITERS, "puller-write")  # for large bodies
 
     async def close(self) -> None:
-        """Closes its connections."""
+        """Closes all connections."""
         for session in self._sessions.values():
             await session.close()
         self._sessions.clear()
@@ -104,10 +104,14 @@ class HttpClient:
                 yield
         # `from None`: aiohttp's message may quote the URL's query, and a traceback shows causes.
         except TimeoutError:
-            text = f"{shown} did not answer in time; check that the server is up and reachable from the pods"
+            text = f"{shown} did not answer, or not completely, in time; "
+            text += "check that the server is up and reachable from the pods"
             raise PullError(PullErrorKind.TIMEOUT, text) from None
         except aiohttp.ClientPayloadError:
-            raise PullError(PullErrorKind.INTEGRITY, f"{shown} was cut off before all of it had arrived") from None
+            raise PullError(
+                PullErrorKind.INTEGRITY,
+                f"{shown} was cut off before all of it had arrived; check the server, or a proxy in front of it",
+            ) from None
         except aiohttp.ClientError as error:
             raise _client_error(error, shown) from None
         except OSError as error:
@@ -253,7 +257,7 @@ def _guard(refusal: Callable[[str], str | None]) -> Callable[[tuple[Any, ...]], 
 
 def parse(text: str, base: URL | None = None) -> URL:
     """Returns a URL that can be requested. The text is taken literally, and may be relative to `base`. Raises
-    PullError(BAD_REQUEST)."""
+    PullError(BAD_REQUEST) if it is not an http or https URL with a host."""
     try:
         # Used literally if a request line can hold it, because a signed URL must not be quoted again.
         url = URL(text, encoded=text.isascii() and " " not in text)
@@ -302,7 +306,9 @@ def status_error(response: aiohttp.ClientResponse, shown: str) -> PullError:
     match status:
         case HTTPStatus.NOT_FOUND | HTTPStatus.GONE:
             kind, hint = PullErrorKind.NOT_FOUND, "nothing is there; check the path of the registration"
-        case HTTPStatus.UNAUTHORIZED | HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        case HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            kind, hint = PullErrorKind.CREDENTIALS, "a proxy requires credentials; check HTTPS_PROXY and HTTP_PROXY"
+        case HTTPStatus.UNAUTHORIZED:
             kind, hint = (
                 PullErrorKind.CREDENTIALS,
                 ("it requires credentials, or rejects the given ones; check the storage secret"),
@@ -328,6 +334,7 @@ def _client_error(error: aiohttp.ClientError, shown: str) -> PullError:
     match error:
         case aiohttp.ClientHttpProxyError():
             text = f"{shown}: the proxy of the pod's environment refuses to connect to it (HTTP status {error.status})"
+            text += "; check the rules of the proxy, and HTTPS_PROXY and HTTP_PROXY"
             refused = error.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
             return PullError(PullErrorKind.CREDENTIALS if refused else PullErrorKind.UNREACHABLE, text)
         case aiohttp.ClientProxyConnectionError():
@@ -358,7 +365,10 @@ def _client_error(error: aiohttp.ClientError, shown: str) -> PullError:
             return PullError(
                 PullErrorKind.UNREACHABLE, (f"{shown} did not answer with valid HTTP; check the host and port")
             )
-    return PullError(PullErrorKind.UNREACHABLE, f"{shown} cannot be fetched ({type(error).__name__})")
+    return PullError(
+        PullErrorKind.UNREACHABLE,
+        f"{shown} cannot be fetched ({type(error).__name__}); check the server, and the network",
+    )
 
 
 def _os_error(error: OSError, shown: str) -> PullError:

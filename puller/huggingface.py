@@ -84,7 +84,7 @@ class HuggingFaceProvider:
         await self._limits.in_parts(sink.missing(), fetch)
 
     async def close(self) -> None:
-        """Closes its connections."""
+        """Closes all connections."""
         await self._client.close()
 
     async def _commit(self, location: Location, repository: str, revision: str) -> str:
@@ -93,7 +93,8 @@ class HuggingFaceProvider:
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise PullError(
                 PullErrorKind.UNREACHABLE,
-                f"{location.shown}: the hub's reply contains no commit for revision {revision}",
+                f"{location.shown}: the hub's reply contains no commit for revision {revision}; check that "
+                "HF_ENDPOINT or endpoint_url is a hub",
             )
         return commit
 
@@ -208,7 +209,8 @@ def _remote(path: str, item: dict[str, Any], commit: str, location: Location) ->
     large = item.get("lfs") or {}
     size, oid, sha256 = item.get("size"), str(item.get("oid", "")), str(large.get("oid", "")) if large else ""
     if not isinstance(size, int) or size < 0:
-        raise PullError(PullErrorKind.UNREACHABLE, f"{location.shown}: the hub gives no size of {path or 'it'}")
+        text = f"{location.shown}: the hub's answer has no size{f' of {path}' if path else ''}"
+        raise PullError(PullErrorKind.UNREACHABLE, f"{text}; check that HF_ENDPOINT or endpoint_url is a hub")
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):
         sha256 = ""
     identity = None
@@ -244,7 +246,7 @@ def _check(held: OpenAnswer, location: Location, start: int, end: int, file: Rem
                 "front of it",
             )
     elif response.status == HTTPStatus.OK and not whole:
-        text = f"{location.shown}: the hub sends whole files although parts were requested"
+        text = f"{location.shown}: the hub sends whole files although parts were requested; check the hub, or a proxy"
         raise PullError(PullErrorKind.UNREACHABLE, text)
     elif response.status != HTTPStatus.OK:
         raise _refusal(response, location)

@@ -27,7 +27,7 @@ _BURST = 0.1  # seconds' worth of bytes that may arrive at once after a pause
 
 @dataclass(frozen=True, slots=True)
 class LimitsStatistics:
-    """The current use."""
+    """The connections in use, and the callers that wait for one."""
 
     connections: int
     waiting: int  # for a connection
@@ -46,7 +46,7 @@ class PullLimits:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Makes the bounds; 0 for `bytes_per_second` means no limit. Files of more than `range_bytes` are fetched in up
-        to `ranges` parts at the same time."""
+        to `ranges` parts at the same time. Raises ValueError for a bound that is too small."""
         bounds = {"bytes_per_second": (bytes_per_second, 0), "range_bytes": (range_bytes, 1)}
         bounds |= {"connections": (connections, 1), "ranges": (ranges, 1)}
         for name, (value, least) in bounds.items():
@@ -72,12 +72,12 @@ class PullLimits:
             return max(0.0, self._paid_at - now)
 
     async def acquire(self, store: str) -> None:
-        """Takes one of the pod's connections for this store. A caller that holds a connection must not ask for a second
-        one."""
+        """Takes one of the pod's connections for this store, once one is free. A caller that holds a connection must
+        not ask for a second one."""
         await self._slots.acquire(store)
 
     def release(self, store: str) -> None:
-        """Gives the connection back."""
+        """Returns a connection that was taken for this store."""
         self._slots.release(store)
 
     @asynccontextmanager
@@ -120,5 +120,5 @@ class PullLimits:
         return parts
 
     def statistics(self) -> LimitsStatistics:
-        """Returns the current use."""
+        """Returns how many connections are in use, and how many callers wait."""
         return LimitsStatistics(self._slots.taken, self._slots.waiting)

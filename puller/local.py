@@ -208,7 +208,7 @@ class LocalProvider:
                 tree.skip(prefix + name, stray(name))
                 continue
             if len(tree.files) + len(tree.folders) >= MAX_FILES:
-                raise PullError(PullErrorKind.TOO_LARGE, f"{tree.path} holds more than {MAX_FILES} files")
+                raise PullError(PullErrorKind.TOO_LARGE, f"{tree.path} holds more than {MAX_FILES} files and folders")
             try:
                 real = os.path.realpath(os.path.join(folder, name))
                 self._check(real, os.path.join(folder, name), f"{tree.path.rstrip('/')}/{prefix}{name}")
@@ -306,7 +306,7 @@ def _shown(location: Location) -> str:
 
 
 def path_of(location: Location) -> str:
-    """Returns the absolute path of a `file:` location. Raises PullError(BAD_REQUEST)."""
+    """Returns the absolute path of a `file:` location. Raises PullError(BAD_REQUEST) if the location names none."""
     if location.uri.startswith("/"):
         return location.uri
     parts = urlsplit(location.uri)
@@ -368,4 +368,4 @@ def _read_error(error: OSError, shown: str) -> PullError:
             return PullError(
                 PullErrorKind.BAD_REQUEST, f"{shown} cannot be opened: {error.strerror}; register another path"
             )
-    return PullError(PullErrorKind.UNREACHABLE, f"{shown} cannot be read: {error.strerror}")
+    return PullError(PullErrorKind.UNREACHABLE, f"{shown} cannot be read: {error.strerror}; check the volume")

@@ -171,7 +171,7 @@ class ObjectProvider:
         for *_, address in found:
             why = self._policy.refusal(str(address[0]))
             if why is not None:
-                text = f"{shown} at {endpoint}: {address[0]} is {why}, which the operator does not allow registrations"
+                text = f"{shown} at {endpoint}: {address[0]} is {why}, which a registration must not name"
                 raise PullError(PullErrorKind.FORBIDDEN, f"{text}; an endpoint in the storage secret may be anywhere")
 
     async def _everything(self, location: Location, target: Target, key: str) -> list[Any]:
@@ -251,7 +251,9 @@ class ObjectProvider:
                 folders.append(path[start:])
         if not files:
             more = f": {tree.told(skipped)}" if skipped else ""
-            raise PullError(PullErrorKind.EMPTY, f"{location.shown} contains folders but no files{more}")
+            raise PullError(
+                PullErrorKind.EMPTY, f"{location.shown} contains folders but no files{more}; register the model's path"
+            )
         return Listing(
             tuple(files),
             is_file=False,
@@ -272,9 +274,11 @@ class ObjectProvider:
                 answer = await obstore.get_async(target.client, file.key, options=options)  # type: ignore[arg-type]
             meta = answer.meta
             if file.validator and _validator(meta) not in ("", file.validator):
-                raise PullError(PullErrorKind.CHANGED, f"{location.shown} changed while it was fetched")
+                raise PullError(PullErrorKind.CHANGED, f"{location.shown} changed while it was fetched; try again")
             if answer.range != (start, end) or meta["size"] != file.size:
-                raise PullError(PullErrorKind.CHANGED, f"{location.shown} changed its size while it was fetched")
+                raise PullError(
+                    PullErrorKind.CHANGED, f"{location.shown} changed its size while it was fetched; try again"
+                )
             if end - start <= _SMALL:
                 # A few bytes arrive at once, or not in time.
                 async with self._answered(location):

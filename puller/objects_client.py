@@ -71,7 +71,7 @@ _SECRETS = {
     "gcs": ("private_key", "client_email"),
     "azure": ("account_key", "sas_token", "client_secret", "connection_string"),
 }
-"""Headers and parameters that a client would show to its endpoint, or to issuers of tokens."""
+"""Settings that a client would show to its endpoint, or to issuers of tokens."""
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL_IAM", "AZURE_AUTHORITY_HOST")
 _IDENTITY_HOSTS = frozenset(
@@ -101,7 +101,7 @@ class Target:
 
     @property
     def host(self) -> str:
-        """Returns the host of the endpoint, with its port."""
+        """The host of the endpoint, with its port."""
         return urlsplit(self.endpoint).netloc
 
 
@@ -116,15 +116,16 @@ def endpoint_of(settings: StoreSettings) -> str:
     except ValueError:
         valid = False
     if not valid or split.query or split.username or split.fragment:
-        raise settings.error("endpoint_url is not an http or https URL without user and query") from None
+        raise settings.error("endpoint_url must be an http or https URL without user, query and fragment") from None
     return url.rstrip("/")
 
 
 def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tunnel: Tunnel | None = None) -> Target:
-    """Makes a client for the bucket that the settings name, without opening a connection. Raises PullError.
+    """Makes a client for the bucket that the settings name, without opening a connection. Raises PullError if the
+    settings cannot be used, or if the operator does not allow their endpoint.
 
     `on_google` is true if this is a Google machine, on which an instance has an identity. All connections of the
-    client are made by the `tunnel`.
+    client are made by the `tunnel`, if one is given.
     """
     if chosen(settings):
         if not policy.allow_private:
@@ -160,8 +161,10 @@ def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tun
                 return _granted(_azure(settings, endpoint, options), settings, grant)
     except (obstore.exceptions.BaseError, ValueError, FileNotFoundError):
         # The error's text may quote a key or a path of the environment.
-        raise settings.error("the store's client rejects a value in it, or in the pod's environment") from None
-    raise settings.error("there is no client for that type")
+        raise settings.error(
+            "the store's client rejects one of their values, or one in the pod's environment"
+        ) from None
+    raise settings.error("the type must be s3, gcs or azure")
 
 
 def _granted(target: Target, settings: StoreSettings, grant: Grant) -> Target:
@@ -353,4 +356,6 @@ def _google_environment(settings: StoreSettings) -> None:
     """Raises PullError if the environment would replace explicit credentials, because obstore lets it do that."""
     for name in ("GOOGLE_BEARER_TOKEN", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"):
         if os.environ.get(name):
-            raise settings.error(f"{name} in the pod's environment would override it; remove one of them")
+            raise settings.error(
+                f"{name} in the pod's environment would override the credentials given here; remove one of them"
+            )

@@ -68,7 +68,7 @@ def _meaning(error: BaseException, target: Target) -> tuple[PullErrorKind, str]:
     text = str(error)
     status, code = code_of(error)
     if isinstance(error, obstore.exceptions.PreconditionError):
-        return PullErrorKind.CHANGED, "it changed while it was fetched"
+        return PullErrorKind.CHANGED, "it changed while it was fetched; try again"
     if code in _NO_BUCKET:
         return (
             PullErrorKind.NO_BUCKET,
@@ -79,11 +79,12 @@ def _meaning(error: BaseException, target: Target) -> tuple[PullErrorKind, str]:
     if code in _REGION or status in (301, 307) or "redirect without LOCATION" in text:
         return (
             PullErrorKind.BAD_REQUEST,
-            f'the bucket is in another region ({code or status or "redirect"}); set "region" in the storage secret',
+            f"the bucket is probably in another region ({code or status or 'redirect'}); "
+            'set "region" in the storage secret',
         )
     if code == "RequestTimeTooSkewed":
         return PullErrorKind.CREDENTIALS, (
-            "the clock of this pod's machine is wrong (RequestTimeTooSkewed); synchronise it"
+            "the clocks of the store and of this pod's machine differ too much (RequestTimeTooSkewed); synchronise them"
         )
     if not status and "uri" in text and _IDENTITY.search(text):
         why = "the pod's own identity is not available; give credentials in the storage secret"
@@ -101,7 +102,10 @@ def _meaning(error: BaseException, target: Target) -> tuple[PullErrorKind, str]:
     if code in _FAILING or status == 408 or status >= 500:
         return PullErrorKind.UNREACHABLE, f"the store failed ({code or status}); check it, and try again"
     if status:
-        return PullErrorKind.BAD_REQUEST, f"the store does not accept the request ({code or status})"
+        return (
+            PullErrorKind.BAD_REQUEST,
+            f"the store does not accept the request ({code or status}); check the path, and the settings of the store",
+        )
     return _connection(text)
 
 
@@ -123,7 +127,7 @@ def _connection(text: str) -> tuple[PullErrorKind, str]:
             "the connection is refused; check that the server is up and reachable from the pods"
         )
     if "IncompleteBody" in text or "IncompleteMessage" in text or "UnexpectedEof" in text:
-        return PullErrorKind.INTEGRITY, "it ended before all of it had arrived"
+        return PullErrorKind.INTEGRITY, "it ended before all of it had arrived; check the store, and the network"
     if "Connect" in text and "ConnectionReset" not in text:
         return PullErrorKind.UNREACHABLE, "it cannot be connected to; check that it is reachable from the pods"
     if "path segment" in text or "parse path" in text:
@@ -138,5 +142,5 @@ def _connection(text: str) -> tuple[PullErrorKind, str]:
 
 def _whose(target: Target) -> str:
     if target.anonymous:
-        return "none were given: name them in the storage secret"
-    return "check them in the storage secret, or the role of the pod"
+        return "no credentials were given: name them in the storage secret"
+    return "check the credentials in the storage secret, or the role of the pod"

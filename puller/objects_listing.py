@@ -44,12 +44,12 @@ class Lister(Protocol):
         """Returns the URL of a page and the headers for it. Raises ValueError for invalid keys."""
 
     def page(self, root: ElementTree.Element) -> Page:
-        """Returns the content of a page. Raises ValueError."""
+        """Returns the content of a page. Raises ValueError if a value in it is invalid."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Account:
-    """The bucket, and the keys of the account that reads it, or none."""
+    """A bucket's region, and the keys of the account that reads the bucket; without keys, it is read anonymously."""
 
     region: str
     access_key: str = ""
@@ -156,7 +156,8 @@ class AzureLister:
 async def everything(
     client: HttpClient, lister: Lister, *, prefix: str, most: int, shown: str, trust: ssl.SSLContext | None
 ) -> list[dict[str, Any]]:
-    """Returns the objects below the prefix, as obstore's listing describes them. Raises PullError."""
+    """Returns the objects below the prefix, as obstore's listing describes them. Raises PullError if there are more
+    than `most`, or if the store does not answer with a listing."""
     found: list[dict[str, Any]] = []
     token = ""
     while True:
@@ -175,8 +176,7 @@ async def everything(
                         raise PullError(
                             PullErrorKind.UNREACHABLE,
                             f"{shown}: a page of the listing has more than {_MAX_PAGE} bytes; check that the "
-                            f"endpoint is a "
-                            "store of that type",
+                            "endpoint is a store of that type",
                         )
             finally:
                 held.release()
@@ -218,7 +218,7 @@ def signed(base: str, query: dict[str, str], account: Account, *, now: datetime)
 
 
 def parsed(lister: Lister, body: bytes, shown: str) -> Page:
-    """Returns the content of a page. Raises PullError."""
+    """Returns the content of a page. Raises PullError if `body` is not a page of this store's listing."""
     try:
         if b"<!DOCTYPE" in body:
             raise ValueError

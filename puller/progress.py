@@ -35,7 +35,7 @@ class PullMeter:
             self._before, self._mark = self._mark, (now, self.bytes)
 
     def rate(self) -> float:
-        """Returns the bytes a second, over the last one to two seconds, or since the pull began."""
+        """Returns the bytes a second, over about the last two seconds, or since the meter was made."""
         now = self._clock()
         at, count = self._before
         if now - self._mark[0] >= _WINDOW:

@@ -168,7 +168,7 @@ class Puller:
 
     @property
     def secrets(self) -> str:
-        """Returns the current version of the storage secret; see `Secrets.version`."""
+        """The current version of the storage secret; see `Secrets.version`."""
         return self._secrets.version
 
     def sweep(self) -> None:
@@ -205,11 +205,10 @@ class Puller:
         return pull.progress() if pull is not None else None
 
     async def pull(self, source: Source, *, into: str, tag: str = "") -> Pulled:
-        """Fetches a registered model and returns its folder. Raises PullError. If the pull fails or is cancelled, it
-        leaves nothing behind.
+        """Fetches a registered model into the folder `into`. Raises PullError. If the pull fails or is cancelled, it
+        leaves no folder behind; complete files stay in the cache.
 
-        `tag` asks for the file that was made of the same files and kept under that tag (`keep`).
-        """
+        `tag` asks for the file that was made of the same files and kept under that tag (`keep`)."""
         request = sources.resolve(source, secrets=self._secrets, claims=self._volumes)
         if source.sha256 and not _SHA256.fullmatch(source.sha256):
             text = f"sha256 is 64 hexadecimal digits, not {source.sha256[:100]!r}; see what `sha256sum` prints"
@@ -351,7 +350,7 @@ class Puller:
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
-            text = f"it has at least {size} bytes, but the limit is {self._max_bytes}; register a smaller model"
+            text = f"the model has at least {size} bytes, but the limit is {self._max_bytes}; register a smaller model"
             raise PullError(PullErrorKind.TOO_LARGE, text)
 
     def _provider(self, location: Location) -> Provider:

@@ -40,7 +40,8 @@ async def retried(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> _T:
-    """Returns the operation's result; raises the PullError of its last attempt, with the number of attempts.
+    """Returns the operation's result. Raises the PullError of its last attempt; after several attempts, the text says
+    how many there were.
 
     `progress` is a number that grows as the operation progresses: a new maximum restarts the count."""
     began = since = clock()

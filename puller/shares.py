@@ -31,7 +31,7 @@ class Shares:
         return len(self._waiting)
 
     async def acquire(self, store: str) -> None:
-        """Takes a turn, to be returned by `release`."""
+        """Takes a turn of the store, once there is one. It must be returned by `release`."""
         if self._may(store) and store not in self._waiting.values():
             self._taken[store] += 1
             return

@@ -27,7 +27,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Stopped(Exception):
-    """The error that a sink's bytes are no longer wanted: the thread should end."""
+    """The error that a sink raises once its file is no longer wanted: the writing thread should end."""
 
 
 class Sink:
@@ -74,7 +74,8 @@ class Sink:
             raise
 
     def expect(self, *, size: int | None = None, sha256: str = "", md5: str = "") -> None:
-        """Takes the store's description of the file (digests in hex), before its first byte. Raises PullError.
+        """Takes the store's description of the file (digests in hex), before its first byte. Raises PullError if it
+        contradicts an earlier one, or if the file is too large.
 
         Earlier expectations, from the registration or the listing, still apply: if the store now announces something
         else, the file has changed, or is the wrong one.
@@ -145,7 +146,7 @@ class Sink:
 
     @contextmanager
     def hold(self) -> Iterator[int]:
-        """Yields the file's descriptor for the duration of the block. Raises Stopped.
+        """Yields the file's descriptor for the duration of the block. Raises Stopped once the sink is closed.
 
         It is meant for copies inside the kernel; the bytes written must be reported to `wrote`.
         """
@@ -174,7 +175,8 @@ class Sink:
             self.wrote(offset, len(view), view)
 
     def wrote(self, offset: int, count: int, data: memoryview | None = None) -> None:
-        """Notes bytes that were written through the descriptor of `hold`. Raises PullError."""
+        """Notes bytes that were written through the descriptor of `hold`. Raises PullError if the file becomes too
+        large."""
         self._check(offset + count)
         self.meter.add(count)
         self._arrived(count)

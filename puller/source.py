@@ -63,8 +63,8 @@ class Location:
 
     @property
     def store(self) -> str:
-        """The host to fetch from, if known before the request, or the kind of store if the settings name no host.
-        Stores get their shares of turns under this name."""
+        """The host to fetch from, or the scheme and account if neither the URI nor the settings name a host. Stores get
+        their shares of turns under this name."""
         try:
             if self.scheme in ("http", "https"):
                 return urlsplit(self.uri).netloc.rpartition("@")[2]
@@ -96,7 +96,8 @@ def redact(uri: str) -> str:
 
 
 def resolve(source: Source, *, secrets: Secrets = _NO_SECRETS, claims: Path | None = None) -> PullRequest:
-    """Resolves a registration's path and key, with the storage secret. Raises PullError.
+    """Resolves a registration's path and key, with the storage secret. Raises PullError if they name no usable store or
+    path.
 
     `claims` is the folder below which volume claims are mounted, each under its name, or None if there are none.
     """
@@ -195,14 +196,16 @@ class _Store:
         assert settings is not None
         if settings.text("url") and _origin(settings.text("url")) != _origin(uri):
             if self._key:
-                text = f"{redact(uri)} is not on the host of the store that storage_key {self._key} names"
+                text = f"{redact(uri)} is not on the host of the store that storage_key {self._key} names; "
+                text += "leave out the key, or name another one"
                 raise PullError(PullErrorKind.FORBIDDEN, text)
             settings = NO_SETTINGS
         secret = settings.has("headers", "client_certificate", "client_key")
         if secret and (not settings.text("url") or settings.overridden("url")):
             if self._key:
                 raise settings.error(
-                    ("its credentials may only be used for the url that it names"), PullErrorKind.FORBIDDEN
+                    "they have credentials but no url to use them for; name the url in the secret",
+                    PullErrorKind.FORBIDDEN,
                 )
             settings = NO_SETTINGS
         return Location(scheme, uri, name, settings=settings if settings.origin else NO_SETTINGS)
@@ -310,7 +313,7 @@ def _needed(settings: StoreSettings, name: str, pattern: re.Pattern[str]) -> str
     if not text:
         raise settings.error(f"{name} is missing; give it in the secret, in storage_params or in the URI")
     if not pattern.fullmatch(text) or ".." in text:
-        raise settings.error(f"{name} {text[:100]!r} is not valid")
+        raise settings.error(f"{name} {text[:100]!r} is not valid: correct it")
     return text
 
 
@@ -322,7 +325,9 @@ def _checked(path: str, settings: StoreSettings) -> str:
     elif "" in elements:
         why = "has an empty element"
     if why:
-        raise PullError(PullErrorKind.BAD_REQUEST, f"the path {path[:500]!r} in a store of type {settings.type} {why}")
+        raise PullError(
+            PullErrorKind.BAD_REQUEST, f"the path {path[:500]!r} in a store of type {settings.type} {why}: correct it"
+        )
     return path
 
 

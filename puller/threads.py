@@ -33,7 +33,8 @@ class Threads:
         return work.result()
 
     def begin(self, function: Callable[..., _T], *arguments: object) -> "asyncio.Future[_T]":
-        """Starts the function, which also runs if nothing waits for it."""
+        """Starts the function in a thread, and returns a future for its result. The function also runs if nothing
+        awaits the future."""
         return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     def close(self, *, drop: bool = False) -> None:

@@ -67,7 +67,7 @@ class Grant:
 
 
 class _ConnectionRefused(Exception):
-    """A connection that was refused."""
+    """The error that a connection was refused, or could not be made."""
 
     def __init__(self, kind: PullErrorKind, text: str) -> None:
         super().__init__(text)
@@ -122,7 +122,7 @@ class Tunnel:
         return f"http://{token}:x@127.0.0.1:{self._listener.getsockname()[1]}"
 
     def close(self) -> None:
-        """Ends all connections."""
+        """Ends all connections and the proxy's thread. Blocks for up to 5 seconds."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop)
             self._thread.join(5.0)
@@ -255,7 +255,9 @@ class Tunnel:
         lines = "".join(f"{name}: {value}\r\n" for name, value in kept)
         await self._loop.sock_sendall(server, f"{head.method} {target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1"))
         if head.get("transfer-encoding"):
-            raise _ConnectionRefused(PullErrorKind.BAD_REQUEST, "a request with a body of unknown length")
+            raise _ConnectionRefused(
+                PullErrorKind.BAD_REQUEST, "a request with a body of unknown length cannot be passed on"
+            )
         left = int(head.get("content-length") or 0)
         while left > 0:
             piece = await reader.some(left)
@@ -281,7 +283,9 @@ class Tunnel:
         except (OSError, UnicodeError, TimeoutError):
             found = []
             if proxy is None:
-                raise _ConnectionRefused(PullErrorKind.DNS, f"the name {host} cannot be resolved") from None
+                raise _ConnectionRefused(
+                    PullErrorKind.DNS, f"the name {host} cannot be resolved; check its spelling"
+                ) from None
         allowed, why = [], ""
         for address in found:
             refused = None if anywhere else self._refusal(address)
@@ -298,7 +302,7 @@ class Tunnel:
                 allowed = await self._resolve(host, port)
             except (OSError, UnicodeError, TimeoutError):
                 raise _ConnectionRefused(
-                    PullErrorKind.DNS, f"the name of the proxy, {host}, cannot be resolved"
+                    PullErrorKind.DNS, f"the name of the proxy, {host}, cannot be resolved; check HTTPS_PROXY"
                 ) from None
         problem: OSError | None = None
         for address in allowed:
@@ -416,7 +420,7 @@ def _answer(refused: _ConnectionRefused, method: str) -> bytes:
 
 
 def refusal_in(text: str) -> tuple[PullErrorKind, str] | None:
-    """Returns this proxy's refusal, if an error quotes one of its answers."""
+    """Returns this proxy's refusal if an error's text quotes it, or else None."""
     match = re.search(rf"{_MARK}([A-Z_]+): ([^{_MARK}]*){_MARK}", text)
     return (PullErrorKind[match[1]], match[2]) if match and match[1] in PullErrorKind.__members__ else None
 
