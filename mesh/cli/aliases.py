@@ -78,8 +78,8 @@ def set_alias(
     """Creates an alias, moves it to another model, or divides its calls among several.
 
     Calls go to a new target once it has as many loaded copies as the active model. No call fails meanwhile. With
-    several targets, each call goes to one of them, chosen by weight. If this target cannot answer, another target does.
-    To end a split, name a single target.
+    several targets, each call goes to one of them, chosen by weight. If the chosen target cannot answer, another one
+    does. To end a split, name a single target.
 
     Examples:
 
@@ -187,8 +187,8 @@ def remove(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Deletes an alias, and the versions that were registered with it. Other models that the alias names stay
-    registered.
+    """Deletes an alias, and its versions that `mesh register --version` registered, unless another alias names them.
+    Other models that the alias names stay registered.
 
     Example: `mesh alias rm fraud`
     """

@@ -84,7 +84,7 @@ def build() -> typer.Typer:
 
 
 def run() -> int:
-    """Runs the command line of this process."""
+    """Runs the command line of this process and returns its exit code."""
     try:
         build()(prog_name="mesh")
     except SystemExit as end:

@@ -42,7 +42,7 @@ class Chunk:
 
 @dataclass(slots=True)
 class Totals:
-    """Counts of an import so far."""
+    """Counts of an import so far, in models."""
 
     created: int = 0
     existing: int = 0
@@ -260,7 +260,8 @@ def _listed(
             line = {"id": model_id, "type": model.get("type", kind), "path": path}
             yield number, json.dumps(line | ({"key": model["key"]} if model.get("key") else {})).encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CommandError(f"{manifest} is not a manifest of models: {error!r}", code=Exit.USAGE) from error
+        why = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"
+        raise CommandError(f"{manifest} is not a manifest of models: {why}", code=Exit.USAGE) from error
 
 
 def count_lines(source: str) -> int | None:

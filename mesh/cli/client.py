@@ -106,7 +106,7 @@ class Client:
                 raise self._no_mesh(response) from error
 
     async def get(self, path: str, **query: str | int) -> dict[str, Any]:
-        """Sends a GET request with a query, and returns the answer."""
+        """Sends a GET request with a query, and returns the JSON object of the answer. Raises as `request` does."""
         return await self.request("GET", path, query=query)
 
     async def models(self, prefix: str = "", after: str = "") -> AsyncIterator[dict[str, Any]]:
@@ -205,8 +205,10 @@ class Client:
                 "Set --ca or MESH_CA to its authority"
             )
         if isinstance(error, aiohttp.ClientConnectorError):
-            return MeshUnreachable(f"{self.endpoint} cannot be reached: {error.os_error or error}")
-        return MeshUnreachable(f"the connection to {self.endpoint} was lost: {error or type(error).__name__}")
+            return MeshUnreachable(f"{self.endpoint} cannot be reached: {error.os_error or error}. Check --endpoint")
+        return MeshUnreachable(
+            f"the connection to {self.endpoint} was lost: {error or type(error).__name__}. Try again"
+        )
 
     def _no_mesh(self, response: "aiohttp.ClientResponse") -> MeshUnreachable:
         return MeshUnreachable(

@@ -51,9 +51,9 @@ class Contexts:
     named: dict[str, Context] = field(default_factory=dict)
 
     def get(self, name: str) -> Context:
-        """Returns the context with that name. Raises CommandError."""
+        """Returns the context with that name. Raises CommandError, with the existing names, if there is none."""
         if name not in self.named:
-            there = f"there are {', '.join(sorted(self.named))}" if self.named else "none has been created yet"
+            there = f"the contexts are {', '.join(sorted(self.named))}" if self.named else "none has been created yet"
             text = f"there is no context {name!r}; {there}. `mesh context set {name} --endpoint URL` creates it"
             raise CommandError(text, code=Exit.USAGE, reason="NO_CONTEXT")
         return self.named[name]

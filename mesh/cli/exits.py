@@ -19,7 +19,7 @@ class Exit(enum.IntEnum):
 
 
 EXPLAINED = (
-    "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such model or pod, 4 no mesh answers, "
+    "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such model, alias, pod, key or grant, 4 no mesh answers, "
     "5 the model cannot be loaded, 6 not now (no room, or a timeout): try again, 130 interrupted."
 )
 

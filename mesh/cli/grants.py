@@ -152,7 +152,7 @@ def apply(
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Returns the grants in a file by their names. Raises CommandError."""
+    """Returns the grants in a file by their names. Raises CommandError if the file cannot be read or is not valid."""
     try:
         return grantsfile.document(file.read_text())
     except (OSError, ValueError) as error:  # bad UTF-8 is a ValueError

@@ -116,7 +116,8 @@ def _given(model: str, file: str, npy: list[str]) -> "InferRequest":
     except OSError as error:
         raise tensors.usage(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise tensors.usage(f"{file} is not a V2 request: {error!r}") from error
+        why = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"
+        raise tensors.usage(f"{file} is not a V2 request: {why}") from error
     if not inputs:
         raise tensors.usage(f"{file} is not a V2 request: it has no inputs")
     return InferRequest(model, inputs, outputs, data.get("parameters") or {})

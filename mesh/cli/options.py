@@ -81,7 +81,8 @@ class Defaults:
 
 
 def text_or_file(text: str) -> str:
-    """Returns a value given on the command line, or the contents of the file if it is @FILE. Raises CommandError."""
+    """Returns a value given on the command line, or the contents of the file if it is @FILE. Raises CommandError if the
+    file cannot be read."""
     if not text.startswith("@"):
         return text
     try:
@@ -105,7 +106,7 @@ def endpoint_of(context: typer.Context, endpoint: str) -> str:
 
 
 def trust_of(context: typer.Context) -> Trust:
-    """Returns the TLS files of the global options, the environment or the context.
+    """Returns the TLS files and the API key of the global options, the environment or the context.
 
     Raises CommandError for a context that cannot be used."""
     return _defaults(context).trust

@@ -85,8 +85,10 @@ def shown(kind: kinds.ServerKind) -> str:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     said = 0
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(f"installing {kind.name}, once", total=None)
-        text = f"installing {kind.name} {environments.version(kind.name)} into {environments.root()}, once: minutes"
+        task = progress.add_task(f"installing {kind.name}", total=None)
+        text = (
+            f"installing {kind.name} {environments.version(kind.name)} into {environments.root()}: this takes minutes"
+        )
         console.print(output.plain(text), soft_wrap=True)
 
         def on_progress(now: environments.InstallProgress) -> None:
@@ -103,7 +105,8 @@ def shown(kind: kinds.ServerKind) -> str:
 
 
 def offer(kind: kinds.ServerKind) -> None:
-    """Asks the user on a terminal whether to install a server now, and does so. Raises CommandError."""
+    """Asks the user whether to install a server now, and does so if the answer is yes. Does nothing without a terminal.
+    Raises CommandError if the installation fails."""
     if _interactive():
         question = f"Install {kind.name} {environments.version(kind.name)} now, in {environments.root()}?"
         if typer.confirm(question, default=False, err=True):

@@ -44,12 +44,13 @@ def datatype(array: Array) -> str:
 
 
 def from_json(tensor: Mapping[str, Any]) -> tuple[str, Array]:
-    """Returns the name and the array of one input of a V2 JSON request."""
+    """Returns the name and the array of one input of a V2 JSON request. Raises CommandError for an invalid input."""
     try:
         name, kind, shape = str(tensor["name"]), str(tensor["datatype"]), tuple(int(n) for n in tensor["shape"])
         data = tensor["data"]
     except (KeyError, TypeError, ValueError) as error:
-        raise usage(f"an input needs name, datatype, shape and data: {error!r}") from error
+        why = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"
+        raise usage(f"an input needs name, datatype, shape and data: {why}") from error
     if kind not in DTYPES:
         raise usage(f"input {name}: unknown datatype {kind!r}, V2 has {', '.join(DTYPES)}")
     try:
@@ -77,7 +78,7 @@ def to_rest(name: str, array: Array) -> tuple[dict[str, Any], bytes]:
 
 
 def to_json(name: str, array: Array) -> dict[str, Any]:
-    """Returns an array as one input of a V2 JSON request."""
+    """Returns an array as one input of a V2 JSON request. Raises CommandError for bytes that are not UTF-8."""
     kind = datatype(array)
     try:
         data = [_bytes(v).decode() for v in array.reshape(-1)] if kind == "BYTES" else shown(array).reshape(-1).tolist()
@@ -136,7 +137,7 @@ def shown(array: Array) -> Array:
 
 
 def read_npy(assignment: str) -> tuple[str, Array]:
-    """Parses `NAME=FILE.npy`, and returns the name and the array in the file."""
+    """Parses `NAME=FILE.npy`, and returns the name and the array in the file. Raises CommandError."""
     name, equals, path = assignment.partition("=")
     if not equals or not name:
         raise usage(f"{assignment!r}: write NAME=FILE.npy")
@@ -147,7 +148,7 @@ def read_npy(assignment: str) -> tuple[str, Array]:
 
 
 def parse_shape(assignment: str) -> tuple[str, tuple[int, ...]]:
-    """Parses `NAME=1,3,224,224` into a name and a shape."""
+    """Parses `NAME=1,3,224,224` into a name and a shape. Raises CommandError."""
     name, equals, text = assignment.partition("=")
     try:
         if not equals or not name:
@@ -180,7 +181,7 @@ def made_up(
         shape = shapes.get(name, variable)
         count = int(np.prod(shape, dtype=np.float64))
         if count > MAX_ELEMENTS:
-            raise usage(f"input {name} of shape {list(shape)} has {count} elements: give its data in a file")
+            raise usage(f"input {name} of shape {list(shape)} has {count} elements: give its data with --npy or --file")
         made[name] = _values(kind, count, generator if random else None).reshape(shape)
     return made
 
@@ -204,7 +205,7 @@ def _dtype(kind: str) -> np.dtype[Any]:
     try:
         return DTYPES[kind]
     except KeyError:
-        raise CommandError(f"this client does not know the datatype {kind!r}") from None
+        raise CommandError(f"this version of mesh does not know the datatype {kind!r}: use a newer one") from None
 
 
 def _to_bf16(array: Array) -> Array:

@@ -130,7 +130,8 @@ async def _watch(client: Client, before: Sample, interval: float) -> None:
 
 
 async def sample(client: Client) -> Sample:
-    """Takes a sample. Asks the pods for the counters of their copies, unless the mesh has too many copies."""
+    """Takes a sample. Asks the pods for the counters of their copies, unless the mesh has more than `MAX_COPIES`.
+    Raises MeshUnreachable or MeshRefusal if the router does not answer."""
     stats, listed = await asyncio.gather(client.get("/mesh/v1/stats"), client.get("/mesh/v1/pods"))
     pods = tuple(listed["pods"])
     at = time.monotonic()

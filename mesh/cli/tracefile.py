@@ -39,7 +39,7 @@ def requests(path: Path) -> list[tuple[int, str]]:
         last = seconds
         found.append((int((seconds - first) * 1000), model_id))
     if not found:
-        raise CommandError(f"{path} has no requests", code=Exit.USAGE)
+        raise CommandError(f"{path} has no requests: write a line SECONDS,MODEL for each", code=Exit.USAGE)
     return found
 
 

@@ -23,7 +23,8 @@ class Trust:
     api_key: str = ""  # takes precedence
 
     def authorization(self) -> dict[str, str]:
-        """Returns the header with the API key, or no header without an API key. Raises CommandError."""
+        """Returns the header with the API key, or no header without an API key. Raises CommandError if the key cannot
+        be read or sent."""
         key = self.api_key.strip()
         if key:
             key = key.splitlines()[-1].strip()  # as of a file, see below
@@ -45,11 +46,12 @@ class Trust:
         if not key:
             return {}
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise CommandError("the API key has characters that no key has: check MESH_API_KEY", code=Exit.USAGE)
+            where = "in MESH_API_KEY" if self.api_key.strip() else f"in {self.api_key_file}"
+            raise CommandError(f"the API key {where} has characters that no key has: correct it", code=Exit.USAGE)
         return {"authorization": f"Bearer {key}"}
 
     def context(self) -> ssl.SSLContext:
-        """Returns the TLS context for REST. Raises CommandError."""
+        """Returns the TLS context for REST. Raises CommandError if the files cannot be used."""
         try:
             context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
             if self.certificate is not None:
@@ -60,7 +62,7 @@ class Trust:
         return context
 
     def credentials(self) -> "grpc.ChannelCredentials":
-        """Returns the credentials for gRPC. Raises CommandError."""
+        """Returns the credentials for gRPC. Raises CommandError if the files cannot be used."""
         import grpc
 
         self.context()  # raises errors that name the files; grpc would only fail to connect

@@ -32,7 +32,8 @@ def add(app: typer.Typer) -> None:
 async def register(
     client: Client, name: str, version: str, model: Mapping[str, Any], keep: int | None, patience: Patience
 ) -> None:
-    """Registers a version of a model, and moves the alias to it once it is loaded. Raises CommandError."""
+    """Registers a version of a model, and moves the alias to it once it is loaded. Raises CommandError as
+    `moves.carry_out` does, and if a model of the alias's name is registered as this version."""
     if await aliasview.find(client, name) is None:
         await _adopt(client, name, version)
     body = {"version": version, "model": model} | ({} if keep is None else {"keep": keep})

@@ -30,8 +30,8 @@ log = logs.get(__name__)
 
 
 async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
-    """Registers the sample models if `samples` is true, and returns the text to print. If the models cannot be made,
-    only logs this."""
+    """Registers the sample models if `samples` is true, and returns the text to print. A failure to make or register
+    them is only logged."""
     endpoint = f"http://{settings.rest_address}"
     registered: list[str] = []
     request: dict[str, Any] | None = None
@@ -43,7 +43,7 @@ async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
                 registered = await register_samples(client, made)
                 request = _request(made)
             except CommandError as error:
-                log.warning("no sample models", error=str(error))
+                log.warning("the sample models are not registered", error=str(error))
     pods = f"{settings.pods} pod{'s' if settings.pods > 1 else ''} with {format_bytes(capacity)} for models"
     if settings.adapted:
         pods += f", {len(settings.adapted)} with {', '.join(dict.fromkeys(settings.adapted))}"

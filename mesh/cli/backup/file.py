@@ -30,7 +30,7 @@ _LEVEL = 6  # gzip's own default: 9 takes twice the time for 2 % of a million re
 
 
 class BackupError(Exception):
-    """A backup that is damaged or cannot be used. The text is for the admin."""
+    """The error that a backup is damaged or cannot be used. The text is for the admin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,8 @@ class Writer:
 
 
 def verify(stream: BinaryIO) -> Header:
-    """Reads the whole file, checks that it is complete, and returns its header. Raises BackupError."""
+    """Reads the whole file, and returns its header. Raises BackupError if the file is not a complete backup of a known
+    version."""
     lines = _lines(stream)
     first = next(lines, b"")
     digest = hashlib.sha256(first)
@@ -108,12 +109,13 @@ def verify(stream: BinaryIO) -> Header:
     if not ended:
         raise BackupError("its end is missing: it was not written to the end, or was truncated")
     if counts != dict(header.counts):
-        raise BackupError(f"it has {counts}, but its header says {dict(header.counts)}")
+        found, stated = (", ".join(f"{those[kind]} {kind}" for kind in KINDS) for those in (counts, header.counts))
+        raise BackupError(f"it has {found} records, but its header says {stated}: the backup is damaged")
     return header
 
 
 def entries(stream: BinaryIO) -> Iterator[BackupEntry]:
-    """Yields the records of a verified file."""
+    """Yields the records of a verified file, from its beginning."""
     for number, line in enumerate(_lines(stream), 1):
         document = _parse(line, number)
         if isinstance(document, list):
@@ -155,7 +157,7 @@ def _header(line: bytes) -> Header:
             version=version,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BackupError(f"its header cannot be read ({error!r})") from error
+        raise BackupError("its header lacks a value, or has one of another type: the backup is damaged") from error
 
 
 def _parse(line: bytes, number: int) -> Any:
@@ -187,4 +189,4 @@ def _from_json(given: Any, number: int) -> bytes:
             return base64.b64decode(given["base64"], validate=True)
     except (ValueError, TypeError):
         pass
-    raise BackupError(f"line {number} has a value that is neither text nor base64")
+    raise BackupError(f"line {number} has a value that is neither text nor base64: the backup is damaged")

@@ -87,7 +87,7 @@ class Restorer:
         self.outcome = Outcome()
 
     async def check(self, header: file.Header, install_id: str) -> None:
-        """Checks that this backup may be restored into this mesh. Raises BackupError, EtcdError."""
+        """Raises BackupError if this backup must not be restored into this mesh, and EtcdError."""
         if header.schema > owner.SCHEMA:
             text = (
                 f"its records have version {header.schema}, but this program knows {owner.SCHEMA}: use a newer program"

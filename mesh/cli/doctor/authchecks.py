@@ -29,11 +29,13 @@ def _tokens(one: Mapping[str, Any]) -> Iterator[Finding]:
     what = f"tokens of {issuer}"
     trouble, reviewed = one.get("trouble"), "keys" not in one
     if trouble and (reviewed or not one.get("keys")):
-        yield AREA.fail("tokens", f"{what} are refused: {trouble}", "correct it: routers try again by themselves")
+        yield AREA.fail(
+            "tokens", f"{what} are refused: {trouble}", "correct the cause: routers try again by themselves"
+        )
     elif trouble:
         age = f"{float(one.get('age') or 0) / 60:.0f} minutes"
         text = f"the keys for {what} cannot be read; the keys of {age} ago stay in use: {trouble}"
-        yield AREA.fail("tokens", text, "correct it before the issuer rotates its keys")
+        yield AREA.fail("tokens", text, "correct the cause before the issuer rotates its keys")
     elif not reviewed and not one.get("keys"):
         yield AREA.warn("tokens", f"the keys for {what} have not been read yet", "run the doctor again in a minute")
     else:

@@ -25,7 +25,7 @@ class Certificate:
 
 
 def from_der(raw: bytes) -> Certificate:
-    """Reads a certificate in DER. Raises ValueError."""
+    """Reads a certificate in DER. Raises ValueError if it cannot be read."""
     return _facts(x509.load_der_x509_certificate(raw))
 
 

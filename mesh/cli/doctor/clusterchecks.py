@@ -11,7 +11,7 @@ AREA = Area("kubernetes")
 _PULL = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull")
 _OF_WAITING = {
     "CrashLoopBackOff": "see why it ended with kubectl logs POD --previous",
-    "CreateContainerConfigError": "a Secret or ConfigMap that it names, or a key of one, is missing",
+    "CreateContainerConfigError": "check that the Secrets and ConfigMaps that it names exist, with all keys",
     "CreateContainerError": "see kubectl describe pod POD",
     "RunContainerError": "see kubectl describe pod POD",
 }
@@ -193,7 +193,7 @@ def _pod(pod: Object, facts: ClusterFacts) -> Finding | None:
     why = told or str((conditions.get("Ready") or {}).get("message") or "it is starting")
     todo = f"kubectl logs {name(pod)}; kubectl describe pod {name(pod)}"
     if "FailedMount" in why or "not found" in why:
-        todo = "a Secret or ConfigMap that it mounts, or a key of one, is missing"
+        todo = "check that the Secrets and ConfigMaps that it mounts exist, with all keys"
     return AREA.warn("pods", f"{who} is not ready: {why}", todo)
 
 
@@ -226,7 +226,8 @@ def _ended(status: Object) -> str:
 def _latest(
     facts: ClusterFacts, *, of: str = "", prefix: str = "", kind: str = "", level: str = "Warning"
 ) -> list[Object]:
-    """Returns the events about an object, the newest first."""
+    """Returns the events of one level about an object, or about all whose names begin with `prefix`, the newest
+    first."""
     found = []
     for event in facts.events or ():
         what = event.get("involvedObject") or {}

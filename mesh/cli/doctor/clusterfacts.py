@@ -82,7 +82,7 @@ class ClusterFacts:
 
 
 async def gather(kubectl: Kubectl) -> ClusterFacts:
-    """Gathers all facts from Kubernetes."""
+    """Gathers all facts from Kubernetes. A failed request leaves its fact None."""
     facts = ClusterFacts(kubectl.namespace or await _current(kubectl))
     try:
         facts.pods = [*await kubectl.items("get", "pods", f"--selector={SELECTOR}")]

@@ -77,7 +77,7 @@ class Examination:
         self.report = Report()
 
     async def run(self) -> Report:
-        """Checks all areas of the plan, concurrently where one does not need the other's facts."""
+        """Checks all areas of the plan, and returns the report."""
         plan = self._plan
         cluster, etcd, mesh = await asyncio.gather(
             self._bounded("kubernetes", self._cluster()),
@@ -213,7 +213,7 @@ class Examination:
         except TimeoutError:
             text = f"the check did not end within {seconds:g} s"
             self.report.findings.append(
-                Area(area).fail("time", text, "a server accepts requests but does not answer: look for one that hangs")
+                Area(area).fail("time", text, "look for a server that hangs, or set a longer --timeout")
             )
         except Exception as error:
             self._broken(area, error)
@@ -221,4 +221,6 @@ class Examination:
 
     def _broken(self, area: str, error: Exception) -> None:
         text = f"the check itself failed: {type(error).__name__}: {error}"
-        self.report.findings.append(Area(area).warn("doctor", text, "report it, with `mesh version`"))
+        self.report.findings.append(
+            Area(area).warn("doctor", text, "report this error, with the output of `mesh version`")
+        )
