@@ -2,8 +2,8 @@
 
     python .ci/language.py [PATH ...]      checks all files under version control, or only those under PATH
 
-- A function's docstring begins with a verb in the third person (VERBS), a property's with a noun phrase or such a verb,
-  a class's or module's with a noun phrase. A test's is a sentence that stands alone (not CONTINUING).
+- A function's docstring begins with a verb in the third person (VERBS), a property's or fixture's with a noun phrase or
+  such a verb, a class's or module's with a noun phrase. A test's is a sentence that stands alone (not CONTINUING).
 - Words in BANNED and phrases in UNCLEAR, over which readers stumble, do not occur in code, comments, docs and charts.
 - A function's docstring does not open with a phrase in OPENINGS, which only repeats the signature.
 - The help of an option begins with a noun phrase or an imperative, and names the unit of a number.
@@ -182,8 +182,8 @@ def docstrings(path: Path, tree: ast.Module) -> Iterator[Finding]:
         line = node.body[0].lineno
         if isinstance(node, ast.ClassDef):
             yield from _noun_phrase(path, line, "a class", found)
-        elif in_tests:
-            if found in (CONTINUING if node.name.startswith("test_") else HEADLESS):
+        elif in_tests and node.name.startswith("test_"):
+            if found in CONTINUING:
                 text = f'a docstring does not begin with "{found}": write a sentence that stands alone'
                 yield Finding(path, line, text)
         elif _is_property(node):
@@ -192,7 +192,7 @@ def docstrings(path: Path, tree: ast.Module) -> Iterator[Finding]:
         elif found not in VERBS:
             text = f'a function\'s docstring begins with a verb in the third person, not with "{found}"'
             yield Finding(path, line, text)
-        else:
+        elif not in_tests:
             for pattern, instead in OPENINGS.items():
                 if opening := re.match(pattern, ast.get_docstring(node) or ""):
                     yield Finding(path, line, f'a docstring does not begin with "{opening[0]}": {instead}')
@@ -237,8 +237,10 @@ def _word(text: str) -> str:
 
 
 def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    names = {getattr(one, "attr", getattr(one, "id", "")) for one in node.decorator_list}
-    return bool(names & {"property", "cached_property", "setter", "fixture"})
+    """Returns whether the function stands for a value: a property, a fixture of pytest, a strategy of Hypothesis."""
+    made_by = (one.func if isinstance(one, ast.Call) else one for one in node.decorator_list)
+    names = {getattr(one, "attr", getattr(one, "id", "")) for one in made_by}
+    return bool(names & {"property", "cached_property", "setter", "fixture", "composite"})
 
 
 def _called(node: ast.Call) -> str:

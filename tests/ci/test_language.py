@@ -82,13 +82,23 @@ def test_words_are_looked_for_in_pages_too(language: ModuleType) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["test_x", "helper"])
 @pytest.mark.parametrize("text", ["Of both kinds.", "It goes there too.", "And the others stay."])
-def test_docstrings_of_tests_stand_alone(language: ModuleType, name: str, text: str) -> None:
-    """The docstring of a test or a test's helper must not continue the function's name or the docstring before it."""
-    (finding,) = found(language, f'def {name}():\n    """{text}"""\n', "tests/x.py")
+def test_docstrings_of_tests_stand_alone(language: ModuleType, text: str) -> None:
+    """The docstring of a test must not continue the test's name or the docstring before it."""
+    (finding,) = found(language, f'def test_x():\n    """{text}"""\n', "tests/x.py")
     assert finding[0] == 2
     assert "stands alone" in finding[1]
+
+
+@pytest.mark.parametrize("text", ["Of both kinds.", "The server of a test.", "Never runs."])
+def test_docstrings_of_helpers_in_tests_begin_with_a_verb(language: ModuleType, text: str) -> None:
+    (finding,) = found(language, f'def helper():\n    """{text}"""\n', "tests/x.py")
+    assert "verb in the third person" in finding[1]
+
+
+@pytest.mark.parametrize("decorator", ["pytest.fixture", 'pytest_asyncio.fixture(scope="module")', "st.composite"])
+def test_docstrings_of_fixtures_and_strategies_may_be_noun_phrases(language: ModuleType, decorator: str) -> None:
+    assert found(language, f'@{decorator}\ndef helper():\n    """A server."""\n', "tests/x.py") == []
 
 
 @pytest.mark.parametrize("text", ["A draining pod loads nothing.", "When a pod ends, its copies go.", "Refuses lists."])

@@ -74,7 +74,7 @@ def test_help_describes_the_fields() -> None:
 
 def test_a_name_occurs_once() -> None:
     def command(*, login: Login, user: str = "") -> None:
-        """Never runs."""
+        """Does nothing: only its options are read."""
 
     with pytest.raises(TypeError, match="option user twice"):
         groups.expanded(command)
