@@ -15,6 +15,9 @@ from tests.support import models
 from tests.support.localmesh import Client, LocalMesh, Program, children, command, infer_request
 from tests.support.waiting import until
 
+_NAMES = {"router pod": "the router's main process", "server": "model server"}
+"""Names of processes in the table, if they differ from those of their tiers."""
+
 CALLS = 10_000
 PLAIN = "plain grpc.aio"
 
@@ -71,7 +74,7 @@ async def run(mesh: LocalMesh, folder: Path, results: Results, rounds: int) -> N
             medians[which].append(percentile(times, 0.5) * 1e3)
             tails[which].append(percentile(times, 0.99) * 1e3)
 
-    comparison = Comparison("chain", "The whole chain beside a plain grpc.aio server", [OURS, PLAIN], PLAIN)
+    comparison = Comparison("chain", "The whole chain compared with a plain grpc.aio server", [OURS, PLAIN], PLAIN)
 
     def row(
         what: str,
@@ -89,18 +92,29 @@ async def run(mesh: LocalMesh, folder: Path, results: Results, rounds: int) -> N
     yardstick = costs["plain"]["server"]
     routing = [envoy + worker for envoy, worker in zip(costs["mesh"]["Envoy"], costs["mesh"]["worker"], strict=True)]
     row("calls a second", "calls/s", rates["mesh"], rates["plain"], reach=">= 3.5", more=True)
-    row("CPU of a call, routing", "us", routing, yardstick, reach="<= 0.25", part=True)
+    row("CPU of a call, Envoy and worker", "us", routing, yardstick, reach="<= 0.25", part=True)
     for tier, values in costs["mesh"].items():
-        row(f"CPU of a call, {tier}", "us", values, yardstick, reach="<= 0.10" if tier == "server" else "", part=True)
+        row(
+            f"CPU of a call, {_NAMES.get(tier, tier)}",
+            "us",
+            values,
+            yardstick,
+            reach="<= 0.10" if tier == "server" else "",
+            part=True,
+        )
     row("one caller, p50", "ms", medians["mesh"], medians["plain"], reach="<= 1.05")
     row("one caller, p99", "ms", tails["mesh"], tails["plain"], reach="<= 1.2")
     for tier, pids in tiers.items():
-        row(f"resident, {tier}", "MB", [sum(map(resident_bytes, pids)) / 1e6], [], part=True)
+        row(f"resident memory, {_NAMES.get(tier, tier)}", "MB", [sum(map(resident_bytes, pids)) / 1e6], [], part=True)
     comparison.notes = [
-        f"a logistic regression of 64 floats over gRPC; {rounds} rounds of {CALLS:,} calls, 64 at once, alternating; "
-        f"generator: {generator()}; one caller: grpc.aio",
+        "The model is a logistic regression of 64 floats, called over gRPC.",
+        f"{rounds} rounds of {CALLS:,} calls, with 64 calls in flight, alternate between the systems. {generator()} "
+        "sends the calls. The latencies of one caller are those of calls that grpc.aio sends one after the other.",
+        "The goals for the CPU of a call are shares of the CPU of a call of the plain server.",
     ]
     if generator() != "h2load":
-        comparison.notes.append("h2load (nghttp2-client) is not on PATH: calls/s are bounded by the generator")
+        comparison.notes.append(
+            "h2load (nghttp2-client) is not on PATH, so the program that sends the calls limits their number."
+        )
     results.add(comparison)
     plain.kill9()

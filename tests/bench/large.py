@@ -76,7 +76,7 @@ async def run(mesh: LocalMesh, folder: Path, results: Results, rounds: int) -> N
     await until(answers, timeout=30, why="both servers answer")
     ours = [pid for one in (*mesh.routers, *mesh.pods) for pid in family(one.pid)]
     memory = Memory(ours)
-    comparison = Comparison("large", "Large tensors, there and back", [GRPC, REST, PLAIN], PLAIN)
+    comparison = Comparison("large", "Large tensors, sent and returned", [GRPC, REST, PLAIN], PLAIN)
     for label, elements in SIZES.items():
         tensor = np.arange(elements, dtype=np.float32)
         doors = {
@@ -109,10 +109,13 @@ async def run(mesh: LocalMesh, folder: Path, results: Results, rounds: int) -> N
             ]
             if tensor.nbytes > 1 << 20:
                 del taken[PLAIN]
-                comparison.rows.append(Row(f"{what}, memory", "messages a call in flight", taken, judged=False))
+                comparison.rows.append(Row(f"{what}, memory per call in flight", "messages", taken, judged=False))
     comparison.notes = [
-        f"{rounds} rounds of {SECONDS} s, alternating; callers: grpcio, and http.client for REST with binary tensors",
-        "memory: of all processes of the mesh, per call in flight, in messages of that size; the goal is 2.5",
+        "The model returns its input unchanged.",
+        f"{rounds} rounds of {SECONDS} s alternate between the systems. The calls are sent by grpcio, or over REST, "
+        "with binary tensors, by http.client.",
+        "Memory per call in flight is the additional memory of all processes of the mesh, in multiples of the "
+        "message's size. The goal is 2.5.",
     ]
     results.add(comparison)
     plain.kill9()

@@ -52,15 +52,25 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
     yield "To measure this on your machine, from a fresh clone:"
     yield ""
     yield "```"
-    yield "make bench          # every figure below; installs the other servers first, about 1.5 GB"
-    yield "make performance    # this page and its pictures, from the results"
+    yield "make bench          # measures every figure below; first installs the other servers (1.5 GB)"
+    yield "make performance    # writes this page and its pictures from the results"
     yield "```"
     yield ""
     yield (
-        "Absolute figures are those of one machine, on which the servers and the generators of load share the cores. "
-        "The ratios are what to compare: each is the median of the ratios of rounds that alternated between the "
-        "systems. No figure here makes a build fail. "
-        "[`make check`](../CONTRIBUTING.md#the-cost-of-the-hot-functions) guards the work of a call instead: it "
+        "Compare the ratios rather than the figures: all figures are from one machine, on which the servers share the "
+        "cores with the programs that send the calls (the *generators*). The figures are medians of several rounds, and "
+        "the best figure of a row is bold. Rounds alternate between the systems. A ratio is the median of the ratios of single "
+        "rounds, so it may differ from the quotient of the two medians."
+    )
+    yield ""
+    yield (
+        "p50 and p99 are the times that half of the calls, and one call in a hundred, exceed. In a *closed loop*, each "
+        "caller sends its next call when it has received an answer; in an *open loop*, calls are sent at given times. "
+        "Times are in milliseconds (ms) and microseconds (us)."
+    )
+    yield ""
+    yield (
+        "No figure here makes a build fail. Instead, [`make check`](../CONTRIBUTING.md#the-cost-of-the-hot-functions) "
         "compares the instructions and the memory of hot functions with stored figures."
     )
     yield ""
@@ -164,7 +174,7 @@ def _missed(comparison: Comparison) -> Iterator[str]:
     for row in comparison.rows:
         ratio = row.ratio(comparison.ours, comparison.base)
         if row.reach and ratio is not None and not _reached(row, ratio):
-            yield f"- {comparison.title}: {row.what}: {ratio:.2f} of {comparison.base}'s, the goal is {row.reach}"
+            yield f"- {comparison.title}: {row.what}: the ratio to {comparison.base} is {ratio:.2f}, the goal {row.reach}"
 
 
 def _reached(row: Row, ratio: float) -> bool:

@@ -65,7 +65,7 @@ def test_the_page_says_where_another_server_is_better():
 
 def test_the_page_says_which_goals_are_missed():
     text = page.text(document(rates([90.0], [50.0], [20.0], reach=">= 3.5")))
-    assert "- Calls a second: gRPC: 1.80 of plain's, the goal is >= 3.5" in text
+    assert "- Calls a second: gRPC: the ratio to plain is 1.80, the goal >= 3.5" in text
     assert "goals are missed" not in page.text(document(rates([90.0], [50.0], [20.0], reach=">= 1.8")))
     assert "goals are missed" not in page.text(document(rates([90.0], [50.0], [20.0], reach="<= 1.8")))
 

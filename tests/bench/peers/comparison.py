@@ -55,7 +55,7 @@ LIMIT = 15 * 60.0
 """Seconds for the complete part, after which only the first round of each row is still taken. On two quiet cores the
 part takes 13 minutes."""
 PAUSE = 1.0  # seconds between two loads, in which generators start and connect
-FAILED = "calls failed in a round, which is not counted"
+FAILED = "calls failed in a round; that round is not counted"
 
 
 class Bar:
@@ -115,27 +115,36 @@ async def run(mesh: LocalMesh, folder: Path, results: Results, plan: Plan) -> No
     names = [server.name for server in running]
     base = "MLServer" if "MLServer" in names else names[-1]
     rates, costs = [rate for rate, _ in closed], [cost for _, cost in closed]
-    rounds = f"{plan.closed} rounds of {plan.closed_seconds:.0f} s, alternating; 3 where calls take seconds"
+    rounds = (
+        f"{plan.closed} rounds of {plan.closed_seconds:.0f} s alternate between the systems, or 3 rounds where calls "
+        "take seconds."
+    )
     payloads = (
-        "100 KB and 4 MB are bytes of a tensor that is sent and returned; 1 KB is a logistic regression of 64 floats, "
-        "1 KB as JSON and 0.3 KB as a gRPC message"
+        "1 KB stands for calls of a logistic regression of 64 floats, whose requests have 1 KB as JSON and 0.3 KB over "
+        "gRPC. 100 KB and 4 MB are the sizes of a tensor that is sent, and returned unchanged."
     )
     ours = running[0]
     doors = [ours.door(row.kind, PAYLOADS[row.payload], binary=row.binary) for rows in CLOSED for row in rows]
-    notes = [payloads, rounds, f"generators: {', '.join(dict.fromkeys(map(generators.named, doors)))}"]
+    notes = [payloads, rounds, f"The calls are sent by {' and '.join(dict.fromkeys(map(generators.named, doors)))}."]
     if bar.cut:
-        notes.append(f"some rounds were left out, because the machine was too slow for all in {LIMIT / 60:.0f} minutes")
+        notes.append(
+            f"Some rounds were left out, because the machine was too slow for all in {LIMIT / 60:.0f} minutes."
+        )
     if base != "MLServer":
         for row in rates:
             row.reach = ""  # the goals are ratios to MLServer
     results.add(Comparison("throughput", "Calls a second, closed loop", names, base, rates, notes))
-    more = ["all processes of a server: for the mesh Envoy, router, agent and model server", "in the same rounds"]
+    more = [
+        "The figures include all processes of a server: for Mesh, those are Envoy, router, agent and model server.",
+        "They were measured in the same rounds as the calls a second.",
+    ]
     results.add(Comparison("cpu", "CPU of a call", names, base, costs, more))
     results.add(_forms(rates, rounds))
     notes = [
-        f"each call is timed from when it was due; {plan.open} rounds of {plan.open_seconds:.0f} s, alternating, with "
-        "calls at random times, the same for each server; generators: grpc.aio, and our HTTP/1.1 client for REST",
-        "p99.9: one call in a thousand takes longer",
+        "The latency of a call begins when the call was due, even if it was sent later. "
+        f"{plan.open} rounds of {plan.open_seconds:.0f} s alternate between the systems. Calls are due at random "
+        "times, the same for each system. They are sent by grpc.aio, or over REST by an HTTP/1.1 client of Mesh.",
+        "One call in a thousand takes longer than p99.9.",
     ]
     results.add(Comparison("latency", "Latency, open loop, 1 KB", names, base, opened, notes))
 
@@ -143,7 +152,7 @@ async def run(mesh: LocalMesh, folder: Path, results: Results, plan: Plan) -> No
 def _forms(rates: Sequence[Row], rounds: str) -> Comparison:
     """Returns the comparison of Mesh's REST with its gRPC, from the rounds of both."""
     grpc, rest, binary = "Mesh, gRPC", "Mesh, REST as JSON", "Mesh, REST as binary"
-    found = Comparison("forms", "REST beside gRPC", [rest, binary, grpc], grpc, [], [rounds])
+    found = Comparison("forms", "REST compared with gRPC", [rest, binary, grpc], grpc, [], [rounds])
     ours = {row.what: row.figures["Mesh"] for row in rates}
     for rows in CLOSED:
         names = {(row.kind, row.binary): row.what for row in rows}
@@ -172,7 +181,7 @@ async def _closed(rows: Sequence[Closed], running: Sequence[Server], plan: Plan,
     for row, pair in zip(rows, measured, strict=True):
         for server in running:
             if not _takes(server, row):
-                lacks = "has no REST" if row.kind not in server.doors else "has no binary tensors in REST"
+                lacks = "has no REST" if row.kind not in server.doors else "does not support binary tensors over REST"
                 for one in pair:
                     one.remarks[server.name] = lacks
     turns = [
@@ -243,11 +252,13 @@ async def _open(kind: Kind, rate: int, running: Sequence[Server], plan: Plan, ba
                 if value is not None:
                     row.figures[server.name].append(value * 1e3)
                 if done.behind:
-                    row.remarks[server.name] = "does not keep up: the time grows for as long as the calls come"
+                    row.remarks[server.name] = "does not keep up: the latencies grow as long as calls are sent"
                 elif done.share > generators.BOUND:
                     row.remarks[server.name] = f"bounded by the generator: it took {done.share:.0%} of a core"
                 elif done.lag * 1e3 > 1.0 and server.name not in row.remarks:
-                    row.remarks[server.name] = f"includes lateness of the generator, p99 {done.lag * 1e3:.1f} ms"
+                    row.remarks[server.name] = (
+                        f"includes a delay: the generator sent calls late (p99 {done.lag * 1e3:.1f} ms)"
+                    )
             bar.done(plan.open_seconds + PAUSE)
     for server in running:
         if server not in takes:
