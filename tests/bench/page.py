@@ -57,10 +57,10 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
     yield "```"
     yield ""
     yield (
-        "Compare the ratios rather than the figures: all figures are from one machine, on which the servers share the "
-        "cores with the programs that send the calls (the *generators*). The figures are medians of several rounds, and "
-        "the best figure of a row is bold. Rounds alternate between the systems. A ratio is the median of the ratios of single "
-        "rounds, so it may differ from the quotient of the two medians."
+        "Compare the ratios rather than the figures: all figures are from one machine, on which the servers share the"
+        " cores with the programs that send the calls (the *generators*). The figures are medians of several rounds, "
+        "and the best figure of a row is bold. Rounds alternate between the systems. A ratio is the median of the "
+        "ratios of single rounds, so it may differ from the quotient of the two medians."
     )
     yield ""
     yield (
@@ -174,7 +174,8 @@ def _missed(comparison: Comparison) -> Iterator[str]:
     for row in comparison.rows:
         ratio = row.ratio(comparison.ours, comparison.base)
         if row.reach and ratio is not None and not _reached(row, ratio):
-            yield f"- {comparison.title}: {row.what}: the ratio to {comparison.base} is {ratio:.2f}, the goal {row.reach}"
+            found = f"the ratio to {comparison.base} is {ratio:.2f}, the goal {row.reach}"
+            yield f"- {comparison.title}: {row.what}: {found}"
 
 
 def _reached(row: Row, ratio: float) -> bool:
