@@ -172,7 +172,7 @@ def _garbled(flights: Flights, flight: Flight, event: events.Garbled) -> None:
 
 
 def _broke(flights: Flights, flight: Flight, event: events.Broke) -> None:
-    text = f"loading {flight.model_id} failed inside the router: {event.text}"
+    text = f"loading {flight.model_id} failed inside the router, whose log has the cause"
     flights.end(flight, Problem(ProblemReason.INTERNAL, text))
 
 

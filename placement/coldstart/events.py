@@ -201,6 +201,4 @@ class Garbled(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Broke(Answer):
-    """A failure of the carrier itself: it could not carry out the instruction."""
-
-    text: str
+    """A failure of the carrier itself, which could not carry out the instruction. The carrier's log says why."""

@@ -9,9 +9,12 @@ from google.protobuf.message import DecodeError
 from mesh import statuses
 from mesh.pb import details_pb2
 from mesh.statuses import MeshError, Reason, shortened
+from mesh.telemetry import logs
 from mesh.wire import metadata
 from mesh.wire.call import Call
 from mesh.wire.localcall import LocalAnswer
+
+log = logs.get(__name__)
 
 DETAILS = metadata.DETAILS
 
@@ -28,6 +31,22 @@ def fail(call: Call, error: MeshError) -> None:
     """Answers `call` with `error`."""
     error = cut(error)
     call.fail(error.reason.code, error.text, trailers=((DETAILS, metadata.encode_bin(error.grpc_details())),))
+
+
+def internal(call: Call, what: str) -> None:
+    """Logs the exception that is being handled, and answers `call` with INTERNAL. `what` says what has failed."""
+    log.exception(f"{what} failed in the router's own code", method=call.method)
+    fail(call, internal_error())
+
+
+def internal_error() -> MeshError:
+    """Returns the error for a fault of the router's own code, which the caller has to log."""
+    return MeshError(Reason.INTERNAL, "internal error; the router's log has the cause")
+
+
+def stopping() -> MeshError:
+    """Returns the error for a call that this router can no longer carry."""
+    return MeshError(Reason.UNAVAILABLE, "this router is stopping: try again")
 
 
 def our_own(answer: LocalAnswer) -> MeshError | None:

@@ -5,11 +5,13 @@ of them.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
+from typing import Any
 
 from mesh.access.verbs import Verb
 from mesh.statuses import MeshError, Reason
+from mesh.telemetry import logs
 from mesh.wire.call import Call, CallCancelled, Handler
 from router.access.credentials import Unsettled
 from router.access.guard import Guard
@@ -17,6 +19,8 @@ from router.calls import answers, several, streams
 from router.calls.forwarder import Forwarder
 from router.calls.routes import Asked, Method, Routes, SeveralIds, names_several
 from router.calls.unary import UnaryCall
+
+log = logs.get(__name__)
 
 Allow = Callable[[str], None]
 """A function that raises MeshError if the caller may not call the model or alias of that name."""
@@ -59,7 +63,7 @@ class Dispatcher:
         try:
             principal = self._guard.known(call.headers)
         except Unsettled as unsettled:
-            self.forwarder.tasks.start(self._introduced(call, method, self._guard, unsettled), "identify a caller")
+            self._start(call, method, self._introduced(call, method, self._guard, unsettled), "identify a caller")
         except MeshError as error:  # nothing of the request has been read
             self._refuse(call, method, b"", error)
         else:
@@ -84,10 +88,9 @@ class Dispatcher:
         frame = call.frame
         if frame is None:
             if names_several(call.headers):
-                carrying = self._one_message(call, method, allow)
+                self._start(call, method, self._one_message(call, method, allow), "read a request for several models")
             else:
-                carrying = streams.carry(self.forwarder, routes, call, method, allow)
-            self.forwarder.tasks.start(carrying, "stream")
+                self.forwarder.tasks.start(streams.carry(self.forwarder, routes, call, method, allow), "stream")
             return
         try:
             asked = routes.asked(call, method, frame)
@@ -104,7 +107,23 @@ class Dispatcher:
         if found is not None:
             UnaryCall(self.forwarder, call, frame, method, asked, found).begin()
         else:
-            self.forwarder.tasks.start(self._resolved(call, method, frame, asked), "resolve a name")
+            self._start(call, method, self._resolved(call, method, frame, asked), "resolve a name")
+
+    def _start(self, call: Call, method: Method, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Starts the task that owns the call until it is answered or passed on."""
+        self.forwarder.tasks.start(self._owned(call, method, work), name)
+
+    async def _owned(self, call: Call, method: Method, work: Coroutine[Any, Any, None]) -> None:
+        """Awaits the work of one call. If it fails unexpectedly, answers the call: otherwise a caller without a
+        deadline would wait forever."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not call.cancelled:
+                self._refuse(call, method, b"", answers.stopping())
+        except Exception:
+            log.exception("a call failed in the router's own code", method=call.method)
+            self._refuse(call, method, b"", answers.internal_error())
 
     async def _resolved(self, call: Call, method: Method, frame: bytes, asked: Asked) -> None:
         """Resolves the call's name by reading etcd, then forwards the call to that model."""

@@ -14,15 +14,12 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 from mesh.statuses import MeshError, Reason, too_large
-from mesh.telemetry import logs
 from mesh.wire import framing, localcall, metadata
 from mesh.wire.call import Call, Handler, Header
 from mesh.wire.localcall import LocalAnswer
 from router.calls import answers, replies
 from router.calls.forwarder import Forwarder
 from router.calls.routes import ID_HEADERS, SeveralIds
-
-log = logs.get(__name__)
 
 REQUIRED = b"mm-required"
 """The header that says, with the value `all`, that no model may be missing."""
@@ -57,10 +54,9 @@ class SeveralCalls:
             answers.fail(call, error)
         except asyncio.CancelledError:
             if not call.cancelled:
-                answers.fail(call, MeshError(Reason.UNAVAILABLE, "this router is stopping: try again"))
+                answers.fail(call, answers.stopping())
         except Exception:
-            log.exception("a call with several ids failed in the router's own code", method=call.method)
-            answers.fail(call, MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
+            answers.internal(call, "a call with several ids")
 
     async def _each(self, call: Call, frame: bytes, ids: SeveralIds, count: Callable[[int], None]) -> list[LocalAnswer]:
         """Makes the calls. Returns the replies in the order of the ids, without those of missing models. Raises

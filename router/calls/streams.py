@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 
 from mesh.statuses import Code, MeshError, Reason
-from mesh.telemetry import logs
 from mesh.wire import framing, metadata
 from mesh.wire.call import Call, CallCancelled, Header
 from mesh.wire.client import Lost, Reply, ReplyStream, RequestStream
@@ -27,8 +26,6 @@ from router.calls.mirror import Mirrored
 from router.calls.routes import MODEL, NAME, Method, Routes
 from router.fencing.verify import NOTHING, Said
 from router.state.pods import Copy
-
-log = logs.get(__name__)
 
 _KEPT = 64 * 1024  # bytes of messages kept besides the first, to be sent again
 
@@ -61,10 +58,9 @@ async def carry(
     except (CallCancelled, asyncio.CancelledError):
         code = int(Code.CANCELLED)
         if not call.cancelled:  # this router is stopping
-            answers.fail(call, MeshError(Reason.UNAVAILABLE, "this router is stopping: try again"))
+            answers.fail(call, answers.stopping())
     except Exception:
-        log.exception("a stream failed in the router's own code", method=call.method)
-        answers.fail(call, MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
+        answers.internal(call, "a stream")
     finally:
         call.on_cancel(None)
         stream.hold.counts(0)
@@ -120,6 +116,7 @@ class _Stream:
         self._whole = True  # everything that was read is kept
         self._in_pieces = call.takes_pieces and not method.path  # nobody here needs to see a whole message
         self._ended = False
+        self._unsendable: Exception | None = None  # why the rest of the request cannot be sent
         self.began = time.perf_counter()
         self.cold = False  # the call has waited for a load
         self.destination: Destination | None = None  # of the alias that the call names
@@ -257,6 +254,8 @@ class _Stream:
                 forwarder.reached(copy.pod)
             return await self._answer(copy, answer)
         except Lost as lost:
+            if self._unsendable is not None:
+                raise self._unsendable from None
             if self._keeping:
                 return attempts.lost(copy, pool, lost, kept=self._whole)
             forwarder.lost(copy, lost.why)
@@ -294,6 +293,9 @@ class _Stream:
             request.end()
         except (Lost, CallCancelled):
             pass  # the waiter for the reply gets the error as well
+        except Exception as error:
+            self._unsendable = error
+            request.cancel()  # the waiter for the reply raises the error
 
     async def _answer(self, copy: Copy, answer: Reply | ReplyStream) -> int:
         call = self._call

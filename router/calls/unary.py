@@ -11,11 +11,13 @@ before the first attempt. `forwarder` has the state that calls share, `dispatch`
 """
 
 import asyncio
+import functools
 import time
-from collections.abc import Callable, Sequence
-from typing import ParamSpec
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec
 
 from mesh.statuses import Code, MeshError, Reason
+from mesh.telemetry import logs
 from mesh.wire import framing, metadata
 from mesh.wire.call import Call, CallCancelled, Header, Headers
 from mesh.wire.client import Exchange, Lost, Pool, Reply, ReplyStream
@@ -30,9 +32,24 @@ from router.calls.routes import MODEL, NAME, Asked, Method
 from router.fencing.verify import NOTHING, Said
 from router.state.pods import Copy
 
+log = logs.get(__name__)
+
 P = ParamSpec("P")
 
 _OK = int(Code.OK)
+
+
+def _answering(step: "Callable[Concatenate[UnaryCall, P], None]") -> "Callable[Concatenate[UnaryCall, P], None]":
+    """Wraps a step of a call so that the call fails if the step does."""
+
+    def answering(self: "UnaryCall", /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            step(self, *args, **kwargs)
+        except Exception:
+            self._broken()
+
+    functools.update_wrapper(answering, step)
+    return answering
 
 
 class UnaryCall:
@@ -101,16 +118,19 @@ class UnaryCall:
         if call.deadline is not None:
             self.deadline = call.deadline
             forwarder.watch(self)
-        copies = forwarder.view.copies.get(self._model_id)
-        if (
-            copies is not None
-            and len(copies) == 1
-            and not copies[0].pod.failed_at
-            and not forwarder.must_verify(copies[0])
-        ):
-            self._send(copies[0])
-        else:
-            self._next()
+        try:
+            copies = forwarder.view.copies.get(self._model_id)
+            if (
+                copies is not None
+                and len(copies) == 1
+                and not copies[0].pod.failed_at
+                and not forwarder.must_verify(copies[0])
+            ):
+                self._send(copies[0])
+            else:
+                self._next()
+        except Exception:
+            self._broken()
         if not self._done:  # else the call was refused at once, and the two objects would keep each other alive
             call.on_cancel(self.cancelled)
 
@@ -130,7 +150,7 @@ class UnaryCall:
             self._verify(copy)
 
     def _verify(self, copy: Copy, *, insist: bool = False) -> None:
-        self._forwarder.tasks.start(self._verified(copy, insist), f"verify {self._model_id}")
+        self._start(self._verified(copy, insist), f"verify {self._model_id}")
 
     async def _verified(self, copy: Copy, insist: bool) -> None:
         try:
@@ -146,6 +166,18 @@ class UnaryCall:
             self._send(copy, said)
         else:
             self._next()
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._forwarder.tasks.start(self._owned(work), name)
+
+    async def _owned(self, work: Coroutine[Any, Any, None]) -> None:
+        """Awaits the work of a task on which the call depends. If it fails unexpectedly, fails the call."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            self._fail(answers.stopping())
+        except Exception:
+            self._broken()
 
     def _wait(self) -> None:
         self._cold = True
@@ -210,6 +242,7 @@ class UnaryCall:
             forwarder.wait(copy, self)
             self._waits_for = copy
 
+    @_answering
     def resume(self) -> None:
         """Continues after a call in the same pod has ended."""
         self._waits_for = None
@@ -218,6 +251,7 @@ class UnaryCall:
 
     # --- from the cold start ---
 
+    @_answering
     def on_copy(self) -> None:
         """Continues, because a copy is available now."""
         self._waited()
@@ -229,6 +263,7 @@ class UnaryCall:
                 self._model_id, self._destination = found
         self._next()
 
+    @_answering
     def on_error(self, error: MeshError) -> None:
         """Diverts the call to another model or fails it, because no copy will be available."""
         self._waited()
@@ -239,6 +274,7 @@ class UnaryCall:
             self._patience.cancel()
             self._patience = None
 
+    @_answering
     def _impatient(self) -> None:
         """Stops waiting for a model's load after half of the time until the deadline, and spends the rest on another
         model."""
@@ -269,7 +305,7 @@ class UnaryCall:
                 self._fail(unknown)
                 return
             if diversion.must_read(error):
-                self._forwarder.tasks.start(self._reread(diversion), f"read {self._asked[0]}")
+                self._start(self._reread(diversion), f"read {self._asked[0]}")
                 return
         self._fail(error)
 
@@ -303,47 +339,52 @@ class UnaryCall:
     def on_reply(self, reply: Reply) -> None:
         """Passes the reply back to the caller. If the pod refused the call without running it, tries again or fails
         the call."""
-        copy = self._copy
-        assert copy is not None
-        pod = copy.pod
-        self._forwarder.ended(copy)
-        self._exchange = None
-        if pod.failed_at:
-            self._forwarder.reached(pod)
-        headers = reply.headers
-        if headers:
-            headers, refusal = replies.returned(headers, pod)
-            if refusal is not None and reply.code:
-                self._after(copy, self._tries().refused, copy, refusal, self._said, kept=bool(self._frame))
-                return
-        frame = reply.frame
-        trailers = reply.trailers
-        if trailers:
-            returns = routes.returns
-            trailers = [header for header in trailers if returns[header[0]]]
-        if frame is not None and not reply.code:
-            if reply.encoding:
-                headers = [*headers, (replies.ENCODING, reply.encoding)]
-            self._call.reply(frame, headers, trailers)
-            self._ended(_OK, len(frame) - framing.PREFIX)
-        else:
-            self._call.fail(reply.code, reply.text, headers, trailers)
-            self._ended(reply.code, -1)
-        destination = self._destination
-        if destination is not None and destination.alias.mirror is not None and self._frame:
-            named = destination.headers(copy, self._method) if self._asked[1] == NAME else ()
-            sent, encoding = self._headers + named, self._call.encoding
-            self._forwarder.mirrors.offer(
-                destination.alias, Mirrored(self._method, sent, self._frame, encoding, reply.code, frame, self._began)
-            )
+        try:
+            copy = self._copy
+            assert copy is not None
+            pod = copy.pod
+            self._forwarder.ended(copy)
+            self._exchange = None
+            if pod.failed_at:
+                self._forwarder.reached(pod)
+            headers = reply.headers
+            if headers:
+                headers, refusal = replies.returned(headers, pod)
+                if refusal is not None and reply.code:
+                    self._after(copy, self._tries().refused, copy, refusal, self._said, kept=bool(self._frame))
+                    return
+            frame = reply.frame
+            trailers = reply.trailers
+            if trailers:
+                returns = routes.returns
+                trailers = [header for header in trailers if returns[header[0]]]
+            if frame is not None and not reply.code:
+                if reply.encoding:
+                    headers = [*headers, (replies.ENCODING, reply.encoding)]
+                self._call.reply(frame, headers, trailers)
+                self._ended(_OK, len(frame) - framing.PREFIX)
+            else:
+                self._call.fail(reply.code, reply.text, headers, trailers)
+                self._ended(reply.code, -1)
+            destination = self._destination
+            if destination is not None and destination.alias.mirror is not None and self._frame:
+                named = destination.headers(copy, self._method) if self._asked[1] == NAME else ()
+                sent, encoding = self._headers + named, self._call.encoding
+                self._forwarder.mirrors.offer(
+                    destination.alias,
+                    Mirrored(self._method, sent, self._frame, encoding, reply.code, frame, self._began),
+                )
+        except Exception:
+            self._broken()
 
+    @_answering
     def on_stream(self, stream: ReplyStream) -> None:
         """Passes back a reply that arrives message by message."""
         assert self._copy is not None
         headers, _ = replies.returned(stream.headers, self._copy.pod)
         if stream.encoding:
             headers = [*headers, (replies.ENCODING, stream.encoding)]
-        self._forwarder.tasks.start(self._pump(stream, headers), f"reply of {self._model_id}")
+        self._start(self._pump(stream, headers), f"reply of {self._model_id}")
 
     async def _pump(self, stream: ReplyStream, headers: list[Header]) -> None:
         code, size = int(Code.CANCELLED), 0
@@ -358,13 +399,13 @@ class UnaryCall:
                 error = replies.broken(lost.why)
                 code = int(error.reason.code)
                 answers.fail(self._call, error)
-        finally:
-            if self._exchange is not None:
-                assert self._copy is not None
-                self._forwarder.ended(self._copy)
-                self._exchange = None
-            self._ended(code, size)
+        if self._exchange is not None:
+            assert self._copy is not None
+            self._forwarder.ended(self._copy)
+            self._exchange = None
+        self._ended(code, size)
 
+    @_answering
     def on_lost(self, lost: Lost) -> None:
         """Tries the call again, if allowed, or fails it, after its connection broke or could not be opened."""
         copy, pool = self._copy, self._pool
@@ -401,6 +442,7 @@ class UnaryCall:
         else:
             self._next()
 
+    @_answering
     def _again(self) -> None:
         if not self._done:
             self._next()
@@ -413,6 +455,7 @@ class UnaryCall:
             self._withdraw()
             self._ended(int(Code.CANCELLED), -1)
 
+    @_answering
     def expired(self) -> None:
         """Fails the call because its deadline has passed."""
         if not self._done:
@@ -432,6 +475,12 @@ class UnaryCall:
             self._waits_for = None
         elif self._cold:
             self._forwarder.coldstart.leave(self._model_id, self)
+
+    def _broken(self) -> None:
+        """Logs the exception that is being handled, and fails the call: otherwise a caller without a deadline would
+        wait forever."""
+        log.exception("a call failed in the router's own code", method=self._call.method, model=self._model_id)
+        self._fail(answers.internal_error())
 
     def _fail(self, error: MeshError) -> None:
         if self._done:

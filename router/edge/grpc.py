@@ -105,7 +105,7 @@ class GrpcCall(wire.Call):
             try:
                 callback()
             except Exception:
-                log.exception("handler failed on a cancel", method=self.method, peer=self.peer)
+                log.exception("handler failed to handle a cancelled call", method=self.method, peer=self.peer)
 
     async def read(self) -> bytes | None:
         """Returns the next frame, or None at the end. Raises `CallCancelled`."""

@@ -177,10 +177,10 @@ class ColdStart:
         take time."""
         try:
             given = self._machine.handle(event)
-        except Exception as error:
+        except Exception:
             log.exception("a cold start cannot continue", happened=type(event).__name__)
             if isinstance(event, Answer) and not isinstance(event, Broke):
-                return self._follow(Broke(event.now_ms, event.model_id, event.answers, _in_short(error)))
+                return self._follow(Broke(event.now_ms, event.model_id, event.answers))
             return ()
         return [request for instruction in given for request in self._carry(instruction)]
 
@@ -248,7 +248,7 @@ class ColdStart:
 
     def _broke(self, request: Request, error: Exception) -> Answer:
         log.error("a cold start failed in the router's own code", model=request.model_id, exc_info=error)
-        return Broke(self.choosing.now_ms(), request.model_id, request.cause, _in_short(error))
+        return Broke(self.choosing.now_ms(), request.model_id, request.cause)
 
     def _release(self, instruction: instructions.Release) -> None:
         if instruction.waited_ms > _COLD:
@@ -281,11 +281,6 @@ class _Future:
         """Ends the wait with an error."""
         if not self.future.done():
             self.future.set_exception(error)
-
-
-def _in_short(error: Exception) -> str:
-    """Returns the error in one line, for the text of a problem. The log has its traceback."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _rules(settings: RouterSettings) -> Rules:

@@ -21,6 +21,7 @@ from mesh.wire.localcall import LocalAnswer
 from mesh.wire.plainrequest import Answer, Head, PlainRequest
 from router.access.credentials import Unsettled
 from router.access.guard import Guard
+from router.calls import answers
 from router.inference.models import Caller, CallFailed, Models
 from router.rest import documents, errors
 from router.rest.asked import HEADER_LENGTH, MODELS, Asked, ModelPath, PlainFields
@@ -105,13 +106,9 @@ class PlainInference:
 
     async def _introduced(self, request: PlainRequest, unsettled: Unsettled) -> None:
         """Waits until the caller is identified, then serves the request."""
-        try:
-            principal = await unsettled.settle()
-        except MeshError as error:
-            self._fail(request, errors.of_error(error))
-        else:
-            request.on_cancel(None)
-            self.serve(request, principal)
+        principal = await unsettled.settle()
+        request.on_cancel(None)
+        self.serve(request, principal)
 
     def _begin(self, request: PlainRequest, note: _Note, frame: bytes, form: documents.Form) -> None:
         request.take()  # the frame has it all
@@ -137,7 +134,7 @@ class PlainInference:
 
     def _run(self, request: PlainRequest, work: Coroutine[Any, Any, None]) -> None:
         """Answers in a task, which ends if the client goes away."""
-        task = self._tasks.start(work, "inference over REST")
+        task = self._tasks.start(self._guarded(request, work), "inference over REST")
         request.on_cancel(task.cancel)
 
     async def _conclude(
@@ -145,17 +142,12 @@ class PlainInference:
     ) -> None:
         with self._budget.hold() as hold:
             request.hand_over(hold)
-            await self._guarded(
-                request, self._inference.conclude(model, answer, form, caller, hold, partial(_sent, request))
-            )
+            await self._inference.conclude(model, answer, form, caller, hold, partial(_sent, request))
 
     async def _long(self, request: PlainRequest, note: _Note) -> None:
         with self._budget.hold() as hold:
             request.hand_over(hold)
-            work = self._inference.infer(
-                note.asked, note.target, hold, partial(_body, request), partial(_sent, request)
-            )
-            await self._guarded(request, work)
+            await self._inference.infer(note.asked, note.target, hold, partial(_body, request), partial(_sent, request))
 
     async def _guarded(self, request: PlainRequest, work: Awaitable[None]) -> None:
         """Awaits the coroutine that answers the request. If it fails, answers with the error."""
@@ -174,9 +166,7 @@ class PlainInference:
 
     def _broken(self, request: PlainRequest) -> None:
         log.exception("a request failed in the router's own code", target=request.head.target)
-        self._fail(
-            request, errors.of_error(MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
-        )
+        self._fail(request, errors.of_error(answers.internal_error()))
 
 
 def _read(head: Head) -> _Note:

@@ -13,15 +13,12 @@ from google.protobuf.message import DecodeError, Message
 
 from mesh.process.tasks import Tasks
 from mesh.statuses import MeshError, Reason
-from mesh.telemetry import logs
 from mesh.wire import call as wire
 from mesh.wire import framing
 from router.access import operations
 from router.access.credentials import Unsettled
 from router.access.guard import Guard
 from router.calls import answers
-
-log = logs.get(__name__)
 
 M = TypeVar("M", bound=Message)
 
@@ -84,11 +81,19 @@ def for_known(guard: Guard, handlers: Mapping[bytes, wire.Handler]) -> dict[byte
 
         async def late(unsettled: Unsettled, call: wire.Call) -> None:
             await unsettled.settle(call.deadline)
-            asyncio.get_running_loop().call_soon(handler, call)  # not before this task has given the call back
+            asyncio.get_running_loop().call_soon(_handle, handler, call)  # not before this task has given the call back
 
         return answer
 
     return {name: known(handler) for name, handler in handlers.items()}
+
+
+def _handle(handler: wire.Handler, call: wire.Call) -> None:
+    """Calls a handler from the event loop. If it fails, answers the call, as transports do."""
+    try:
+        handler(call)
+    except Exception:
+        answers.internal(call, "a call")
 
 
 def streaming(serve: Callable[[wire.Call], Awaitable[None]]) -> wire.Handler:
@@ -108,8 +113,7 @@ def run(call: wire.Call, work: Callable[[], Awaitable[None]]) -> None:
         except MeshError as error:
             answers.fail(call, error)
         except Exception:
-            log.exception("a call failed in the router's own code", method=call.method)
-            answers.fail(call, MeshError(Reason.INTERNAL, "internal error; the router's log has the cause"))
+            answers.internal(call, "a call")
         finally:
             call.on_cancel(None)
 

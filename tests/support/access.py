@@ -18,9 +18,10 @@ KEYS = Keys("mm/t")
 
 class SlowTokens:
     """An authenticator of tokens `slow-NAME`. It accepts them, and refuses `slow-bad`, once the test has set
-    `known`."""
+    `known`. A `broken` one fails then."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, broken: bool = False) -> None:
+        self.broken = broken
         self.changed: Callable[[], None] = lambda: None
         self.known = asyncio.Event()
         self.waiting = 0
@@ -33,6 +34,8 @@ class SlowTokens:
         async def later() -> Identified:
             self.waiting += 1
             await self.known.wait()
+            if self.broken:
+                raise ZeroDivisionError
             if name == "slow-bad":
                 raise MeshError(Reason.UNAUTHENTICATED, "the token is not valid")
             return Identified(Principal(f"user:{name.removeprefix('slow-')}"))

@@ -356,11 +356,11 @@ class RelayPort:
             while (frame := await carried.call.read()) is not None:
                 await outgoing.write(self._read(carried, frame))
             outgoing.end()
-        except (MeshError, CallCancelled) as error:
-            carried.refused = error
-            outgoing.cancel()
         except Lost:
             pass  # the call has ended, and its answer has the reason
+        except Exception as error:
+            carried.refused = error
+            outgoing.cancel()  # the waiter for the answer raises the error
 
     def _read(self, carried: Carried, frame: bytes) -> bytes:
         """Returns a frame for the server, with the server's name for the model in place of the id. Raises MeshError."""

@@ -10,7 +10,6 @@ from typing import Protocol
 from mesh.runtime.relay.egress import Outgoing
 from mesh.runtime.relay.splice import append, splice
 from mesh.runtime.relay.table import RelayedCopy
-from mesh.statuses import MeshError
 from mesh.v2 import PREFIX
 from mesh.wire import framing, headers
 from mesh.wire.call import Call, CallCancelled
@@ -78,7 +77,7 @@ class Carried:
         self.started_ns = started_ns
         self.began_ns = 0  # when the call was sent to the server
         self.begun = False  # the reply is passed on message by message
-        self.refused: MeshError | CallCancelled | None = None  # why the rest of the request cannot be sent
+        self.refused: Exception | None = None  # why the rest of the request cannot be sent
         self.epoch = 0  # the link's, when the call was sent
         self.exchange: Exchange | None = None  # the call at the server, if it was sent without a task
         self.outgoing: Outgoing | None = None  # the same, once a task takes it over

@@ -29,6 +29,16 @@ async def test_a_method_waits_until_its_caller_is_identified(token, code):
     assert call.code is code
 
 
+async def test_a_fault_of_the_handler_after_the_wait_is_an_answer():
+    slow = SlowTokens()
+    handlers = for_known(guard_of("required", {}, {}, others=[slow]), {NAME: lambda call: 1 / 0})
+    call = FakeCall(NAME, [(b"authorization", b"Bearer slow-anna")], b"\0\0\0\0\0")
+    slow.known.set()
+    handlers[NAME](call)
+    await until(lambda: call.answers, why="the call is answered")
+    assert call.code is Code.INTERNAL
+
+
 async def test_a_streaming_method_keeps_its_cancellation_after_the_wait():
     """A call first waits until its caller is identified. When the caller leaves later, the handler is still
     cancelled."""

@@ -207,9 +207,25 @@ class TestThePlainServer:
     async def test_a_request_waits_until_its_caller_is_identified(self, http, worker):
         await waits_for_its_caller(http, worker)
 
+    async def test_a_fault_while_a_caller_is_identified_is_an_answer(self, http, worker):
+        await answers_a_fault(http, worker)
+
 
 async def test_a_request_waits_until_its_caller_is_identified(http, worker):
     await waits_for_its_caller(http, worker)
+
+
+async def test_a_fault_while_a_caller_is_identified_is_an_answer(http, worker):
+    await answers_a_fault(http, worker)
+
+
+async def answers_a_fault(http, worker):
+    """Checks that a request whose caller cannot be identified because of a fault of the router gets an answer."""
+    slow = SlowTokens(broken=True)
+    worker.guard.__dict__.update(guard_of("required", {}, {}, others=[slow]).__dict__)
+    slow.known.set()
+    status, answer = await ask(http, "POST", "/v2/models/m/infer", key="slow-anna", body=INFER)
+    assert (status, answer["reason"]) == (500, "INTERNAL")
 
 
 async def waits_for_its_caller(http, worker):

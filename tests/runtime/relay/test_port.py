@@ -22,7 +22,7 @@ from mesh.wire.budget import Budget
 from mesh.wire.call import Header
 from mesh.wire.headers import NOT_HERE, addressed
 from mesh.wire.reply import LostKind
-from tests.support.fakecalls import FakeCall, FakePool, Sent
+from tests.support.fakecalls import FakeCall, FakePool, Sent, StreamCall
 from tests.support.waiting import until
 
 METHODS = pb.RuntimeStatusResponse(
@@ -343,4 +343,18 @@ async def test_a_fault_in_the_relay_fails_only_the_call(
     elif when == "lost":
         relay.sent().lose(LostKind.UNSENT)
     assert call.code == Code.INTERNAL
+    relay.check_nothing_is_left(failed=1)
+
+
+async def test_a_fault_while_a_streamed_request_is_read_is_an_answer(relay, monkeypatch):
+    """The server waits for the rest of the request, so that no reply would ever come."""
+
+    async def broken():
+        raise ZeroDivisionError
+
+    call = StreamCall(b"/a.B/c", addressed("m", b"life.7"), open=True)
+    monkeypatch.setattr(call, "read", broken)
+    relay.port.handle(call)
+    await until(lambda: call.answers, why="the call is answered")
+    assert (call.code, call.text) == (Code.INTERNAL, "internal error in the relay; its log has the cause")
     relay.check_nothing_is_left(failed=1)
