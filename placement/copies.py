@@ -270,7 +270,8 @@ def _drops(
     stalest: int,
     by: ScalingSettings,
 ) -> Iterable[Action]:
-    """Yields the unloads of the model's surplus copies."""
+    """Yields the unloads of misplaced copies that have a substitute, of copies above the maximum, and, if room is
+    scarce, of one copy that the model does not need."""
     loaded = [copy for copy in standing if copy.loaded]
     least = max(1, model.limits.minimum or 0)
     if len(loaded) >= least:

@@ -576,7 +576,7 @@ class Cache:
             self._leftovers += 1
 
     def _remove(self, blob: Blob) -> None:
-        """Removes a blob that is not in use."""
+        """Removes a blob that is not in use. `_unlink` then removes its file."""
         self._idle.pop(blob, None)
         self._disown(blob)
         self._blobs -= 1
@@ -592,7 +592,6 @@ class Cache:
         blob.memories.clear()
 
     def _link_name(self, blob: Blob, name: str) -> None:
-        """Gives the blob this name in `.blobs`."""
         path = self._there(blob)
         target = self._disk.blobs / name
         try:

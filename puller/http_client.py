@@ -169,7 +169,7 @@ class HttpClient:
             raise
 
     async def _check(self, host: str) -> None:
-        """Raises PullError for a host that the proxy must not be asked for. A name that does not resolve here is
+        """Raises _AddressRefused for a host that the proxy must not be asked for. A name that does not resolve here is
         allowed, because it may resolve at the proxy."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)

@@ -116,7 +116,8 @@ class LocalProvider:
         self._executors.clear()
 
     def _mount(self, path: str) -> str:
-        """Returns which threads serve a path. Touches no mount, only the folder that contains the volumes' mounts."""
+        """Returns the root or volume whose threads serve a path. Touches no mount, only the folder that contains the
+        volumes' mounts."""
         path = os.path.normpath(path)
         named = max(
             (name for name in self._named if f"{path}/".startswith(f"{name.rstrip('/')}/")), key=len, default=""

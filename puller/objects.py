@@ -265,7 +265,6 @@ class ObjectProvider:
     async def _receive(
         self, location: Location, target: Target, file: RemoteFile, sink: Sink, start: int, end: int
     ) -> None:
-        """Writes one range of an object."""
         options: dict[str, Any] = {"if_match": file.validator} if file.validator else {}
         if (start, end) != (0, file.size):
             options["range"] = (start, end)

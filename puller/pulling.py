@@ -104,7 +104,6 @@ class Pulling:
         raise AssertionError
 
     async def _once(self) -> Path:
-        """Lists and fetches the files, and assembles the folder."""
         self._total, self._here = 0, 0
         self.derived = False
         self.sizes = {}
@@ -303,7 +302,6 @@ class Pulling:
 
 
 def _verify(blob: Blob, sha256: str, location: Location) -> None:
-    """Raises PullError if the file is not the registered one."""
     if blob.sha256 != sha256:
         text = (
             f"{location.shown} is not the file that was registered: its sha256 is {blob.sha256}, "

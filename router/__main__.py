@@ -51,7 +51,13 @@ def main(
     limits: options.RouterLimits,
     logging: Logging,
 ) -> None:
-    """Runs a router: one endpoint in front of all models of a mesh."""
+    """Runs a router: one endpoint in front of all models of a mesh. It needs the etcd of the mesh, and forwards calls
+    to runtime pods (mesh runtime).
+
+    Sizes are numbers of bytes, or have a unit, such as 64MiB.
+
+    Example: mesh router --etcd http://127.0.0.1:2379 --listen 0.0.0.0:8033 --auth required --admin-key-file
+    admin.key"""
     edge.check()
     methods.check()
     access.check()

@@ -19,7 +19,10 @@ NONE = "none"
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Manages aliases: names that point at models and can be moved.")
+    group = typer.Typer(
+        no_args_is_help=True,
+        help="Manages aliases: names that callers use like ids of models, and that can be moved to other models.",
+    )
     group.command("set")(set_alias)
     group.command("ls")(ls)
     group.command("show")(show)
@@ -32,7 +35,9 @@ def set_alias(
     name: Alias,
     targets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TARGET[=WEIGHT]]...", help="Model to point at, or several with their weights."),
+        typer.Argument(
+            metavar="[TARGET[=WEIGHT]]...", help="Model to point at, or several with their weights, such as fraud@8=10."
+        ),
     ] = None,
     version: Annotated[
         str,
@@ -64,7 +69,8 @@ def set_alias(
         typer.Option(
             "--mirror",
             metavar="TARGET[=PERCENT]|none",
-            help="Model that also gets a share of the calls, in percent; its answers are dropped. Default: 100.",
+            help="Model that also gets a share of the calls, in percent, by default 100; its answers are dropped. "
+            "none: no such model.",
         ),
     ] = None,
     force: Annotated[

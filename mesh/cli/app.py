@@ -93,7 +93,6 @@ def run() -> int:
 
 
 def _show_version(shown: bool) -> None:
-    """Prints the version and ends the command if --version is given."""
     if shown:
         _version()
         raise typer.Exit
@@ -173,5 +172,5 @@ def _callback(
 
 
 def _version() -> None:
-    """Prints the version of this installation, and exits."""
+    """Prints the version of this installation."""
     typer.echo(f"mesh {version.installed()}")

@@ -71,7 +71,7 @@ def import_models(
         ),
     ],
     prefix: Annotated[
-        str, typer.Option("--prefix", help="Prefix to put before every id of a folder or a manifest.")
+        str, typer.Option("--prefix", metavar="PREFIX", help="Prefix to put before every id of a folder or a manifest.")
     ] = "",
     kind: Annotated[
         str, typer.Option("--type", "-t", metavar="TYPE", help="Type of the models, for a folder or a manifest.")
@@ -88,7 +88,8 @@ def import_models(
     If the source is a folder, every .onnx file below the folder is registered. A model's id is the file's path without
     the suffix. If a model has external data, its folder is registered instead of the file. A folder of versions
     (`dense/1/model.onnx`, `dense/2/model.onnx`) is one model, `dense`. A `manifest.json` lists models explicitly:
-    `{"models": [{"id": "a", "file": "a.onnx"}]}`.
+    `{"models": [{"id": "a", "file": "a.onnx"}]}`. A model may also have a `type` and a `key`, and a `path` (a URI)
+    instead of a `file` beside the manifest.
 
     Models already registered with the same attributes stay unchanged. The exit code is 1 if any line failed.
 

@@ -73,10 +73,11 @@ def certificates(
 ) -> None:
     """Issues the certificates for TLS inside a mesh (`--internal-tls`), and renews those that are due.
 
-    The command writes four files. ca.crt contains the authorities that the mesh trusts, and ca.key their keys, which no
-    process of the mesh needs. Every process presents the certificate tls.crt, with the key tls.key. This certificate is
-    valid for the name mesh.internal and for each --dns. Run the command once a day: certificates that are not due stay
-    unchanged. The command never replaces files that it did not write.
+    Give --secret on Kubernetes, or else --dir. The command writes four files there. ca.crt contains the authorities
+    that the mesh trusts, and ca.key their keys, which no process of the mesh needs. Every process presents the
+    certificate tls.crt, with the key tls.key. This certificate is valid for the name mesh.internal and for each --dns.
+    Run the command once a day: certificates that are not due stay unchanged. The command never replaces files that it
+    did not write.
 
     Examples:
 

@@ -15,7 +15,9 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the context."
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Manages named meshes: endpoint, TLS files, API key.")
+    group = typer.Typer(
+        no_args_is_help=True, help="Manages contexts: named meshes, each with its endpoint, TLS files and API key."
+    )
     group.command("set")(set_context)
     group.command("use")(use)
     group.command("ls")(ls)
@@ -97,7 +99,10 @@ def use(
 
 
 def ls(as_json: options.Json = False) -> None:
-    """Lists the contexts; an asterisk marks the current one."""
+    """Lists the contexts; an asterisk marks the current one.
+
+    Example: `mesh context ls`
+    """
 
     def command() -> None:
         found = contexts.read()

@@ -75,7 +75,7 @@ def put(
     models: Annotated[
         list[str] | None,
         typer.Option(
-            "--models", metavar="PATTERN", help="Models and aliases of the role; may be repeated. Default: *."
+            "--models", metavar="PATTERN", help="Models and aliases that the role is for; may be repeated. Default: *."
         ),
     ] = None,
     endpoint: options.Endpoint = "",
@@ -83,8 +83,9 @@ def put(
 ) -> None:
     """Gives callers and groups a role on models and aliases. Replaces a grant of the same name.
 
-    A pattern is an id, or a string in which each `*` stands for any characters. A pattern for an alias also covers its
-    versions.
+    A caller with the role `infer` may call models; with `read`, see status and lists; with `register`, also register,
+    change, load and unregister models, and set aliases; with `admin`, do everything. A pattern is an id, or a string in
+    which each `*` stands for any characters. A pattern for an alias also covers its versions.
 
     Example: `mesh grants add team-a --role register --models 'fraud/*' --to group:team-a`
     """

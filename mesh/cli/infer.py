@@ -40,7 +40,7 @@ def infer(
     context: typer.Context,
     model: options.ModelOrAlias,
     file: Annotated[
-        str, typer.Option("--file", "-f", metavar="FILE", help="File with a V2 request as JSON; - for standard input.")
+        str, typer.Option("--file", "-f", metavar="FILE", help="File with a request as JSON; - for standard input.")
     ] = "",
     npy: Annotated[
         list[str] | None, typer.Option("--npy", metavar="NAME=FILE", help="Input from a .npy file; may be repeated.")
@@ -50,7 +50,10 @@ def infer(
         int, typer.Option("--seed", min=0, help="Seed of the random values: the same seed gives the same input.")
     ] = 0,
     rows: Annotated[
-        int, typer.Option("--rows", "-n", min=1, help="Size of a variable first dimension, in generated inputs.")
+        int,
+        typer.Option(
+            "--rows", "-n", min=1, help="Size of the first dimension of generated inputs, if the model leaves it open."
+        ),
     ] = 1,
     shape: Annotated[
         list[str] | None,
@@ -64,11 +67,14 @@ def infer(
 ) -> None:
     """Calls a model and shows its outputs.
 
-    Without --file and --npy, inputs are generated from the model's metadata.
+    Without --file and --npy, inputs are generated from the model's metadata. A request file has the JSON of the V2
+    protocol (Open Inference Protocol), such as
+    `{"inputs": [{"name": "X", "datatype": "FP32", "shape": [1, 2], "data": [0.5, 1.5]}]}`.
 
     Examples:
 
     - `mesh infer fraud/de`
+    - `mesh infer fraud/de --shape X=4,30 --zeros`
     - `mesh infer fraud/de --npy X=rows.npy --json`
     - `mesh infer fraud/de --file request.json --rest`
     """

@@ -28,7 +28,10 @@ _SPAN = re.compile(r"([0-9]{1,6})([smhd])")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key.", show_default=False)]
 Expires = Annotated[
-    str, typer.Option("--expires", metavar="SPAN", help="Time until the key expires, such as 90d, 12h or 30m.")
+    str,
+    typer.Option(
+        "--expires", metavar="SPAN", help="Time until the new key expires, such as 90d, 12h or 30m. Default: see above."
+    ),
 ]
 Direct = Annotated[
     bool,
@@ -53,16 +56,24 @@ def create(
     context: typer.Context,
     name: Name,
     role: Annotated[
-        str, typer.Option("--role", metavar="infer|read|register|admin", help="Role to give to the key.")
+        str,
+        typer.Option(
+            "--role",
+            metavar="infer|read|register|admin",
+            help="Role to give to the key (see `mesh grants add --help`). Default: none.",
+        ),
     ] = "",
     models: Annotated[
         list[str] | None,
         typer.Option(
-            "--models", metavar="PATTERN", help="Models and aliases of the role; may be repeated. Default: *."
+            "--models", metavar="PATTERN", help="Models and aliases that the role is for; may be repeated. Default: *."
         ),
     ] = None,
     group: Annotated[
-        list[str] | None, typer.Option("--group", metavar="GROUP", help="Group of the key; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--group", metavar="GROUP", help="Group of the key, which grants name as group:GROUP; may be repeated."
+        ),
     ] = None,
     expires: Expires = "",
     through_etcd: Direct = False,
@@ -74,8 +85,8 @@ def create(
 ) -> None:
     """Creates a key, and prints it once: the mesh stores only its digest.
 
-    Without --role the key has no rights until `mesh grants add` gives it a role. To create the first key, or if no
-    admin key is left, use --direct: the command then writes to etcd without a router.
+    Without --role the key has no rights until `mesh grants add` gives it a role. Without --expires it never expires. To
+    create the first key, or if no admin key is left, use --direct: the command then writes to etcd without a router.
 
     Examples:
 

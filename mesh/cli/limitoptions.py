@@ -48,7 +48,9 @@ class LimitOptions:
     max_forwarded_message: Annotated[
         str,
         _size(
-            "--max-forwarded-message", "Size of the largest message forwarded in pieces, in bytes; default no limit."
+            "--max-forwarded-message",
+            "Size of the largest message that is forwarded in pieces (over 1 MiB, model id in the metadata), in bytes; "
+            "default no limit.",
         ),
     ] = ""
     max_body_bytes: Annotated[
@@ -71,16 +73,22 @@ class LimitOptions:
         float | None, _option("--load-wait", "SECONDS", "Longest wait of a caller for a load, in seconds; default 120.")
     ] = None
     max_waiters: Annotated[
-        int | None, _option("--max-waiters", "N", "Number of calls of a worker that may wait for loads; default 20000.")
+        int | None,
+        _option("--max-waiters", "N", "Number of calls of a router worker that may wait for loads; default 20000."),
     ] = None
     max_waiters_per_model: Annotated[
         int | None,
         _option(
-            "--max-waiters-per-model", "N", "Number of calls of a worker that may wait for one model; default 2000."
+            "--max-waiters-per-model",
+            "N",
+            "Number of calls of a router worker that may wait for one model; default 2000.",
         ),
     ] = None
     max_waiting_bytes: Annotated[
-        str, _size("--max-waiting-bytes", "Total bytes of the calls of a worker that wait for loads; default 256MiB.")
+        str,
+        _size(
+            "--max-waiting-bytes", "Total bytes of the calls of a router worker that wait for loads; default 256MiB."
+        ),
     ] = ""
     load_timeout: Annotated[
         float | None,

@@ -30,6 +30,10 @@ def pods(
     and the models that it had loaded cannot be registered again with other attributes. `forget` lifts this restriction
     immediately. Use `forget` only when the pod is certainly down.
 
+    OLDEST USE is the time since the last use of the copy that would be evicted next. A suspect pod has disappeared from
+    etcd without draining. For pods with a foreign model server, OBSERVED is the measured memory of its models, and
+    FACTOR its ratio to the models' sizes.
+
     Examples:
 
     - `mesh pods`
@@ -114,7 +118,6 @@ def _marks(pod: dict[str, Any]) -> list[str]:
 
 
 def _cut_off(lives: list[dict[str, Any]]) -> Any:
-    """Returns the table of the pods that are cut off from etcd."""
     made = output.table("CUT OFF", "INCARNATION", "DATA PORT", ">FOR", ">WAITED FOR")
     for life in lives:
         left = life.get("left_s")

@@ -40,7 +40,10 @@ Wait = Annotated[
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(no_args_is_help=True, help="Shows, transfers or removes a mesh's prefix in a shared etcd.")
+    group = typer.Typer(
+        no_args_is_help=True,
+        help="Shows, transfers or removes a mesh's prefix in a shared etcd: the beginning of all its keys.",
+    )
     group.command("show")(groups.expanded(show))
     group.command("transfer")(groups.expanded(transfer))
     group.command("remove")(groups.expanded(remove))

@@ -35,7 +35,10 @@ def add(app: typer.Typer) -> None:
 def up(
     *,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Address that clients call, over gRPC and REST.")
+        str,
+        typer.Option(
+            "--listen", metavar="HOST:PORT", help="Address that clients call, over gRPC and, with Envoy, REST."
+        ),
     ] = (_DEFAULT.listen),
     pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="Number of runtime pods.")] = _DEFAULT.pods,
     server: Annotated[
@@ -43,8 +46,8 @@ def up(
         typer.Option(
             "--server",
             metavar="NAME[=N]",
-            help="Number of pods with a kind of model server: onnx (instead of --pods), or another one, such as "
-            "mlserver, triton or torchserve (see `mesh servers`). `mesh up` installs the server if it is missing and "
+            help="Model server, and number of pods that run it: onnx (instead of --pods), or another one, such as "
+            "mlserver, triton or torchserve (see `mesh servers`), which is installed first if it is missing and "
             "can be installed. May be repeated. Without =N: 1 pod.",
         ),
     ] = None,
@@ -52,8 +55,8 @@ def up(
         bool,
         typer.Option(
             "--allow-code",
-            help="Allow models that run code when loaded, such as scikit-learn pickles, in pods of other servers than "
-            "onnx.",
+            help="Allow models that run code when loaded, such as scikit-learn pickles, in pods with other servers "
+            "than onnx.",
         ),
     ] = False,
     server_command: Annotated[
@@ -62,9 +65,9 @@ def up(
             "--server-command",
             metavar="TYPE,...=COMMAND",
             help=(
-                "Run one more pod with this command of a model server that speaks mmesh.ModelRuntime, for "
-                "models of these types. In the command, {socket} stands for the path of a unix socket and "
-                "{port} for a free port to listen on. May be repeated."
+                "Run one more pod, for models of these types. The command starts its model server, which speaks "
+                "ModelMesh's API (mmesh.ModelRuntime). In the command, {socket} stands for the path of a unix socket "
+                "and {port} for a free port to listen on. May be repeated."
             ),
         ),
     ] = None,
@@ -73,7 +76,7 @@ def up(
         typer.Option(
             "--capacity",
             metavar="SIZE",
-            help="Memory for models in each pod. Default: half of the free memory, shared by the pods.",
+            help="Memory for models in each pod, such as 2GiB. Default: half of the free memory, shared by the pods.",
         ),
     ] = "",
     data_dir: Annotated[
@@ -81,20 +84,38 @@ def up(
     ] = (_DEFAULT.data_dir),
     file_root: Annotated[
         list[Path] | None,
-        typer.Option("--file-root", metavar="DIR", help="Folder from which models may be read; may be repeated."),
+        typer.Option(
+            "--file-root",
+            metavar="DIR",
+            help="Folder from which models may be read; may be repeated. Default: the samples only.",
+        ),
     ] = None,
     samples: Annotated[bool, typer.Option("--samples/--no-samples", help="Register a few sample models.")] = True,
     probe: Annotated[
-        str, typer.Option("--probe", metavar="HOST:PORT", help="Address of /ready, /live and /metrics.")
+        str,
+        typer.Option(
+            "--probe", metavar="HOST:PORT", help="Address of the health checks /ready and /live, and of /metrics."
+        ),
     ] = (_DEFAULT.probe),
     edge: Annotated[
-        str, typer.Option("--edge", metavar="envoy|grpc", help="Program that terminates clients' connections.")
+        str,
+        typer.Option(
+            "--edge",
+            metavar="envoy|grpc",
+            help="Program that accepts clients' connections; grpc: grpc.aio, where Envoy cannot run.",
+        ),
     ] = _DEFAULT.edge,
     rest_listen: Annotated[
-        str, typer.Option("--rest-listen", metavar="HOST:PORT", help="Address of REST, with --edge grpc.")
+        str,
+        typer.Option("--rest-listen", metavar="HOST:PORT", help="Address that REST clients call, with --edge grpc."),
     ] = _DEFAULT.rest_listen,
     workers: Annotated[
-        str, typer.Option("--workers", metavar="N|auto", help="Number of router workers.")
+        str,
+        typer.Option(
+            "--workers",
+            metavar="N|auto",
+            help="Number of router processes that forward calls; auto: one for every two CPUs.",
+        ),
     ] = _DEFAULT.workers,
     threads: Annotated[
         int,
@@ -124,7 +145,11 @@ def up(
     ] = None,
     eviction: Annotated[
         str,
-        typer.Option("--eviction", metavar="|".join(policies.NAMES), help="Policy by which copies are evicted."),
+        typer.Option(
+            "--eviction",
+            metavar="|".join(policies.NAMES),
+            help=f"Policy by which copies are evicted. {policies.EXPLAINED}.",
+        ),
     ] = _DEFAULT.eviction,
     disk_budget: Annotated[
         str,
@@ -132,8 +157,8 @@ def up(
             "--disk-budget",
             metavar="SIZE",
             help=(
-                "Disk space for the pulled files of each pod. By default, a tenth of the disk is left free, "
-                "but at most 10 GiB."
+                "Disk space for the pulled files of each pod, such as 20GiB. By default, a tenth of the disk is left "
+                "free, but at most 10 GiB."
             ),
         ),
     ] = "",
@@ -143,7 +168,8 @@ def up(
             "--auth",
             envvar="MESH_AUTH",
             metavar="off|management|required",
-            help="Kind of requests that need a key: none, those of management, or all.",
+            help="Kind of requests that need an API key: none, those of management, or all. `mesh up` prints where the "
+            "admin's key is.",
         ),
     ] = _DEFAULT.auth,
     limits: limitoptions.LimitOptions,

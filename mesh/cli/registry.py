@@ -33,11 +33,19 @@ def add(app: typer.Typer) -> None:
 def register(
     context: typer.Context,
     model: options.ModelId,
-    path: Annotated[str, typer.Argument(metavar="PATH", help="File or URL of the model, as the pods see it.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="File or URI of the model, as the pods see it (https:, s3:, gs:, azure:, hf:, pvc:)."
+        ),
+    ],
     kind: Annotated[
         str,
         typer.Option(
-            "--type", "-t", metavar="TYPE", help="The model's type. Default: guessed from its file, else onnx."
+            "--type",
+            "-t",
+            metavar="TYPE",
+            help="The model's type, such as onnx or sklearn. Default: guessed from its file, else onnx.",
         ),
     ] = "",
     key: Annotated[
@@ -59,7 +67,10 @@ def register(
     keep: Annotated[
         int | None,
         typer.Option(
-            "--keep", metavar="N", min=0, help="Number of earlier versions to keep for a rollback. Default: 2."
+            "--keep",
+            metavar="N",
+            min=0,
+            help="Number of earlier versions to keep for a rollback. Default: unchanged, or 2 for a new alias.",
         ),
     ] = None,
     load: Annotated[bool, typer.Option("--load", help="Load the model now instead of on its first call.")] = False,
@@ -86,6 +97,7 @@ def register(
     Examples:
 
     - `mesh register fraud/de ./fraud-de.onnx --wait`
+    - `mesh register fraud/fr s3://models/fraud-fr.onnx --key my-store`
     - `mesh register fraud ./new.onnx --version 8`
     """
     if keep is not None and not version:
@@ -243,7 +255,8 @@ def _taker(model_type: str) -> kinds.ServerKind | None:
 
 
 def _hint(taker: kinds.ServerKind, model_type: str, *, install: bool) -> str:
-    """Returns the commands that start a pod for a model type: `install` adds that of the installation."""
+    """Returns a sentence with the command that starts a pod for a model type. With `install`, it begins with the
+    installation."""
     code = " --allow-code" if kinds.runs_code(model_type) else ""
     why = "; such models run code when they are loaded" if code else ""
     first = f"mesh servers install {taker.name}, then " if install else ""

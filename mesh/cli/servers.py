@@ -18,7 +18,10 @@ _LINES = 10  # a progress line is printed for each tenth of the packages if the 
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(help="Lists and installs model servers besides the ONNX server.", invoke_without_command=True)
+    group = typer.Typer(
+        help="Lists the model servers that pods can run, and installs those besides the ONNX server.",
+        invoke_without_command=True,
+    )
     group.callback()(ls)
     group.command("install")(install)
     group.command("rm")(remove)

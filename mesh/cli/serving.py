@@ -56,7 +56,7 @@ def load(
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
-    """Loads a model before its first call.
+    """Loads a model before its first call. The exit code is 5 if the model cannot be loaded.
 
     Example: `mesh load fraud/de --timeout 60`
     """

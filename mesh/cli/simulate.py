@@ -35,7 +35,8 @@ def simulate(
             metavar="TRACE",
             help=(
                 "CSV file with a line SECONDS,MODEL for each request, or the shape of a generated trace: "
-                f"{', '.join(traces.SHAPES)}."
+                "zipf (constant skew), scan (a job also calls every model), diurnal (models are active for half of "
+                "the day) or azure (like functions in a cloud)."
             ),
         ),
     ] = "zipf",
@@ -62,7 +63,10 @@ def simulate(
         int, typer.Option("--requests", min=1, help="Number of requests, for a generated trace.")
     ] = 1_000_000,
     alpha: Annotated[
-        float, typer.Option("--alpha", min=0.0, help="Exponent of the skew of a generated trace (not azure).")
+        float,
+        typer.Option(
+            "--alpha", min=0.0, help="Skew of a generated trace, the exponent of Zipf's law; not used for azure."
+        ),
     ] = 0.9,
     rate: Annotated[
         float, typer.Option("--rate", min=0.001, help="Rate of a generated trace, in requests a second.")
@@ -95,8 +99,9 @@ def simulate(
     """Runs a request trace through the code for placement and eviction, and reports hit rates and loads.
 
     A hit is a request whose model is loaded. The row `clairvoyant` is an upper bound for every policy: the hit rate of
-    one cache of the same size that knows all future requests. Rates are those of the second half of the requests, when
-    the mesh is full.
+    one cache of the same size that knows all future requests. The figures are those of the second half of the requests,
+    when the mesh is full: `room` is the memory for models as a share of what all models need, `load s/1000` the seconds
+    of loading for 1,000 requests, and `waited` the requests that waited for a load under way.
 
     Examples:
 

@@ -76,7 +76,7 @@ def snapshot(
     login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
-    """Takes a snapshot of etcd's whole database, and removes the oldest snapshots.
+    """Takes a snapshot of etcd's whole database, and keeps the newest snapshots in a folder.
 
     Take snapshots only of an etcd that no other program uses, because a snapshot contains the whole database. `mesh
     restore` registers the models of a snapshot again; `etcdutl snapshot restore` recreates the etcd. If you need only

@@ -85,6 +85,9 @@ def top(
 ) -> None:
     """Shows calls, hits, latencies, pods, and the hottest models and aliases, live. Press q or Ctrl-C to quit.
 
+    A cold start is the load of a model that a call found not loaded. The hit rate is the share of calls that found
+    their model loaded. `mesh pods --help` explains the table of pods.
+
     Examples:
 
     - `mesh top`

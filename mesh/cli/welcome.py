@@ -67,7 +67,6 @@ async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
 
 
 def _about_key(settings: UpSettings) -> list[str]:
-    """Returns the lines about the admin's key."""
     needs = "Every request needs" if settings.auth == "required" else "Management needs"
     file = shlex.quote(str(settings.admin_key_file))
     return [f"{needs} a key. The admin's is in a file; `mesh` uses it after:", f"  export MESH_API_KEY_FILE={file}", ""]

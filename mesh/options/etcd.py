@@ -16,8 +16,8 @@ InstallId = Annotated[
     typer.Option(
         envvar="MESH_INSTALL_ID",
         help=(
-            "Name of this mesh, the same for all its processes, which refuse a prefix in etcd that another mesh owns. "
-            "Default: no check."
+            "Name of this mesh, the same for all its processes. They refuse a prefix in etcd that belongs to another "
+            "mesh. Default: no check."
         ),
     ),
 ]
@@ -36,7 +36,8 @@ class Login:
         typer.Option(
             envvar="MESH_ETCD_CONFIG",
             help=(
-                "JSON file in ModelMesh's format: endpoints, credentials and root prefix. Replaces all --etcd options."
+                "JSON file in ModelMesh's format: endpoints, credentials and root prefix. Replaces all other --etcd "
+                "options."
             ),
         ),
     ] = None

@@ -59,7 +59,12 @@ def main(
     membership: options.Membership,
     logging: Logging,
 ) -> None:
-    """Runs a runtime pod: an agent, and the model server that it starts."""
+    """Runs a runtime pod: an agent, and the model server that it starts or finds. It needs the etcd of the mesh, and
+    gets its calls from routers (mesh router).
+
+    Sizes are numbers of bytes, or have a unit, such as 64MiB.
+
+    Example: mesh runtime --etcd http://127.0.0.1:2379 --capacity 4GiB --file-root /models"""
     logging.configure("agent")
     with startup.refusals(log):
         memory.check()

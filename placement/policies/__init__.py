@@ -14,7 +14,7 @@ therefore be exchanged safely, and the same property tests apply to each.
 from placement.policies.base import Policy, Standing, Uses
 from placement.policies.gdsf import Gdsf
 from placement.policies.lru import Lru
-from placement.policies.named import NAMES, check, named
+from placement.policies.named import EXPLAINED, NAMES, check, named
 from placement.policies.probation import Probation
 
-__all__ = ["NAMES", "Gdsf", "Lru", "Policy", "Probation", "Standing", "Uses", "check", "named"]
+__all__ = ["EXPLAINED", "NAMES", "Gdsf", "Lru", "Policy", "Probation", "Standing", "Uses", "check", "named"]

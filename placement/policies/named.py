@@ -7,6 +7,12 @@ from placement.policies.probation import Probation
 
 NAMES = ("lru", "gdsf", "lru+probation", "gdsf+probation")
 
+EXPLAINED = (
+    "lru: least recently used first; gdsf: cheap to load, large and rarely used first; with +probation: before these, "
+    "copies that were called only once"
+)
+"""The policies in one sentence, for the help of options."""
+
 
 def check(name: str) -> str:
     """Returns the name. Raises ValueError, with the existing names, if no policy has it."""

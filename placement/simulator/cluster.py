@@ -284,7 +284,6 @@ class Cluster:
     # --- the leader ---
 
     def _plan(self, now: int) -> None:
-        """Plans copies of hot models."""
         rates = {model_id: calls * 60_000 // PLAN_MS for model_id, calls in self._calls.items()}
         self._calls = {}
         self._peaks = {m: max(rates.get(m, 0), round(peak * 0.75)) for m, peak in {**self._peaks, **rates}.items()}

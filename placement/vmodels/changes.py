@@ -171,7 +171,7 @@ def due(record: VModelRecord, active: NamedModel, target: NamedModel, most: int 
 
 
 def _target(vmodel_id: str, before: VModelRecord | None, request: SetVModel) -> str | Refusal:
-    """Returns the model to move to."""
+    """Returns the model that the request asks for as target, or why there is none."""
     versions = before.more.versions if before is not None else {}
     if request.target:
         if (known := versions.get(request.version)) not in (None, request.target):

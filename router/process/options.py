@@ -28,19 +28,20 @@ class Edge:
         str,
         typer.Option(
             envvar="MESH_EDGE",
-            help="Program that terminates clients' connections: envoy, or grpc where Envoy cannot run.",
+            help="Program that accepts clients' connections: envoy, or grpc (grpc.aio) where Envoy cannot run.",
         ),
     ] = "envoy"
     rest_listen: Annotated[
-        str, typer.Option(envvar="MESH_REST_LISTEN", help="Address that REST clients call, with --edge grpc.")
+        str,
+        typer.Option(envvar="MESH_REST_LISTEN", help="Address that REST clients call, HOST:PORT, with --edge grpc."),
     ] = "127.0.0.1:8008"
     management_listen: Annotated[
         str,
         typer.Option(
             envvar="MESH_MANAGEMENT_LISTEN",
             help=(
-                "Separate address for management, HOST:PORT, which also serves inference. --listen then serves "
-                "no management."
+                "Separate address for management, HOST:PORT, which also serves inference; --listen then serves "
+                "inference only. Default: --listen serves both."
             ),
         ),
     ] = ""
@@ -48,7 +49,7 @@ class Edge:
         Path | None,
         typer.Option(
             envvar="MESH_TLS_CERT",
-            help="PEM file with the certificate for clients; read again when it is replaced.",
+            help="PEM file with the certificate that the router presents to clients; read again when it is replaced.",
         ),
     ] = None
     tls_key: Annotated[
@@ -82,7 +83,10 @@ class Edge:
         ),
     ] = 0.0
     probe: Annotated[
-        str, typer.Option(envvar="MESH_PROBE", help="Address of /ready, /live and /metrics, HOST:PORT.")
+        str,
+        typer.Option(
+            envvar="MESH_PROBE", help="Address of the health checks /ready and /live, and of /metrics, HOST:PORT."
+        ),
     ] = "127.0.0.1:8089"
 
     def check(self) -> None:
@@ -117,7 +121,8 @@ class AccessControl:
         typer.Option(
             envvar="MESH_AUTH",
             metavar="off|management|required",
-            help="Kind of requests that need a key: none, those of management, or all.",
+            help="Kind of requests that need an API key, token or client certificate: none, those of management, or "
+            "all.",
         ),
     ] = "off"
     admin_key_file: Annotated[
@@ -496,7 +501,7 @@ class Methods:
         typer.Option(
             envvar=["MESH_MULTI_PARALLELISM", "MM_MULTI_PARALLELISM"],
             min=1,
-            help="Number of models called at the same time for one call with several model ids.",
+            help="Number of models that one call with several model ids calls at the same time.",
         ),
     ] = 4
 

@@ -139,6 +139,7 @@ def test_a_bad_file_is_refused_before_anything_is_sent(run, mesh, tmp_path, cont
         file.write_text(content)
     result = run("--api-key-file", str(file), "whoami")
     assert result.exit_code == 2
+    assert str(file) in result.output
     assert not mesh.requests
 
 

@@ -220,6 +220,7 @@ async def test_names_are_harmless(puller, store, path, name, tmp_path):
         (404, PullErrorKind.NOT_FOUND),
         (410, PullErrorKind.NOT_FOUND),
         (401, PullErrorKind.CREDENTIALS),
+        (407, PullErrorKind.CREDENTIALS),
         (403, PullErrorKind.FORBIDDEN),
         (408, PullErrorKind.TIMEOUT),
         (429, PullErrorKind.BUSY),

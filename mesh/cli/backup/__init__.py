@@ -48,7 +48,7 @@ def backup(
     login: etcdoptions.Login,
     as_json: options.Json = False,
 ) -> None:
-    """Writes all registrations to a file: models, virtual models, settings.
+    """Writes all registrations to a file: models, aliases, settings.
 
     The command reads etcd at one revision, and the mesh may run meanwhile. The file does not contain pods, copies and
     other state that the mesh recreates. Nor does it contain API keys and grants, because restoring the file would make
@@ -123,7 +123,8 @@ def restore(
 
     The command first checks the whole file. Registrations that already exist stay unchanged, so after a failure you can
     run the same command again. Registrations that exist with other attributes are listed, and replaced only with
-    --overwrite; without --overwrite, the exit code is 1. Registrations that are not in the backup are never removed.
+    --overwrite. Without --overwrite and --dry-run, the exit code is then 1. Registrations that are not in the backup
+    are never removed.
 
     To read a snapshot, the command starts a temporary etcd with the snapshot's data. This requires the programs etcd
     and etcdutl, which the container image contains.

@@ -189,7 +189,6 @@ class Examination:
         return None
 
     def _folder(self, folder: Path) -> list[Finding]:
-        """Judges every certificate in a folder."""
         area = Area("certificates")
         try:
             files = sorted(path for path in folder.iterdir() if path.suffix in (".crt", ".pem", ".cert"))

@@ -42,11 +42,17 @@ class Addresses:
         ),
     ] = "127.0.0.1:0"
     probe: Annotated[
-        str, typer.Option(envvar="MESH_PROBE", help="Address of /ready, /live and /metrics, HOST:PORT.")
+        str,
+        typer.Option(
+            envvar="MESH_PROBE", help="Address of the health checks /ready and /live, and of /metrics, HOST:PORT."
+        ),
     ] = "127.0.0.1:0"
     internal_tls: tls.Internal = None
     advertise: Annotated[
-        str, typer.Option(envvar="MESH_ADVERTISE", help="Host by which others reach this pod; default: detected.")
+        str,
+        typer.Option(
+            envvar="MESH_ADVERTISE", help="Host name or address by which routers reach this pod; default: detected."
+        ),
     ] = ""
 
 
@@ -77,7 +83,9 @@ class Memory:
     eviction: Annotated[
         str,
         typer.Option(
-            envvar="MESH_EVICTION", help=f"Policy that chooses the copies to evict: {', '.join(policies.NAMES)}."
+            envvar="MESH_EVICTION",
+            metavar="|".join(policies.NAMES),
+            help=f"Policy that chooses the copies to evict. {policies.EXPLAINED}.",
         ),
     ] = "lru"
     demand_window: Annotated[
@@ -135,7 +143,8 @@ class Storage:
         Path | None,
         typer.Option(
             envvar="MESH_MODEL_DIR",
-            help="Folder for the pulled files of this pod only; complete files in it are used again after a restart.",
+            help="Folder for the pulled files of this pod only; complete files in it are used again after a restart. "
+            "Default: a temporary folder.",
         ),
     ] = None
     file_root: Annotated[
@@ -262,8 +271,8 @@ class ModelServer:
         typer.Option(
             envvar="MESH_SERVER",
             metavar="ADDRESS",
-            help="Address of a model server that speaks mmesh.ModelRuntime or has an --adapter, HOST:PORT or "
-            "unix:/PATH; default: Mesh's own ONNX server.",
+            help="Address of a model server that speaks ModelMesh's API (mmesh.ModelRuntime) or has an --adapter, "
+            "HOST:PORT or unix:/PATH; default: Mesh's own ONNX server.",
         ),
     ] = ""
     server_command: Annotated[
@@ -356,7 +365,7 @@ class ModelServer:
             envvar="MESH_SERVER_MEMORY",
             metavar="auto|none",
             help=(
-                "Observation of the memory of the server of --server or --server-command: auto (if its processes "
+                "Measurement of the memory of the server of --server or --server-command: auto (if its processes "
                 "are visible) or none."
             ),
         ),
@@ -508,7 +517,7 @@ class Membership:
         typer.Option(
             envvar="MESH_SERVE_WITHOUT_ETCD",
             metavar="SECONDS|forever",
-            help="Time for which resident models are served without contact to etcd, in seconds, or 'forever'.",
+            help="Time for which loaded models are served without contact to etcd, in seconds, or 'forever'.",
         ),
     ] = "forever"
     check_interval: Annotated[

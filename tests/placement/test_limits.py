@@ -1,0 +1,28 @@
+"""Limits by type: errors in the document that an operator writes."""
+
+import pytest
+
+from placement.copies import CopyLimits
+from placement.limits import parse
+
+
+def test_types_have_their_own_limits_and_a_default():
+    limits = parse('{"fraud": {"min": 1, "max": 4, "pinned": true}, "_default": {"max": 8}}')
+    assert limits.of("fraud") == CopyLimits(1, 4, True)
+    assert limits.of("other") == CopyLimits(maximum=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        pytest.param('{"a": 3}', "limits of type 'a' are not an object", id="number"),
+        pytest.param('{"a": {"least": 1}}', "limits of type 'a' have a key 'least': use min, max and pinned", id="key"),
+        pytest.param('{"a": {"min": 1.5}}', "min of type 'a' is not an integer", id="fraction"),
+        pytest.param('{"a": {"max": true}}', "max of type 'a' is not an integer", id="boolean"),
+        pytest.param('{"a": {"pinned": 1}}', "pinned of type 'a' is not true or false", id="pinned"),
+        pytest.param('{"a": {"min": 2, "max": 1}}', "type 'a': the maximum of copies is 2 or more", id="conflict"),
+    ],
+)
+def test_errors_name_the_type_and_the_cause(text, why):
+    with pytest.raises(ValueError, match=why):
+        parse(text)
