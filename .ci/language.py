@@ -96,7 +96,7 @@ SKIPPED = (
 GENERATED_OR_FOREIGN = ("proto/mmesh", "proto/kserve", "proto/etcd", "proto/grpc")
 FOLDERS = (".ci", "deploy", "docs", "mesh", "placement", "proto", "puller", "router", "tests")
 COMPAT = "COMPAT"
-"""Mark of a line whose text is fixed by the predecessor's contract."""
+"""Mark of a line whose text is fixed by ModelMesh's contract."""
 
 
 @dataclass(frozen=True, slots=True)

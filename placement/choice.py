@@ -15,7 +15,7 @@ pod until it publishes new figures. That is why there are three steps:
    have the files on disk come first.
 3. **Draw** within the best bucket by rendezvous hash, weighted by free space (by capacity if all are full).
 
-The predecessor also refuses a load if the oldest copy is younger than a "churn age". Mesh does not: a waiting caller is
+ModelMesh also refuses a load if the oldest copy is younger than a "churn age". Mesh does not: a waiting caller is
 served even if the cache turns over quickly; a refusal would make the model unavailable for as long as traffic lasts.
 
 The caller brings the figures up to date (`debits`), carries out the choice, and asks again with failed pods in
@@ -40,7 +40,7 @@ QUIET_RATE = 600
 PREFERRED_MS = 120_000
 """Milliseconds by which the oldest copy of a preferred full pod may have been idle for less than the longest idle copy
 of all full pods: beyond that, the preference of the model's type does not count. A quarter of the longest idle time
-applies if that is more. The predecessor's figures."""
+applies if that is more. ModelMesh's figures."""
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 

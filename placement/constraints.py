@@ -1,7 +1,7 @@
-"""Type constraints, as in the predecessor: which pods may hold a model of a type, and which are preferred.
+"""Type constraints, as in ModelMesh: which pods may hold a model of a type, and which are preferred.
 
 A pod has labels. A type may require some labels (the pod must have **all** of them) and prefer others (**any** of them
-is enough). The JSON is the predecessor's, so that its configuration works unchanged:
+is enough). The JSON is ModelMesh's, so that its configuration works unchanged:
 
     {"type-a": {"required": ["l1", "l2"]}, "type-b": {"preferred": ["l3"]}, "_default": {"required": ["none"]}}
 
@@ -11,7 +11,7 @@ label in both lists counts as required.
 GPU pods and CPU pods are distinguished in the same way: pods with a device have a label; a type that requires the label
 never runs without a device, and a type that prefers it falls back to other pods if no pod with a device has room.
 
-For a type that states no preference, one is inferred, as in the predecessor: of the pods that it may use, it prefers
+For a type that states no preference, one is inferred, as in ModelMesh: of the pods that it may use, it prefers
 those open to the fewest other types. So pods that are open to every type stay free for the others.
 
 A change at run time creates a new `Constraints`. `copies` then moves copies off pods that are no longer allowed.
@@ -76,7 +76,7 @@ class Constraints:
 
     def _reserved(self, model_type: str, labels: frozenset[str]) -> int:
         """Scores how little the other types need pods with these labels: pods with a higher score are preferred. The
-        weights are the predecessor's. A type that may not run there counts four times as much as one that prefers such
+        weights are ModelMesh's. A type that may not run there counts four times as much as one that prefers such
         pods."""
         others = [constraint for name, constraint in self.types.items() if name != model_type]
         prohibited = sum(1 for constraint in others if constraint.lacking(labels))
@@ -88,7 +88,7 @@ NONE = Constraints()
 
 
 def parse(text: str | bytes) -> Constraints:
-    """Parses the predecessor's JSON; an empty text means no constraints. Raises ValueError with a text for the
+    """Parses ModelMesh's JSON; an empty text means no constraints. Raises ValueError with a text for the
     operator."""
     types, default = bytype.parse(text, "type constraints", _constraint, ANYWHERE)
     return Constraints(types, default) if types or default != ANYWHERE else NONE

@@ -91,7 +91,7 @@ class ScaledModel:
 
 @dataclass(frozen=True, slots=True)
 class ScalingSettings:
-    """Thresholds of scaling, with the predecessor's values where it has them."""
+    """Thresholds of scaling, with ModelMesh's values where it has them."""
 
     rate_per_copy: int = 2000  # calls a minute above which another copy is wanted
     in_flight_per_copy: int = 16

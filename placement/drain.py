@@ -19,7 +19,7 @@ from placement.footprint import Footprint
 from placement.pod import Candidate
 
 RECENT_MS = 3_600_000
-"""A model used within this time is loaded elsewhere before it is unloaded; the predecessor's figure."""
+"""A model used within this time is loaded elsewhere before it is unloaded; ModelMesh's figure."""
 
 WIDTH = 16
 """Concurrent loads elsewhere."""

@@ -28,7 +28,7 @@ from cachetools import LRUCache
 from placement import words
 
 EXPIRY_MS = 15 * 60_000
-"""Lifetime of a failure; the predecessor's figure."""
+"""Lifetime of a failure; ModelMesh's figure."""
 
 FIRST_PAUSE_MS = 1_000
 LONGEST_PAUSE_MS = 30_000
@@ -38,7 +38,7 @@ MOST_ASKED_MS = 5 * 60_000
 """Longest Retry-After of a store that is respected."""
 
 MAX_FAILURES = 3
-"""Number of pods in which a model may fail before callers get its error; the predecessor's figure."""
+"""Number of pods in which a model may fail before callers get its error; ModelMesh's figure."""
 
 UNHEALTHY = 4
 """Number of models that make a pod unhealthy: they failed there and loaded elsewhere, with no successful load in the

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from placement.fence import Said
 
 MAX_TRIES = 8
-"""Number of attempts after which the caller gets the error of the last one; the predecessor's number."""
+"""Number of attempts after which the caller gets the error of the last one; ModelMesh's number."""
 
 SETTLE = 0.2
 """Seconds between the loss of a call and its second attempt: a pod notices its server's death at once, and writes the

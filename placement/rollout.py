@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 LASTS_MS = 20 * 60_000
-"""Time after the start of the new group's last pod for which the old group counts as outgoing; the predecessor's
+"""Time after the start of the new group's last pod for which the old group counts as outgoing; ModelMesh's
 figure."""
 
 _MEMBER = re.compile(r"(?P<deployment>.+)-(?P<template>[a-z0-9]{5,10})-[a-z0-9]{5}")

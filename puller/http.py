@@ -1,6 +1,6 @@
 """`http:` and `https:` URLs: one URL, one file.
 
-This module avoids two errors of the predecessor, which took an answer other than 200 for a model, and did not notice
+This module avoids two errors of ModelMesh, which took an answer other than 200 for a model, and did not notice
 that a body was shorter than announced. `http_client` decides where requests may be sent.
 
 A pull takes one request if possible: a GET of which only the headers are read at first. The ETag, date of change or

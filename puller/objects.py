@@ -1,8 +1,8 @@
 """S3, Google Cloud Storage and Azure Blob Storage, and other stores with their APIs.
 
 These stores have keys and no folders. A location without "/" at its end is the object with that key if it exists,
-otherwise everything below it; a location with "/" at its end is always everything below it. Both rules are the
-predecessor's, except that an empty location is an error here, as is a location with more objects than a model can have.
+otherwise everything below it; a location with "/" at its end is always everything below it. Both rules are
+ModelMesh's, except that an empty location is an error here, as is a location with more objects than a model can have.
 
 Consoles mark folders by empty objects whose key ends in "/"; obstore lists them without the "/". To tell them from
 empty files, the key without "/" is requested: if no object has it, it is a folder.
@@ -47,7 +47,7 @@ _CHUNK = 64 * 2**10  # minimum bytes of a stream within a time-out: at least 2 K
 _BATCH = 4 * 2**20  # bytes collected for one hop to a thread
 _SMALL = 256 * 2**10  # maximum bytes of a body that is read in one piece and written at once on the event loop
 _WRITERS = 4
-_CLIENT_LIFE = 3600.0  # seconds since its last use, the predecessor's value
+_CLIENT_LIFE = 3600.0  # seconds since its last use, ModelMesh's value
 _MAX_CLIENTS = 256
 _PROBES = 16  # empty objects asked for at a time
 _MD5 = re.compile(r"[0-9a-f]{32}")

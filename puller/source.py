@@ -8,7 +8,7 @@ There are two forms with the same meaning. The path may be a URI, as in KServe's
     pvc://claim/path               hf://owner/repository[:revision or @revision][/path]
     https://host/path              file:///path, or an absolute path
 
-Or it is a path inside a store that `key`, the predecessor's JSON object, names: `storage_key`, `storage_params`, the
+Or it is a path inside a store that `key`, ModelMesh's JSON object, names: `storage_key`, `storage_params`, the
 old `bucket`. `credentials` reads the settings of both forms, and both become a `Location`, whose scheme chooses the
 provider. A schema (`schema_path`) is in the same store as its model, unless it is a URI itself.
 
@@ -279,7 +279,7 @@ def _in_store(settings: StoreSettings, path: str, claims: Path | None) -> Locati
 
 
 def _below_url(settings: StoreSettings, path: str) -> Location:
-    """Returns a location in the predecessor's http store: a base URL, whose query is kept, followed by the path."""
+    """Returns a location in ModelMesh's http store: a base URL, whose query is kept, followed by the path."""
     base = settings.text("url")
     try:
         split = urlsplit(base)

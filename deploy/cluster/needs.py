@@ -60,11 +60,8 @@ def obstacles() -> list[str]:
         return ["Linux is needed for containers"]
     if os.geteuid() != 0:
         found.append("root is needed, for containers and bridges: sudo make cluster, or run it in a virtual machine")
-    version = _go_version()
-    if version is None:
-        found.append(f"Go is not on PATH: install {_dotted(GO)} or later, from go.dev or from your distribution")
-    elif version < GO:
-        found.append(f"Go {_dotted(version)} is too old: {_dotted(GO)} or later is needed, from go.dev")
+    if (without := _without_go()) is not None:
+        found.append(without)
     packages = missing_packages()
     if packages and not _installs():
         found.append(f"these Debian packages, or their equivalents, are missing: {' '.join(packages)}")
@@ -99,11 +96,22 @@ def parse_go_version(text: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def _go_version() -> tuple[int, int] | None:
+def _without_go() -> str | None:
+    """Returns why this machine has no usable Go, with what to do, or None if it has one."""
+    needed = f"{_dotted(GO)} or later"
     if shutil.which("go") is None:
-        return None
-    done = subprocess.run(["go", "version"], capture_output=True, text=True, timeout=30.0)
-    return parse_go_version(done.stdout)
+        return f"Go is not on PATH: install {needed}, from go.dev or from your distribution"
+    try:
+        done = subprocess.run(["go", "version"], capture_output=True, text=True, timeout=30.0)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the version of Go is unknown: {error}. Install {needed}, from go.dev"
+    version = parse_go_version(done.stdout)
+    if version is None:
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1][:200]
+        return f"the version of Go is unknown: `go version` ended with {done.returncode} and said: {said}"
+    if version < GO:
+        return f"Go {_dotted(version)} is too old: {needed} is needed, from go.dev"
+    return None
 
 
 def _installs() -> bool:

@@ -164,8 +164,8 @@ class Secret:
                 )
             case HTTPStatus.FORBIDDEN:
                 why = (
-                    f"{where} may not be read and changed: {said}. The pod's ServiceAccount needs a Role with get, "
-                    f"update and patch on it"
+                    f"{where} may not be read and changed: {said}. The pod's ServiceAccount needs a Role with get "
+                    "and update on it"
                 )
             case _:
                 why = f"{where}: the API answers {status}: {said}"

@@ -184,16 +184,20 @@ def main() -> None:
         why = f"{error.args[0]} is not set" if isinstance(error, KeyError) else invalid
         sys.exit(f"mesh.etcdserver.member: {why}; the chart sets it, whose etcd this command starts")
     try:
+        etcd = find_binary("etcd")
         copies = _copies(environment)
         if len(peers) > 1 and not has_data(data) and _joins_in_time(name, peers, _peer_tls(environment)):
             environment["ETCD_INITIAL_CLUSTER_STATE"] = "existing"
     except (MemberError, OSError) as error:
         log.error("this member cannot start", why=str(error))
         sys.exit(1)
-    etcd = find_binary("etcd")
     if copies is not None:
         sys.exit(certificates.run([etcd], environment, copies, delay=_turn(name)))
-    os.execve(etcd, ["etcd"], environment)
+    try:
+        os.execve(etcd, ["etcd"], environment)
+    except OSError as error:
+        log.error("etcd does not start: check that the program is made for this machine", program=etcd, why=str(error))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Keys in etcd: one base prefix for each mesh, one function for each kind of key.
 
-The layout is `<root>/<prefix>/<service>/` as in the predecessor, so that a mesh can be started on the predecessor's
-data. Ids are literal in `registry/` and `vmodels/`, because the predecessor and its Kubernetes controller read them
+The layout is `<root>/<prefix>/<service>/` as in ModelMesh, so that a mesh can be started on ModelMesh's
+data. Ids are literal in `registry/` and `vmodels/`, because ModelMesh and its Kubernetes controller read them
 that way. In Mesh's own keys they are percent-encoded, so the keys of one id never fall into the range of another.
 """
 

@@ -1,4 +1,4 @@
-"""Statuses of models and vmodels, in the words of the predecessor's API."""
+"""Statuses of models and vmodels, in the words of ModelMesh's API."""
 
 import enum
 

@@ -2,7 +2,7 @@
 
 Each installation has an id, on Kubernetes its namespace and release. The first process writes it, with the version of
 the schema; a process of another installation does not start. Without an id, a mesh claims nothing: on a single machine,
-or on the data of a predecessor.
+or on ModelMesh's data.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Frozen records of models, pods and copies in etcd.
 
-A model's record is the predecessor's JSON (attributes at their default are left out, and unknown ones survive a
+A model's record is ModelMesh's JSON (attributes at their default are left out, and unknown ones survive a
 rewrite), with Mesh's additions under the single attribute `mesh`. Records of pods and copies are Mesh's own. Nothing
 here reads a clock or does I/O. An invalid record raises `ValueError`; readers of a range skip it and log that.
 """
@@ -30,7 +30,7 @@ in these pods."""
 MAX_ID_BYTES = 1024
 """Maximum length of an id. It occurs in headers, and in etcd keys, where percent-encoding can triple its size."""
 
-_LEGACY_TYPE = "NLCLASSIFIER"  # the type of the predecessor's oldest records, which name none
+_LEGACY_TYPE = "NLCLASSIFIER"  # the type of ModelMesh's oldest records, which name none
 
 
 def check_id(model_id: str, what: str = "model") -> str:
@@ -73,7 +73,7 @@ class Failure:
     """A failed load, as recorded in the registry."""
 
     pod: str
-    at_ms: int  # epoch; the predecessor's records require times
+    at_ms: int  # epoch; ModelMesh's records require times
     text: str
     kind: FailureKind = FailureKind.LASTING
     since_ms: int = 0  # epoch: start of the unbroken series of failures; 0: this one

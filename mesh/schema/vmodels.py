@@ -1,6 +1,6 @@
 """Records of virtual models in etcd, `vmodels/<vmodel>`.
 
-The records are the predecessor's JSON, with the attributes `o` (owner), `amid` (active model), `tmid` (target) and
+The records are ModelMesh's JSON, with the attributes `o` (owner), `amid` (active model), `tmid` (target) and
 `failed`. Attributes at their default are left out. Mesh's additions are under one attribute, `mesh`. Unknown attributes
 survive a rewrite, in the record and in `mesh`. An invalid record raises `ValueError`; readers of the range skip it and
 log that.

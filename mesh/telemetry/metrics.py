@@ -4,7 +4,7 @@ Counting changes one attribute or one list element. The metrics of `prometheus_c
 each, and their values cannot be added up over worker processes without files. So each process has a `Registry`. Its
 `snapshot()` is plain data, sent between processes as JSON. `merge()` adds snapshots up, and `render()` writes the
 Prometheus text format 0.0.4. The writer of `prometheus_client` is not used either, because it appends `_total` to
-counters, and existing dashboards for the predecessor need the unchanged names.
+counters, and existing dashboards for ModelMesh need the unchanged names.
 
 The number of series is bounded, because label values may come from clients, such as a method's name. Beyond
 `MAX_SERIES` series of a metric, all further label values are counted together under `other`.

@@ -108,7 +108,7 @@ class Change:
 
 
 def set_vmodel(vmodel_id: str, before: VModelRecord | None, models: Models, request: SetVModel) -> Change | Refusal:
-    """Decides on a request to create or change a vmodel. The order of the checks is the predecessor's."""
+    """Decides on a request to create or change a vmodel. The order of the checks is ModelMesh's."""
     target = _target(vmodel_id, before, request)
     if isinstance(target, Refusal):
         return target

@@ -1,6 +1,6 @@
 """The record of a virtual model (vmodel, alias): a name that points at models and can be moved.
 
-Its first four attributes are the predecessor's. Mesh's additions are in `VModelMore`, which the predecessor keeps
+Its first four attributes are ModelMesh's. Mesh's additions are in `VModelMore`, which ModelMesh keeps
 without reading it. `mesh.schema.vmodels` reads and writes both as JSON.
 """
 
@@ -20,7 +20,7 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True)
 class VModelMore:
-    """The attributes that Mesh adds to the predecessor's record."""
+    """The attributes that Mesh adds to ModelMesh's record."""
 
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # model ids, the latest last
     keep: int | None = None  # earlier versions kept for a rollback; None: the default

@@ -1,8 +1,8 @@
 """The data-plane configuration: which methods clients may call, and where each method's request has the model's id.
 
-It is the predecessor's JSON document. Its object `rpcConfigs` has a rule for each method, such as
+It is ModelMesh's JSON document. Its object `rpcConfigs` has a rule for each method, such as
 `{"idExtractionPath": [1, 2], "vModelId": true}`, and `allowOtherRpcs` says whether other methods are allowed. `parse`
-accepts what the predecessor accepts, and like it refuses unknown properties. `router.process.dataplanefile` reads the
+accepts what ModelMesh accepts, and like it refuses unknown properties. `router.process.dataplanefile` reads the
 document and watches it, `routes` applies it.
 """
 

@@ -2,7 +2,7 @@
 
 If a model of a split cannot serve, its calls go to the alias's other models instead, each of which is tried once. If
 the model of an alias is not registered, the alias may have been moved, so its record is read again, once. Error texts
-are the predecessor's.
+are ModelMesh's.
 
 A call is diverted only if it has not reached a model. If its server is lost, or its model returns an error, the caller
 gets that error.

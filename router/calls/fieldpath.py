@@ -4,7 +4,7 @@ The router forwards messages as the bytes that it received, and only needs the m
 encoding without a descriptor and stops at the string. In V2 methods the string is the first field of the message,
 because encoders write fields in order.
 
-As in the predecessor, the *first* occurrence of each field on the path counts; protobuf would merge later ones into it.
+As in ModelMesh, the *first* occurrence of each field on the path counts; protobuf would merge later ones into it.
 No encoder writes a field twice unless it is repeated. How to read a handmade message that does so is the model server's
 decision. Groups, for which proto3 has no fields, are skipped.
 """

@@ -1,4 +1,4 @@
-"""Cheap counting of calls: the predecessor's metrics by method and code, and Mesh's own, which distinguish hits from
+"""Cheap counting of calls: ModelMesh's metrics by method and code, and Mesh's own, which distinguish hits from
 cold starts.
 
 The series of a method and a code are looked up once and kept, so that a hit builds no strings. `Meter.call` updates all

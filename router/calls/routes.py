@@ -1,6 +1,6 @@
 """The name that a call asks for, and the part of its metadata that is passed to the model server.
 
-The rules and texts are the predecessor's, so that its clients notice no difference. If the method has a field path, the
+The rules and texts are ModelMesh's, so that its clients notice no difference. If the method has a field path, the
 id is in the message, and otherwise in the metadata. The three V2 methods have field paths, and a data-plane
 configuration may give one to other methods (`dataplane`). Only the part of the message up to the id is read. A
 compressed message is decompressed to read the id, but forwarded unchanged. Calls whose metadata has several ids are

@@ -1,6 +1,6 @@
 """Calls with several model ids: one call for each id, and one reply that merges theirs.
 
-As in the predecessor, repeated `mm-model-id` or `mm-vmodel-id` headers (or their `-bin` forms) name the models. Each
+As in ModelMesh, repeated `mm-model-id` or `mm-vmodel-id` headers (or their `-bin` forms) name the models. Each
 model gets the same request. The encoded replies, in the order of the ids, are joined into one message, which protobuf
 reads as their merge. Ids that are not registered are left out, unless the call says `mm-required: all`. Any other
 failure fails the whole call.

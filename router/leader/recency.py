@@ -43,8 +43,8 @@ class Recency:
         self._saved: dict[bytes, bytes] = {}  # the pieces in etcd, as far as known
 
     async def load(self) -> None:
-        """Reads the list of an earlier leader. If no list exists, reads the times from the models' records, where the
-        predecessor keeps them. Raises EtcdError."""
+        """Reads the list of an earlier leader. If no list exists, reads the times from the models' records, where
+        ModelMesh keeps them. Raises EtcdError."""
         prefix = self._keys.recent
         self._saved = {}
         async for page in self._etcd.pages(prefix, after_prefix(prefix)):

@@ -45,7 +45,7 @@ from router.state.view import View
 
 log = logs.get(__name__)
 
-_COLD = 10  # milliseconds above which a wait counts as a cache miss, as in the predecessor
+_COLD = 10  # milliseconds above which a wait counts as a cache miss, as in ModelMesh
 
 
 class Waiter(Protocol):

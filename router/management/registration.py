@@ -1,6 +1,6 @@
 """Registration, change and unregistration of models.
 
-Behaviour and texts are the predecessor's wherever clients can observe them.
+Behaviour and texts are ModelMesh's wherever clients can observe them.
 """
 
 from collections.abc import Callable, Sequence

@@ -21,7 +21,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class Item(NamedTuple):
-    """A registration with the predecessor's attributes and optional further ones."""
+    """A registration with ModelMesh's attributes and optional further ones."""
 
     model_id: str
     type: str
@@ -52,7 +52,7 @@ class Load:
 
 
 SYNC_WAIT = 240.0
-"""Seconds for which a request with `sync` waits for the end of a move: the predecessor's value."""
+"""Seconds for which a request with `sync` waits for the end of a move: ModelMesh's value."""
 
 _VERSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}")

@@ -1,6 +1,6 @@
 """Creation, change, deletion and status of virtual models.
 
-Semantics and texts match the predecessor's wherever clients can observe them. `placement.vmodels` decides what a
+Semantics and texts match ModelMesh's wherever clients can observe them. `placement.vmodels` decides what a
 request changes, `router.vmodels.store` writes it, and the leader carries out moves (`router.leader.transitions`). A
 request waits for the move only if it is `sync`.
 """

@@ -17,7 +17,7 @@ from router.rest import jsontext, tensors
 from router.rest.pieces import Body, Contents, Piece
 from router.rest.tensors import bad
 
-_BASE64 = ("base64", "b64")  # as content_type of a BYTES input; the predecessor's REST proxy accepts both
+_BASE64 = ("base64", "b64")  # as content_type of a BYTES input; ModelMesh's REST proxy accepts both
 
 
 @dataclass(frozen=True, slots=True)

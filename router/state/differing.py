@@ -1,6 +1,6 @@
 """The refusal to register an id that is registered with other attributes.
 
-Over the predecessor's API, the text is the predecessor's. Other APIs add the names of the attributes that differ, and
+Over ModelMesh's API, the text is ModelMesh's. Other APIs add the names of the attributes that differ, and
 what to do instead.
 """
 

@@ -178,7 +178,7 @@ async def test_a_token_that_was_replaced_is_read_anew(api, secret):
         pytest.param(
             lambda api: api.secrets.clear(), "kubectl create secret generic mesh-internal -n team-a", id="none"
         ),
-        pytest.param(lambda api: api.put(NAME, allow=""), "Role with get, update and patch", id="may-not-read"),
+        pytest.param(lambda api: api.put(NAME, allow=""), "Role with get and update", id="may-not-read"),
         pytest.param(lambda api: api.put(NAME, allow="get"), "cannot update resource", id="may-not-write"),
         pytest.param(lambda api: (api.account / "token").unlink(), "automountServiceAccountToken", id="no-token"),
         pytest.param(

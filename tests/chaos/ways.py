@@ -52,7 +52,7 @@ class Way(Protocol):
 
 
 class Grpc:
-    """A client over gRPC, as the predecessor's clients and V2 clients use it."""
+    """A client over gRPC, as ModelMesh's clients and V2 clients use it."""
 
     def __init__(self, arena: Arena, router: str) -> None:
         self.router = router

@@ -40,7 +40,7 @@ def found(language: ModuleType, text: str, name: str = "mesh/x.py") -> list[tupl
             "# Replaces the file by a rename, and its content with the result.\n", id="replaced by what means"
         ),
         pytest.param('def f(of):\n    """Takes the lock."""\n', id="a docstring with the verb of an opening"),
-        pytest.param('x = "made anew"  # COMPAT: the predecessor says so\n', id="a text that is fixed"),
+        pytest.param('x = "made anew"  # COMPAT: ModelMesh says so\n', id="a text that is fixed"),
     ],
 )
 def test_what_follows_the_rules_is_not_found(language: ModuleType, text: str) -> None:

@@ -1,6 +1,7 @@
 """Commands that start processes: the options that they pass on, and those that they refuse."""
 
 import asyncio
+import re
 import subprocess
 import sys
 import types
@@ -57,6 +58,21 @@ def test_an_interrupt_while_modules_are_imported_is_no_traceback(monkeypatch):
     module.run = run
     monkeypatch.setitem(sys.modules, "mesh.cli.app", module)
     assert cli.main() == Exit.INTERRUPTED
+
+
+@pytest.mark.parametrize("program", ["router", "runtime", "up"])
+def test_the_help_of_each_address_names_its_form(program):
+    """The options that take an address are those whose default is one, and those whose help says so."""
+    apps = {"router": router_main.app, "runtime": runtime_main.app}
+    command = typer.main.get_command(apps[program]) if program in apps else typer.main.get_command(build())
+    command = command.commands[program] if program == "up" else command
+    addresses = [
+        option
+        for option in command.params
+        if re.fullmatch(r"[\w.]+:\d+", str(option.default)) or str(option.help).startswith("Address")
+    ]
+    assert len(addresses) >= 3
+    assert [one.name for one in addresses if "HOST:PORT" not in f"{one.metavar} {one.help}"] == []
 
 
 def test_help_waits_for_nothing_that_is_slow_to_import():

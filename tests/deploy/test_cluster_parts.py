@@ -115,6 +115,26 @@ def test_go_versions_are_read(text: str, version: tuple[int, int] | None) -> Non
     assert needs.parse_go_version(text) == version
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        pytest.param(None, "Go is not on PATH", id="missing"),
+        pytest.param("echo broken toolchain >&2; exit 2", "ended with 2 and said: broken toolchain", id="broken"),
+        pytest.param("echo go version go1.2 linux/amd64", "Go 1.2 is too old", id="old"),
+        pytest.param("echo go version go9.9 linux/amd64", None, id="new"),
+    ],
+)
+def test_what_is_wrong_with_go_is_said(
+    script: str | None, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if script is not None:
+        (tmp_path / "go").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "go").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    about_go = [line for line in needs.obstacles() if "Go" in line]
+    assert [said in line for line in about_go] == ([True] if said else [])
+
+
 def test_a_program_is_built_anew_when_its_sources_change(tmp_path: Path) -> None:
     """A program is rebuilt if its command or the content of a source has changed. A folder among the sources does not
     count."""

@@ -127,7 +127,7 @@ def test_rights(found):
                 "apiGroups": [""],
                 "resources": ["secrets"],
                 "resourceNames": [FILLED[name]],
-                "verbs": ["get", "update", "patch"],
+                "verbs": ["get", "update"],
             }
         ]
     bindings = [one for one in found if one["kind"] == "RoleBinding"]

@@ -152,8 +152,8 @@ async def test_certificates_are_replaced_while_it_runs(tls_etcd: EtcdServer, pki
             await tls_etcd.start()
 
 
-async def test_the_predecessors_secret_reaches_it(tls_etcd: EtcdServer, pki: Pki, tmp_path: Path) -> None:
-    """A pod connects with the predecessor's Secret, mounted as a folder in which the certificates are files next to the
+async def test_modelmeshs_secret_reaches_it(tls_etcd: EtcdServer, pki: Pki, tmp_path: Path) -> None:
+    """A pod connects with ModelMesh's Secret, mounted as a folder in which the certificates are files next to the
     document. Its keys have the document's root prefix."""
     for name, content in (("ca.crt", pki.ca), ("tls.crt", pki.client[0]), ("tls.key", pki.client[1])):
         (tmp_path / name).write_bytes(content)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from mesh.etcdserver import member as etcdmember
 from mesh.etcdserver.member import ListedMember, joins
-from mesh.process import find_binary, free_port, tethered
+from mesh.process import find_binary, free_port, programs, tethered
 from tests.support.authority import Authority
 from tests.support.etcd import EtcdServer
 from tests.support.waiting import until
@@ -189,3 +190,32 @@ def test_a_start_without_its_settings_says_so(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "ETCD_NAME is not set" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        pytest.param(None, "no program etcd: put it on PATH or install", id="missing"),
+        pytest.param(b"no program", "check that the program is made for this machine", id="unusable"),
+    ],
+)
+def test_a_start_without_a_usable_etcd_says_so(
+    program: bytes | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if program is not None:
+        (tmp_path / "etcd").write_bytes(program)
+        (tmp_path / "etcd").chmod(0o755)
+    monkeypatch.setattr(programs, "_WHEELS", {"etcd": ("no_such_wheel", "etcd", "no-such-wheel")})
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handler would stay after the test
+    for name, value in {
+        "PATH": str(tmp_path),
+        "ETCD_NAME": "m0",
+        "ETCD_DATA_DIR": str(tmp_path / "data"),
+        "ETCD_INITIAL_CLUSTER": f"m0={URL}",
+        "ETCD_INITIAL_ADVERTISE_PEER_URLS": URL,
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        etcdmember.main()
+    assert ended.value.code == 1
+    assert said in capfd.readouterr().err

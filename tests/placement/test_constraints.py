@@ -16,7 +16,7 @@ entries = st.fixed_dictionaries(
 documents = st.dictionaries(st.sampled_from(["onnx", "xgboost", "_default", "ünï", ""]), entries)
 
 
-def test_the_example_of_the_predecessor():
+def test_the_example_of_modelmesh():
     """ModelMesh's example keeps its meaning: all required labels, any preferred one, and `_default` for types that are
     not listed."""
     constraints = parse(

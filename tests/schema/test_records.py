@@ -23,7 +23,7 @@ KEYS = Keys("mm/test")
 ids = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=40)
 
 
-def test_reads_the_predecessors_record_and_keeps_what_it_does_not_know():
+def test_reads_modelmeshs_record_and_keeps_unknown_attributes():
     """A record written by ModelMesh still has all its attributes after Mesh has read and written it."""
     before = {
         "type": "onnx", "encKey": '{"storage_key":"s"}', "mPath": "a/b", "lu": 1700000000000, "refs": 1,
@@ -123,7 +123,7 @@ def test_failures_expire_and_one_a_pod_is_kept():
     assert record.recent_failures(251, 100) == ()
 
 
-def test_failures_survive_a_round_trip_and_are_readable_by_the_predecessor():
+def test_failures_survive_a_round_trip_and_are_readable_by_modelmesh():
     """Failures survive a round trip, with times and texts where ModelMesh looks for them. Failures that ModelMesh wrote
     count as lasting."""
     failure = Failure("a", 150, "no", FailureKind.PASSING, 100, 5000, "digest", "secret")

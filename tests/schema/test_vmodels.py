@@ -10,7 +10,7 @@ from mesh.schema import vmodels
 from placement.vmodels.record import Mirror, VModelMore, VModelRecord
 from tests.support.anyjson import as_json, json_values
 
-PREDECESSORS = [
+OF_MODELMESH = [
     ({"amid": "m1", "tmid": "m1"}, VModelRecord("m1", "m1")),
     ({"o": "me", "amid": "m1", "tmid": "m1"}, VModelRecord("m1", "m1", "me")),
     ({"o": "me", "amid": "m1", "tmid": "m2"}, VModelRecord("m1", "m2", "me")),
@@ -33,15 +33,15 @@ WHOLE = VModelRecord(
 )
 
 
-@pytest.mark.parametrize(("fields", "record"), PREDECESSORS, ids=lambda value: None)
-def test_the_predecessors_records_are_read_and_written_byte_by_byte(fields, record):
+@pytest.mark.parametrize(("fields", "record"), OF_MODELMESH, ids=lambda value: None)
+def test_modelmeshs_records_are_read_and_written_byte_by_byte(fields, record):
     """A record of ModelMesh is written back with the same bytes. Both leave out attributes that have their default."""
     value = json.dumps(fields, separators=(",", ":")).encode()
     assert vmodels.decode(value) == record
     assert vmodels.encode(record) == value
 
 
-def test_what_mesh_adds_is_one_attribute_beside_the_predecessors():
+def test_what_mesh_adds_is_one_attribute_beside_modelmeshs():
     """Everything that Mesh adds to ModelMesh's record is in one attribute, which ModelMesh keeps as unknown."""
     assert json.loads(vmodels.encode(WHOLE)) == {
         "o": "me", "amid": "fraud@7", "tmid": "fraud@8", "failed": True,

@@ -1,6 +1,6 @@
 """A foreign model server for tests: `python -m tests.support.exampleruntime --listen unix:/tmp/s`.
 
-It behaves like the example runtime that the predecessor was tested with. It serves the SPI and the service
+It behaves like the example runtime that ModelMesh was tested with. It serves the SPI and the service
 `mmesh.ExamplePredictor` (`exampleproto`) over real gRPC (`grpc.aio`), and knows nothing of copies, slots and the use
 board. The last element of a model's path determines what the model does, and the text of a call what the call does.
 

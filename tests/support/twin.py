@@ -1,6 +1,6 @@
 """A fake model server, whose models are as large, slow or broken as their paths say: `python -m tests.support.twin`.
 
-The predecessor's tests use a server like this one. Everything around the models is the real server's code: the SPI, the
+ModelMesh's tests use a server like this one. Everything around the models is the real server's code: the SPI, the
 data port, the use board, loads in threads and the queue of calls. Only loading and running a model are replaced. So a
 model of 20 MiB takes no memory, a load of a minute ends when a test says so, and evictions, copies, failures and drains
 take fractions of a second with real agents, routers and etcd.

@@ -1,5 +1,5 @@
 """Aliases as a client sees them: names and versions in calls and replies, splits over two routers, models that cannot
-be loaded. The tests write the records to etcd as the predecessor writes them."""
+be loaded. The tests write the records to etcd as ModelMesh writes them."""
 
 import asyncio
 import json
@@ -93,9 +93,9 @@ async def served(mesh: LocalMesh, alias: str, active: str, **more: object) -> No
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
 async def mesh(request, tmp_path_factory, etcd_server):
-    """A mesh that finds an alias of the predecessor in etcd when it starts, behind each kind of edge in turn."""
+    """A mesh that finds an alias of ModelMesh in etcd when it starts, behind each kind of edge in turn."""
     mesh = LocalMesh(tmp_path_factory.mktemp("aliases"), etcd_server, pods=1, edge=request.param)
-    await put(mesh, "predecessor's", "fraud__ksp-0123456789")
+    await put(mesh, "modelmesh's", "fraud__ksp-0123456789")
     async with mesh:
         await mesh.register("fraud__ksp-0123456789", models.constant(5.0))
         for version in ("7", "8"):
@@ -112,13 +112,13 @@ async def two_routers(request, tmp_path_factory, etcd_server):
         yield mesh
 
 
-async def test_a_record_of_the_predecessor_is_served_from_the_start(mesh):
-    """A call by the name of the predecessor's vmodel is answered under that name; a call with `mm-vmodel-id` is
+async def test_a_record_of_modelmesh_is_served_from_the_start(mesh):
+    """A call by the name of ModelMesh's vmodel is answered under that name; a call with `mm-vmodel-id` is
     answered under the model's id."""
     caller = Caller(mesh)
-    answer = await caller.infer("predecessor's")
-    assert (value(answer), *names(answer)) == (5.0, "predecessor's", "1")
-    answer = await caller.infer("", metadata=[("mm-vmodel-id", "predecessor's")])
+    answer = await caller.infer("modelmesh's")
+    assert (value(answer), *names(answer)) == (5.0, "modelmesh's", "1")
+    answer = await caller.infer("", metadata=[("mm-vmodel-id", "modelmesh's")])
     assert (value(answer), *names(answer)) == (5.0, "fraud__ksp-0123456789", "")
 
 
@@ -174,7 +174,7 @@ async def test_a_plain_model_has_the_version_of_its_folder(mesh):
 
 
 async def test_a_name_that_is_neither_model_nor_alias_is_not_found(mesh):
-    """The texts are the predecessor's. A call that names both a model and an alias is refused."""
+    """The texts are ModelMesh's. A call that names both a model and an alias is refused."""
     caller = Caller(mesh)
     assert await caller.refused(caller.infer("nothing")) == (grpc.StatusCode.NOT_FOUND, "model not found")
     refused = await caller.refused(caller.infer("", metadata=[("mm-vmodel-id", "nothing")]))

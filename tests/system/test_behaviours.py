@@ -1,7 +1,7 @@
-"""The predecessor's behaviours of eviction, copies, failures, drain and constraints, with real processes around models
+"""ModelMesh's behaviours of eviction, copies, failures, drain and constraints, with real processes around models
 that are as large, slow and broken as a test wants them (`tests.support.twin`).
 
-The table lists the assertions of the predecessor's tests, and the test of each here. Names without a file are below.
+The table lists the assertions of ModelMesh's tests, and the test of each here. Names without a file are below.
 
 | its test | what it asserts | here |
 | --- | --- | --- |
@@ -36,7 +36,7 @@ The table lists the assertions of the predecessor's tests, and the test of each 
 
 Mesh differs on purpose in these points: failed loads and lost claims leave no placeholder in memory. Unloads need no
 reserve, because loads reserve memory while it is being freed. No load with a waiting caller is refused for a "churn
-age". UNAVAILABLE of a model stays UNAVAILABLE, where the predecessor made INTERNAL of it. A hot model's second copy
+age". UNAVAILABLE of a model stays UNAVAILABLE, where ModelMesh made INTERNAL of it. A hot model's second copy
 does not take seven minutes.
 """
 

@@ -90,7 +90,7 @@ async def test_a_foreign_server_is_served_through_the_mesh(foreign, edge, way):
 
 @pytest.mark.foreign
 async def test_a_servers_own_unavailability_loads_no_further_copy(foreign, edge):
-    """A model whose server answers UNAVAILABLE is not loaded elsewhere. The caller gets INTERNAL with the predecessor's
+    """A model whose server answers UNAVAILABLE is not loaded elsewhere. The caller gets INTERNAL with ModelMesh's
     text, and the copy stays."""
     async with foreign(edge=edge, pods=2) as it:
         await it.register("a", now=True)

@@ -142,7 +142,7 @@ async def test_the_least_recently_used_goes_and_comes_back(a_mesh):
 
 
 async def test_management_over_grpc(mesh):
-    """The four calls of the predecessor's management API work, with the predecessor's texts."""
+    """The four calls of ModelMesh's management API work, with ModelMesh's texts."""
     stub = mesh.management()
     path = mesh.write("a.onnx", models.constant(1.0))
     info = modelmesh_pb2.ModelInfo(type="onnx", path=f"file://{path}")

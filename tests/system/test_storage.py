@@ -43,8 +43,8 @@ async def pod_of(mesh: LocalMesh) -> dict:
     return (await mesh.rest("GET", f"/mesh/v1/pods/{pod['pod']}")).json
 
 
-async def test_a_model_from_s3_by_the_predecessors_key_and_by_uri(a_mesh, moto, bucket):
-    """A model folder with a schema is loaded from S3 by the predecessor's `modelPath` and `modelKey`. The same file
+async def test_a_model_from_s3_by_modelmeshs_key_and_by_uri(a_mesh, moto, bucket):
+    """A model folder with a schema is loaded from S3 by ModelMesh's `modelPath` and `modelKey`. The same file
     named by its URI is not fetched again. The error for a missing file has the URI. A model that is registered again
     gets the new content of its file."""
     name, secret = bucket

@@ -1,4 +1,4 @@
-"""The predecessor's own tests of virtual models (VModelsTest), with its client's calls, against a complete mesh."""
+"""ModelMesh's own tests of virtual models (VModelsTest), with its client's calls, against a complete mesh."""
 
 import asyncio
 import json
@@ -31,8 +31,8 @@ async def mesh(request, tmp_path_factory, etcd_server):
         yield mesh
 
 
-async def test_a_move_that_the_predecessor_has_begun_is_ended(tmp_path, etcd_server):
-    """A mesh that starts on the predecessor's records, with a vmodel in the middle of a move, completes that move."""
+async def test_a_move_that_modelmesh_has_begun_is_completed(tmp_path, etcd_server):
+    """A mesh that starts on ModelMesh's records, with a vmodel in the middle of a move, completes that move."""
     mesh = LocalMesh(tmp_path, etcd_server, pods=1)
     keys = Keys(mesh.base)
     async with Etcd(etcd_server.settings) as etcd:
@@ -56,7 +56,7 @@ async def test_a_move_that_the_predecessor_has_begun_is_ended(tmp_path, etcd_ser
 
 
 class Service:
-    """The predecessor's management service, with short names for its calls."""
+    """ModelMesh's management service, with short names for its calls."""
 
     def __init__(self, mesh: LocalMesh) -> None:
         self.mesh = mesh
@@ -93,7 +93,7 @@ class Service:
         assert reply == pb.DeleteVModelResponse()
 
     async def predict(self, vmodel: str) -> float:
-        """Calls a vmodel as the predecessor's clients do."""
+        """Calls a vmodel as ModelMesh's clients do."""
         request = infer_request("", x=np.ones((1, 1), np.float32))
         answer = await self._infer(request, metadata=[("mm-vmodel-id", vmodel)], timeout=30)
         return float(np.frombuffer(answer.raw_output_contents[0], np.float32)[0])

@@ -23,7 +23,7 @@ from placement.footprint import Footprint
 log = logs.get(__name__)
 
 FAILURE_EXPIRY_MS = 15 * 60 * 1000
-"""Time after which a recorded failure expires, in milliseconds: the predecessor's value."""
+"""Time after which a recorded failure expires, in milliseconds: ModelMesh's value."""
 
 PATIENCE = 3.0
 """Seconds for which a failed load waits for its record to be written. The write then continues in the background."""

@@ -1,7 +1,7 @@
 """The decision whether a change of a pod's figures is worth publishing in etcd.
 
 Every router gets every change, so small changes are held back; placement ranks pods in coarse buckets anyway. The
-thresholds are similar to the predecessor's, but lower, because Mesh's watches are cheap.
+thresholds are similar to ModelMesh's, but lower, because Mesh's watches are cheap.
 """
 
 from dataclasses import dataclass

@@ -37,7 +37,7 @@ log = logs.get(__name__)
 UNLOAD_GRACE = 30.0  # maximum seconds for calls in flight
 
 _STATUS_TIMEOUT = 8.0  # seconds
-_PREDICT_TIMEOUT = 0.5  # seconds, the predecessor's
+_PREDICT_TIMEOUT = 0.5  # seconds, ModelMesh's
 _LAST_WORDS = 0.5  # seconds between the answer to a load that the server does not end, and the end of this process
 
 _CLEAN_UP = 10.0
@@ -155,7 +155,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             raise
         else:
             return response, self._link.note(told)
-        # The predecessor's contract: a load that was cancelled is followed by an unload.
+        # ModelMesh's contract: a load that was cancelled is followed by an unload.
         await self._clean_up(request.modelId)
         limit = "its pods' --load-timeout" if self._settings.load_timeout else "the limit that the model server reports"
         text = f"the load took longer than {timeout:g} s and was ended: if the model needs longer, raise {limit}"

@@ -1,6 +1,6 @@
 """The interpretation of a foreign server's error: either the model's own error, or the loss of the model.
 
-Three forms of *not found* are those of the predecessor: the code NOT_FOUND, Triton's text and MLServer's. TorchServe
+Three forms of *not found* are those of ModelMesh: the code NOT_FOUND, Triton's text and MLServer's. TorchServe
 answers calls with INTERNAL, and the name of its exception in a second line.
 """
 
@@ -31,7 +31,7 @@ def model_has_died(code: int, text: str) -> bool:
 
 
 def to_client(code: int, text: str, method: str) -> tuple[int, str]:
-    """Returns the status for the client. A server's UNAVAILABLE becomes INTERNAL, as in the predecessor: the model
+    """Returns the status for the client. A server's UNAVAILABLE becomes INTERNAL, as in ModelMesh: the model
     server has answered, so the router must not call or load another copy."""
     if code == Code.UNAVAILABLE:
         return int(Code.INTERNAL), f"ModelRuntime UNAVAILABLE: {method}: UNAVAILABLE: {text}"

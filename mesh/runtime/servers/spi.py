@@ -34,8 +34,8 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
-_PREDICT_TIMEOUT = 0.5  # seconds, as in the predecessor
-_SIZE_TIMEOUT = 30.0  # seconds, the predecessor's value
+_PREDICT_TIMEOUT = 0.5  # seconds, as in ModelMesh
+_SIZE_TIMEOUT = 30.0  # seconds, ModelMesh's value
 
 Metadata = Sequence[tuple[str, str | bytes]]
 

@@ -77,7 +77,7 @@ async def test_a_name_in_a_message_is_the_alias_and_in_a_header_what_the_header_
 
 
 async def test_a_call_with_a_vmodel_header_is_answered_under_the_models_id(core):
-    """As in the predecessor, the model server does not learn about the alias, so the reply has the model's own id."""
+    """As in ModelMesh, the model server does not learn about the alias, so the reply has the model's own id."""
     core.resident("fraud@8")
     core.alias("fraud", "fraud@8", versions=VERSIONS)
     by_header(core, "fraud")
@@ -89,7 +89,7 @@ async def test_a_call_with_a_vmodel_header_is_answered_under_the_models_id(core)
 
 
 async def test_an_alias_without_versions_answers_with_its_models_own(core):
-    """An alias of the predecessor has no versions, so the reply has the version from the active model's folder."""
+    """An alias of ModelMesh has no versions, so the reply has the version from the active model's folder."""
     core.resident("m", path="s3://models/fraud/3/model.onnx")
     core.alias("fraud", "m")
     core.call("fraud")
@@ -200,7 +200,7 @@ async def test_an_alias_whose_active_model_is_gone_is_served_by_its_target(core)
 
 @pytest.mark.parametrize("targets", [("fraud@7", "fraud@7"), ("fraud@7", "fraud@8")])
 async def test_an_alias_without_an_existing_model_is_an_internal_error(core, targets):
-    """A call by an alias without an existing model fails with the predecessor's code and text."""
+    """A call by an alias without an existing model fails with ModelMesh's code and text."""
     core.world.pod("a")
     core.alias("fraud", targets[0], target=targets[1])
     call = await core.answered(core.call("fraud"))

@@ -48,7 +48,7 @@ def asked(known: routes.Routes, method: bytes, message, headers=()):
     return known.asked(call, known.method(method), call.frame)[:2]
 
 
-def test_the_document_of_the_predecessors_controller_is_understood() -> None:
+def test_the_document_of_modelmeshs_controller_is_understood() -> None:
     """The controller's document gives each of its methods a path, and allows all others."""
     parsed = dataplane.parse(json.dumps(CONTROLLERS))
     assert parsed.others

@@ -102,7 +102,7 @@ def test_cut_anywhere_it_never_reads_beyond(name):
 
 
 def test_the_first_of_several_counts():
-    """If a message contains the wanted field several times, the first one counts, as in the predecessor."""
+    """If a message contains the wanted field several times, the first one counts, as in ModelMesh."""
     message = b"\x0a\x01a\x0a\x01b"
     assert fieldpath.extract(message, (1,)) == "a"
 

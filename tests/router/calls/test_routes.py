@@ -1,4 +1,4 @@
-"""The model that a call is for, by the predecessor's rules and texts, and the metadata that passes in both
+"""The model that a call is for, by ModelMesh's rules and texts, and the metadata that passes in both
 directions."""
 
 import base64

@@ -50,7 +50,7 @@ async def test_it_is_bounded_and_pieces_go_that_are_not_needed(etcd, keys, clock
 
 
 async def test_where_nobody_has_noted_anything_the_records_tell(etcd, keys, clock):
-    """If there is no list, as on the predecessor's data, the last uses are taken from the records. A record that cannot
+    """If there is no list, as on ModelMesh's data, the last uses are taken from the records. A record that cannot
     be read does no harm."""
     await etcd.put(keys.model("old"), ModelRecord(type="t", last_used_ms=900_000_000).encode())
     await etcd.put(keys.model("new"), ModelRecord(type="t", last_used_ms=990_000_000).encode())

@@ -1,4 +1,4 @@
-"""Management on a real etcd: the predecessor's semantics and texts, lists, bulk operations, and copies of former
+"""Management on a real etcd: ModelMesh's semantics and texts, lists, bulk operations, and copies of former
 registrations."""
 
 import asyncio
@@ -151,7 +151,7 @@ async def test_a_model_is_registered(desk):
 
 
 @pytest.mark.parametrize("special", ["***LOGCACHE***", "***GETSTATE***"])
-async def test_the_predecessors_special_ids_are_ordinary_ids(desk, special):
+async def test_modelmeshs_special_ids_are_ordinary_ids(desk, special):
     """ModelMesh answers a status request for these ids with its state, or logs the state. Here they name no model until
     one is registered."""
     ask = pb.GetStatusRequest(modelId=special)
@@ -251,7 +251,7 @@ async def test_fifty_registrations_of_one_id_at_once_create_it_once(desk):
 
 
 async def test_unknown_attributes_survive(desk):
-    """Attributes that the predecessor or a later version of Mesh has written into a record survive."""
+    """Attributes that ModelMesh or a later version of Mesh has written into a record survive."""
     await desk.etcd.put(desk.keys.model("m"), b'{"type":"onnx","new":{"x":[1]},"mesh":{"later":2},"lu":5}')
     await desk.management.register("m", "onnx", last_used_ms=NOW)
     await desk.management.release("m")

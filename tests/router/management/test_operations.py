@@ -62,8 +62,8 @@ def test_every_method_of_the_service_is_in_the_table():
     assert by_name["deleteModel"] is by_name["unregisterModel"] is operations.UNREGISTER
 
 
-def test_statuses_are_the_predecessors():
-    """Each status can be written into the predecessor's messages under its name."""
+def test_statuses_are_those_of_modelmesh():
+    """Each status can be written into ModelMesh's messages under its name."""
     known = pb.ModelStatusInfo.ModelStatus.keys()
     for status in ModelStatus:
         assert status in known

@@ -1,4 +1,4 @@
-"""Virtual models through management, on a real etcd: the predecessor's semantics, reference counts, and waits."""
+"""Virtual models through management, on a real etcd: ModelMesh's semantics, reference counts, and waits."""
 
 import asyncio
 import json
@@ -137,7 +137,7 @@ INVALID = [
 
 
 @pytest.mark.parametrize(("fields", "code", "text"), INVALID)
-async def test_what_is_refused_has_the_predecessors_code_and_text(desk, fields, code, text):
+async def test_what_is_refused_has_modelmeshs_code_and_text(desk, fields, code, text):
     """A refused request changes nothing in etcd."""
     await register(desk, "a", "c")
     await set_vmodel(desk, targetModelId="a", owner="me")
@@ -549,8 +549,8 @@ async def test_vmodels_are_listed_page_by_page(desk):
     assert ([name for name, _ in page.vmodels], page.next) == (["b3"], None)
 
 
-async def test_a_model_without_vmodels_keeps_the_predecessors_attributes(desk):
-    """`refs` and `autoDel` are left out if they have their default values, and otherwise written as the predecessor
+async def test_a_model_without_vmodels_keeps_modelmeshs_attributes(desk):
+    """`refs` and `autoDel` are left out if they have their default values, and otherwise written as ModelMesh
     writes them."""
     await register(desk, "a")
     assert not {"refs", "autoDel"} & json.loads((await desk.record("a")).encode()).keys()

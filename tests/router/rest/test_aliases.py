@@ -33,7 +33,7 @@ def path(served):
 
 
 MOVES = [
-    pytest.param({"target": "m"}, MoveVModel("a", SetVModel(target="m")), id="as-the-predecessor"),
+    pytest.param({"target": "m"}, MoveVModel("a", SetVModel(target="m")), id="as-modelmesh"),
     pytest.param(
         {"version": "8", "model": MODEL},
         MoveVModel(

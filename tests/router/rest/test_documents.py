@@ -73,7 +73,7 @@ def test_integers_written_as_floats_are_read_exactly_and_floats_as_floats():
 
 @pytest.mark.parametrize("content_type", ["base64", "b64"])
 def test_bytes_said_to_be_base64_are_decoded(content_type):
-    """Bytes marked as base64 are decoded and the mark is removed, as in the predecessor's REST proxy."""
+    """Bytes marked as base64 are decoded and the mark is removed, as in ModelMesh's REST proxy."""
     message, _ = decode(
         tensor("a", "BYTES", (2,), data=["AP8=", "YQ=="], parameters={"content_type": content_type, "x": 1}),
         tensor("b", "BYTES", (1,), data=["YQ=="], parameters={"content_type": "str"}),

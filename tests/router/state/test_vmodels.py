@@ -46,7 +46,7 @@ def test_the_feed_creates_changes_and_deletes(vmodels):
 
 
 def test_a_name_with_slashes_is_the_rest_of_its_key(vmodels):
-    """A name may contain slashes, because the predecessor writes names into keys unchanged."""
+    """A name may contain slashes, because ModelMesh writes names into keys unchanged."""
     vmodels.delta(11, [item("team/a é", "m")])
     assert active(vmodels, "team/a é") == "m"
 

@@ -133,7 +133,7 @@ def test_each_servers_form_of_not_found_says_that_a_model_is_lost(code: Code, te
     assert verdicts.model_is_lost(code, text) is lost
 
 
-def test_unavailability_of_the_server_is_told_as_the_predecessor_tells_it() -> None:
+def test_an_unavailable_server_is_reported_as_modelmesh_reports_it() -> None:
     told = verdicts.to_client(Code.UNAVAILABLE, "too busy", "a.B/c")
     assert told == (Code.INTERNAL, "ModelRuntime UNAVAILABLE: a.B/c: UNAVAILABLE: too busy")
     assert verdicts.to_client(Code.ABORTED, "no", "a.B/c") == (Code.ABORTED, "no")
@@ -248,7 +248,7 @@ def test_a_lost_copy_answers_no_more_and_its_unload_frees_the_slot() -> None:
         ("localhost:8085", "localhost:8085"),
     ],
 )
-def test_an_address_may_be_written_as_the_predecessor_wrote_it(text: str, address: str) -> None:
+def test_an_address_may_be_written_as_for_modelmesh(text: str, address: str) -> None:
     assert target(text) == address
 
 

@@ -51,7 +51,10 @@ class Meters:
         self.cold_ms = registry.histogram(
             "mesh_load_milliseconds", "Time of a load from request to answer, successes only.", ms
         ).labels()
-        self.evictions = registry.counter("mesh_evictions", "Copies evicted to make room for others.").labels()
+        self.evictions = registry.counter(
+            "mesh_evictions",
+            "Copies evicted: to make room for others, or because the model server took more memory than it may.",
+        ).labels()
         self._refusals = registry.counter("mesh_load_refusals", "Loads refused, by reason.", ("reason",))
         self.server_deaths = registry.counter("mesh_server_deaths", "Deaths of the model server.").labels()
         hung = registry.counter("mesh_hung_processes", process.HUNG_HELP, ("process",))

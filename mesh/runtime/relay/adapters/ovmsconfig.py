@@ -16,11 +16,11 @@ from mesh.options.values import parse_address
 from mesh.statuses import MeshError, Reason
 
 WAIT = 0.1
-"""Seconds for further changes to join the first one: the predecessor's."""
+"""Seconds for further changes to join the first one: ModelMesh's."""
 
 _MOST = 64 << 20  # bytes of an answer
 _SHOWN = 500  # characters of an error
-_TIMEOUT = 30.0  # seconds for a reload without another limit: the predecessor's
+_TIMEOUT = 30.0  # seconds for a reload without another limit: ModelMesh's
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ import json
 from mesh.pb import modelruntime_pb2 as pb
 
 FACTOR = 1.25
-"""Memory of a model over the size of its files: the predecessor's estimate for the servers with an adapter."""
+"""Memory of a model over the size of its files: ModelMesh's estimate for the servers with an adapter."""
 
 
 UNKNOWN = 1_000_000
-"""Bytes of a model of which nothing is known: the predecessor's default."""
+"""Bytes of a model of which nothing is known: ModelMesh's default."""
 
 
 def of_files(key: str) -> int:

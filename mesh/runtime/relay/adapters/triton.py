@@ -28,7 +28,7 @@ log = logs.get(__name__)
 _PLAIN = re.compile(r"(?![0-9a-f]{32}$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # ids that are names as they are
 _ACTIVE = frozenset(("READY", "LOADING"))  # states of versions
 _HELD = _ACTIVE | {"UNLOADING"}
-_LOADS = 2  # at a time, as in the predecessor
+_LOADS = 2  # at a time, as in ModelMesh
 _GONE = 5.0  # seconds for a model to go: one whose process has died stays UNLOADING, though it can be loaded again
 _FIRST, _LONGEST = 0.01, 0.5  # seconds between looks at a model that is being unloaded
 

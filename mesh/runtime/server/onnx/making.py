@@ -122,7 +122,7 @@ def make(
     whether calls run in threads at this moment, `clock` the processor time of the calling thread, in ns.
     """
     file = onnxfile.find(path)
-    estimate = file.bytes + file.bytes // 4 + 65536  # a quarter more, as the predecessor's adapters estimate
+    estimate = file.bytes + file.bytes // 4 + 65536  # a quarter more, as ModelMesh's adapters estimate
     noisy = disturbed() or not memory.EXACT
     with _nothing_collected(turn) if turn.measured else contextlib.nullcontext():
         before, before_device = memory.in_use() - meter.others, device.used() - meter.others_device
