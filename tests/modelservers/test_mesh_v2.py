@@ -133,6 +133,10 @@ def test_half_precision_has_no_typed_contents() -> None:
         mesh_v2.read_request(request.SerializeToString())
 
 
+def test_readiness_is_what_protobuf_reads() -> None:
+    assert pb.ModelReadyResponse.FromString(mesh_v2.READY).ready
+
+
 def test_metadata_is_what_protobuf_reads() -> None:
     """The answer has the name from the request, where the relay has put the model's id."""
     request = pb.ModelMetadataRequest(name="a/ä", version="3").SerializeToString()

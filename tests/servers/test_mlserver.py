@@ -95,13 +95,15 @@ async def served(trained, etcd_server, tmp_path_factory) -> AsyncIterator[Served
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_every_type_answers_as_its_library_does(served: Served, name: str) -> None:
-    """A model of each type and layout gives its library's own answers, over gRPC and REST."""
+    """A model of each type and layout gives its library's own answers, over gRPC and REST, and V2's ModelReady says
+    that it is ready."""
     model_id = f"all/{name}"
     status = await served.register(name, model_id)
     assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED, status.errors
     expected = pytest.approx(served.trained[name]["answer"], rel=1e-5)
     assert await served.over_grpc(model_id) == expected
     assert await served.over_rest(model_id.replace("/", "%2F")) == expected
+    assert (await served.mesh.rest("GET", f"/v2/models/all%2F{name}/ready")).status == 200
 
 
 async def test_all_trained_models_are_tested(trained: dict[str, Any]) -> None:

@@ -63,7 +63,8 @@ def server_of(mesh: LocalMesh) -> int:
 
 
 async def test_models_answer_over_grpc_and_rest(mesh: LocalMesh) -> None:
-    """Each id answers from its own files, over gRPC and REST, and the reason of a failed load reaches the caller."""
+    """Each id answers from its own files, over gRPC and REST, and is ready. The reason of a failed load reaches
+    the caller."""
     for number in range(4):
         status = await load(mesh, number)
         assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED, status.errors
@@ -71,6 +72,7 @@ async def test_models_answer_over_grpc_and_rest(mesh: LocalMesh) -> None:
     tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [2]}
     reply = await mesh.rest("POST", "/v2/models/by%203/infer", {"inputs": [tensor]})
     assert reply.json["outputs"][0]["data"] == [6.0]
+    assert (await mesh.rest("GET", "/v2/models/by%203/ready")).status == 200
     status = await load(mesh, 4)
     assert status.status == modelmesh_pb2.ModelStatusInfo.LOADING_FAILED
     assert any("OVMS cannot load the model: LOADING" in error for error in status.errors), status.errors

@@ -124,13 +124,15 @@ async def served(made, etcd_server, tmp_path_factory) -> AsyncIterator[Served]:
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_every_layout_answers_as_torch_does(served: Served, name: str) -> None:
-    """A model of each layout gives torch's own answers, over gRPC with raw and typed contents, and over REST."""
+    """A model of each layout gives torch's own answers, over gRPC with raw and typed contents, and over REST,
+    and V2's ModelReady says that it is ready."""
     model_id = f"all/{name} é"  # TorchServe's log would not keep such a name in one line
     await served.loaded(name, model_id)
     expected = pytest.approx(served.made[name]["answer"], rel=1e-5)
     assert await served.over_grpc(model_id) == expected
     assert await served.over_grpc(model_id, raw=False) == expected
     assert await served.over_rest(f"all%2F{name}%20%C3%A9") == expected
+    assert (await served.mesh.rest("GET", f"/v2/models/all%2F{name}%20%C3%A9/ready")).status == 200
     await served.mesh.rest("DELETE", f"/mesh/v1/models/all%2F{name}%20%C3%A9")
 
 

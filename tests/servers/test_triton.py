@@ -161,6 +161,7 @@ async def test_only_the_outputs_that_a_call_names_are_returned(served: Served) -
 async def test_metadata_names_the_model_by_its_id(served: Served) -> None:
     """Metadata and errors contain the model's id, not the name that Triton uses."""
     await served.register("meta/data", served.written["versions"].path)
+    assert (await served.v2.ModelReady(v2.ModelReadyRequest(name="meta/data"), timeout=60)).ready
     answer = await served.v2.ModelMetadata(v2.ModelMetadataRequest(name="meta/data"), timeout=60)
     assert (answer.name, answer.platform, list(answer.versions)) == ("meta/data", "python", ["1", "2"])
     assert [tensor.name for tensor in answer.outputs] == ["sum", "twice"]

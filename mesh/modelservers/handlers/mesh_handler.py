@@ -23,7 +23,7 @@ from typing import Any, Callable
 import mesh_v2 as v2
 import torch
 
-INFER, METADATA = "mesh-v2-infer", "mesh-v2-metadata"
+INFER, METADATA, READY = "mesh-v2-infer", "mesh-v2-metadata", "mesh-v2-ready"
 FAILURE = "failure.txt"
 
 _INVALID_ARGUMENT, _INTERNAL, _UNIMPLEMENTED = 3, 13, 12
@@ -94,6 +94,8 @@ class MeshHandler:
         try:
             if METADATA in row:
                 return _answer(v2.metadata(v2.read_name(row[METADATA]), "pytorch_torchscript"))
+            if READY in row:
+                return _answer(v2.READY)
             if INFER not in row:
                 return _failed(_UNIMPLEMENTED, "a TorchScript model takes requests of V2 only")
             name, number, tensors, wanted, typed = v2.read_request(row[INFER])
@@ -134,6 +136,8 @@ class MeshHandler:
         try:
             if METADATA in row:
                 return {"answer": _answer(v2.metadata(v2.read_name(row[METADATA]), "torchserve"))}
+            if READY in row:
+                return {"answer": _answer(v2.READY)}
             if INFER not in row:
                 return {"row": row}
             request = v2.read_request(row[INFER])

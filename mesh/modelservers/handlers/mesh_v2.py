@@ -251,6 +251,10 @@ def metadata(name: str, platform: str) -> bytes:
     return _field(1, name.encode()) + _field(3, platform.encode())
 
 
+READY = b"\x08\x01"
+"""An encoded ModelReadyResponse of a model that is ready, as each model is that has a handler."""
+
+
 def pack(datatype: str, numbers: Sequence[Any]) -> bytes:
     """Returns the raw contents of numbers, or of strings and bytes. Raises ValueError."""
     if datatype == "BYTES":

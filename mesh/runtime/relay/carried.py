@@ -16,9 +16,9 @@ from mesh.wire.call import Call, CallCancelled
 from mesh.wire.client import Exchange, ReplyStream
 from mesh.wire.reply import Lost, Reply
 
-_INFER, _METADATA = PREFIX + b"ModelInfer", PREFIX + b"ModelMetadata"
+_INFER, _METADATA, _READY = (PREFIX + name for name in (b"ModelInfer", b"ModelMetadata", b"ModelReady"))
 
-VERSIONED = frozenset((_INFER, _METADATA))
+VERSIONED = frozenset((_INFER, _METADATA, _READY))
 """The methods from whose requests the relay removes the version, which is in field 2, if the server has versions of its
 own."""
 

@@ -84,7 +84,7 @@ _MODEL = "model"  # the name of the link: without characters that MLServer or ML
 
 _SIZE = "size_bytes"  # the parameter in which the runtime for Python code reports the size that the code states
 
-_METHODS = {f"inference.GRPCInferenceService/{name}": [1] for name in ("ModelInfer", "ModelMetadata")}
+_METHODS = {f"inference.GRPCInferenceService/{name}": [1] for name in ("ModelInfer", "ModelMetadata", "ModelReady")}
 
 
 class MLServer:

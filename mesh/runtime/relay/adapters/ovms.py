@@ -36,6 +36,7 @@ _LOADS = 4  # that may share one change of the file; a pod that measures sizes r
 _METHODS = {
     "inference.GRPCInferenceService/ModelInfer": [1],
     "inference.GRPCInferenceService/ModelMetadata": [1],
+    "inference.GRPCInferenceService/ModelReady": [1],
     "tensorflow.serving.PredictionService/Predict": [1, 1],
 }
 

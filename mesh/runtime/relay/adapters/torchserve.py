@@ -50,12 +50,14 @@ _RESPONSE_TIMEOUT = 600  # seconds after which TorchServe ends the process of a 
 _PAGE = 100  # TorchServe's own limit
 
 _PREDICTIONS = "org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
-_METHODS = dict.fromkeys(
-    (f"{PREFIX.decode()[1:]}ModelInfer", f"{PREFIX.decode()[1:]}ModelMetadata", _PREDICTIONS), (1,)
-)
-
-_TRANSLATED = {PREFIX + b"ModelInfer": "mesh-v2-infer", PREFIX + b"ModelMetadata": "mesh-v2-metadata"}
+_TRANSLATED = {
+    PREFIX + b"ModelInfer": "mesh-v2-infer",
+    PREFIX + b"ModelMetadata": "mesh-v2-metadata",
+    PREFIX + b"ModelReady": "mesh-v2-ready",
+}
 """The names under which Mesh's handler finds V2's messages in the map of a call of `Predictions`."""
+
+_METHODS = dict.fromkeys((*(method.decode()[1:] for method in _TRANSLATED), _PREDICTIONS), (1,))
 
 _REASONS = {3: Reason.BAD_REQUEST, 12: Reason.UNSUPPORTED}
 """The meaning of the codes with which Mesh's handler answers; others stand for INTERNAL."""
@@ -238,8 +240,8 @@ class V2OverPredictions:
     """The translation of V2's calls into calls of `Predictions` that Mesh's handler answers."""
 
     def method(self, method: bytes) -> bytes | None:
-        """Returns the method `Predictions` for V2's ModelInfer and ModelMetadata, which Mesh's handler answers, and
-        None for others."""
+        """Returns the method `Predictions` for V2's ModelInfer, ModelMetadata and ModelReady, which Mesh's handler
+        answers, and None for others."""
         return b"/" + _PREDICTIONS.encode() if method in _TRANSLATED else None
 
     def request(self, method: bytes, message: bytes) -> bytes:

@@ -32,7 +32,7 @@ _LOADS = 2  # at a time, as in ModelMesh
 _GONE = 5.0  # seconds for a model to go: one whose process has died stays UNLOADING, though it can be loaded again
 _FIRST, _LONGEST = 0.01, 0.5  # seconds between looks at a model that is being unloaded
 
-_METHODS = {f"inference.GRPCInferenceService/{name}": [1] for name in ("ModelInfer", "ModelMetadata")}
+_METHODS = {f"inference.GRPCInferenceService/{name}": [1] for name in ("ModelInfer", "ModelMetadata", "ModelReady")}
 
 
 class Triton:

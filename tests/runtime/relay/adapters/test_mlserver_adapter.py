@@ -296,7 +296,8 @@ async def test_a_server_is_ready_once_it_is_live_and_empty(served: Served) -> No
     assert not served.server.loaded
     assert status.runtimeVersion == "mlserver 1.7.1"
     paths = {name: list(info.idInjectionPath) for name, info in status.methodInfos.items()}
-    assert paths == {f"inference.GRPCInferenceService/{name}": [1] for name in ("ModelInfer", "ModelMetadata")}
+    methods = ("ModelInfer", "ModelMetadata", "ModelReady")
+    assert paths == {f"inference.GRPCInferenceService/{name}": [1] for name in methods}
 
 
 async def test_a_failed_load_says_why_without_paths(served: Served) -> None:

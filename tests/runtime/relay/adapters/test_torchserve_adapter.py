@@ -244,7 +244,7 @@ async def test_a_server_is_ready_once_it_has_dropped_all_models(served: Served) 
     assert not served.server.loaded
     assert not folder.exists()
     assert all(list(info.idInjectionPath) == [1] for info in status.methodInfos.values())
-    assert len(status.methodInfos) == 3
+    assert len(status.methodInfos) == 4
 
 
 async def test_a_model_needs_a_process_and_its_own_bytes(served: Served) -> None:

@@ -337,7 +337,8 @@ async def test_a_server_is_ready_once_it_is_live_and_empty(served: Served) -> No
     status, _ = await served.managed().status(timeout=5)
     assert status.runtimeVersion == "triton 2.51.0"
     paths = {name: list(info.idInjectionPath) for name, info in status.methodInfos.items()}
-    assert paths == {f"inference.GRPCInferenceService/{name}": [1] for name in ("ModelInfer", "ModelMetadata")}
+    methods = ("ModelInfer", "ModelMetadata", "ModelReady")
+    assert paths == {f"inference.GRPCInferenceService/{name}": [1] for name in methods}
 
 
 async def test_an_unload_ends_once_the_model_is_gone(served: Served) -> None:
