@@ -45,5 +45,6 @@ def check_subject(subject: str) -> str:
     if len(subject) > MAX_SUBJECT:
         raise ValueError(f"the subject {subject[:100]!r} has {len(subject)} characters: the limit is {MAX_SUBJECT}")
     if not subject.isprintable():
-        raise ValueError(f"the subject {subject[:100]!r} has control characters: leave them out")
+        text = "has characters that cannot be printed, such as line breaks or unusual spaces: leave them out"
+        raise ValueError(f"the subject {subject[:100]!r} {text}")
     return subject

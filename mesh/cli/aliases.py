@@ -36,7 +36,7 @@ def set_alias(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TARGET[=WEIGHT]]...", help="Model to point at, or several with their weights, such as fraud@8=10."
+            metavar="TARGET[=WEIGHT]", help="Model to point at, or several with their weights, such as fraud@8=10."
         ),
     ] = None,
     version: Annotated[
@@ -137,7 +137,7 @@ def _mirror(text: str) -> dict[str, Any]:
 
 def ls(
     context: typer.Context,
-    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Prefix of the names to list.")] = "",
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Prefix of the names to list.")] = "",
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:

@@ -78,7 +78,7 @@ def set_context(
 
 
 def use(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Name of the context.", show_default=False)] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the context.", show_default=False)] = "",
     none: Annotated[bool, typer.Option("--none", help="Unset the current context.")] = False,
 ) -> None:
     """Makes a context the current one, which commands use unless --context names another.
@@ -88,7 +88,7 @@ def use(
 
     def command() -> None:
         if bool(name) == none:
-            raise CommandError("name a context, or give --none", code=Exit.USAGE)
+            raise CommandError("give either the name of a context or --none, not both", code=Exit.USAGE)
         with contexts.changed() as found:
             if name:
                 found.get(name)
@@ -124,7 +124,7 @@ def ls(as_json: options.Json = False) -> None:
 
 def remove(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Names of the contexts to remove.", show_default=False)
+        list[str], typer.Argument(metavar="NAME", help="Names of the contexts to remove.", show_default=False)
     ],
 ) -> None:
     """Removes contexts, but not the files that they name.

@@ -67,9 +67,9 @@ def set_limits(
 
 def settings(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Name of the setting.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the setting.")] = "",
     value: Annotated[
-        str, typer.Argument(metavar="[JSON|@FILE]", help="New value: JSON, or @FILE for a file with it.")
+        str, typer.Argument(metavar="JSON|@FILE", help="New value: JSON, or @FILE for a file with it.")
     ] = "",
     clear: Annotated[bool, typer.Option("--clear", help="Remove the setting.")] = False,
     endpoint: options.Endpoint = "",

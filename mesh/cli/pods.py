@@ -17,10 +17,8 @@ def add(app: typer.Typer) -> None:
 
 def pods(
     context: typer.Context,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="POD | forget POD", help="Pod to show in detail, or to forget."),
-    ] = None,
+    name: Annotated[str, typer.Argument(metavar="POD|forget", help="Pod to show in detail, or the word forget.")] = "",
+    forgotten: Annotated[str, typer.Argument(metavar="POD", help="Pod to forget.")] = "",
     endpoint: options.Endpoint = "",
     as_json: options.Json = False,
 ) -> None:
@@ -40,10 +38,9 @@ def pods(
     - `mesh pods pod-1`
     - `mesh pods forget pod-1`
     """
-    named = words or []
-    if len(named) > 1 and (len(named) > 2 or named[0] != "forget"):
-        raise typer.BadParameter("give the name of one pod, or forget and the name of one pod")
-    pod = named[-1] if named else ""
+    if forgotten and name != "forget":
+        raise typer.BadParameter(f"this command shows one pod: to forget one, use `mesh pods forget {forgotten}`")
+    pod = forgotten or name
 
     async def forget(client: Client) -> None:
         answer = await client.request("DELETE", f"/mesh/v1/pods/{quote(pod, safe='')}/lives")
@@ -53,7 +50,7 @@ def pods(
             gone = ", ".join(map(str, answer["incarnations"]))
             output.remarks().print(f"forgot {output.plain(pod)} (incarnation {output.plain(gone)})")
 
-    if len(named) == 2:
+    if forgotten:
         options.run(context, forget, endpoint=endpoint, as_json=as_json)
         return
 

@@ -138,7 +138,7 @@ def register(
 
 def ls(
     context: typer.Context,
-    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Prefix of the ids to list.")] = "",
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Prefix of the ids to list.")] = "",
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number of models to list.")
     ] = 100,

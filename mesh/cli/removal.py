@@ -45,7 +45,7 @@ def unregister(
     context: typer.Context,
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Ids of the models to unregister.", show_default=False),
+        typer.Argument(metavar="MODEL", help="Ids of the models to unregister.", show_default=False),
     ] = None,
     prefix: Annotated[
         str, typer.Option("--prefix", metavar="PREFIX", help="Prefix of the ids of all models to unregister.")

@@ -18,10 +18,7 @@ _LINES = 10  # a progress line is printed for each tenth of the packages if the 
 
 def add(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    group = typer.Typer(
-        help="Lists the model servers that pods can run, and installs those besides the ONNX server.",
-        invoke_without_command=True,
-    )
+    group = typer.Typer(invoke_without_command=True, subcommand_metavar="[COMMAND] [ARGS]...")
     group.callback()(ls)
     group.command("install")(install)
     group.command("rm")(remove)
@@ -30,7 +27,9 @@ def add(app: typer.Typer) -> None:
 
 
 def ls(context: typer.Context, as_json: options.Json = False) -> None:
-    """Lists the model servers that pods can run, their model types, and whether they are installed.
+    """Lists, installs and removes the model servers that pods can run.
+
+    Without a command, lists the servers with their model types, and shows whether they are installed.
 
     Examples:
 

@@ -320,7 +320,10 @@ def _unpack_strings(what: str, raw: bytes) -> list[bytes]:
         start = position + 4
         position = start + int.from_bytes(raw[position:start], "little")
         if position > end:
-            raise MeshError(Reason.INTERNAL, f"{what}: the model server's strings are broken")
+            raise MeshError(
+                Reason.INTERNAL,
+                f"{what}: the data from the model server ends in the middle of a string: check the model server",
+            )
         items.append(raw[start:position])
     return items
 

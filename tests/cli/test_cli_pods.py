@@ -76,6 +76,15 @@ def test_one_pod_is_shown_with_what_it_holds(mesh, run):
         assert text in result.stdout
 
 
+def test_one_pod_is_forgotten_or_shown_but_never_two(mesh, run):
+    mesh.answer("/mesh/v1/pods/pod-1/lives", {"incarnations": ["a", "b"]})
+    result = run("pods", "forget", "pod-1")
+    assert (result.exit_code, result.stderr.strip()) == (0, "forgot pod-1 (incarnation a, b)")
+    result = run("pods", "pod-1", "pod-2")
+    assert result.exit_code == 2
+    assert "this command shows one pod" in result.stderr
+
+
 def test_what_was_never_called_has_no_use(mesh, run):
     """A copy that was never called shows no last use, although its idle time counts from its load."""
     mesh.answer("/mesh/v1/pods", {"pods": [{**POD, "oldest_unused": True, "oldest_idle_ms": 3_600_000}]})

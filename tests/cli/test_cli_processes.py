@@ -36,6 +36,20 @@ def test_every_command_is_there_and_explains_itself():
         assert "Example" in result.output, name
 
 
+def test_usage_lines_have_each_bracket_once():
+    """typer adds brackets and dots to the names of arguments, so these names must not have them too."""
+
+    def usages(command, name, parent=None):
+        context = typer.Context(command, info_name=name, parent=parent)
+        yield command.get_usage(context)
+        for word, below in getattr(command, "commands", {}).items():
+            yield from usages(below, word, context)
+
+    found = list(usages(typer.main.get_command(build()), "mesh"))
+    assert len(found) > len(COMMANDS)
+    assert [usage for usage in found if re.search(r"\[\[|\{\[|\.\.\.[\]}]", usage)] == []
+
+
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, asyncio.CancelledError])
 def test_an_interrupted_command_ends_with_130(interrupt):
     """An interrupted command exits with 130, whether asyncio reports the interrupt as KeyboardInterrupt or as a

@@ -180,7 +180,7 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
         return lie(_sizes(what)[0]) if lie else _sizes(what)[0]
 
     def _drop(self, *ids: str) -> str | None:
-        """Drops models. Returns the last of them, or None if the server did not have it."""
+        """Drops models. Returns the last element of the last model's path, or None if the server did not have it."""
         what = None
         for model_id in ids:
             what = self.models.pop(model_id, None)

@@ -98,7 +98,7 @@ class ServerStart:
             try:
                 await self._foreign.start()
             except StartFailed as error:
-                raise StartError(f"the model server does not start: {error}") from error
+                raise StartError(str(error)) from error
         self._listening = listening = _listen(host, port)
         data = format_address(host, listening.getsockname()[1])
         plan = Plan(

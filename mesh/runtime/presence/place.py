@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from mesh.etcd import Etcd, KeyValue, Lease, delete_op, modified, put_op
+from mesh.schema.keys import Keys
 from mesh.schema.lives import Life
 from mesh.schema.records import PodRecord
 from mesh.telemetry import logs
@@ -45,19 +46,19 @@ class Place:
     def __init__(
         self,
         etcd: Etcd,
-        key: bytes,
-        life: bytes,
+        keys: Keys,
+        name: str,
         *,
         incarnation: str,
         ttl: int,
         record: Callable[[], PodRecord],
         is_alive: Callable[[PodRecord], Awaitable[bool | None]],
     ) -> None:
-        """Makes a place that is not taken yet. `key` and `life` are the pod's keys under `pods/` and `lives/`. `ttl` is
-        the lease's time to live, in seconds."""
+        """Makes a place that is not taken yet. `name` is the pod's name. `ttl` is the lease's time to live, in seconds."""
         self._etcd = etcd
-        self._key = key
-        self._life = life
+        self._key = keys.pod(name)
+        self._life = keys.life(name, incarnation)
+        self._name = name
         self._incarnation = incarnation
         self._ttl = ttl
         self._record = record
@@ -75,11 +76,7 @@ class Place:
                 return present
             alive = await self._is_alive(other)
             if alive or (alive is None and time.monotonic() > deadline):
-                has = "a live pod already has" if alive else "a pod that may be alive, but cannot be reached, has"
-                raise NameTaken(
-                    f"{has} this name (incarnation {other.incarnation}, control address {other.control_address}): "
-                    "give each pod its own --name"
-                )
+                raise NameTaken(self._taken_by(other, alive=bool(alive)))
             if alive is not None:
                 return present
             log.info("waiting for the lease of a pod of this name to end", incarnation=other.incarnation)
@@ -95,7 +92,7 @@ class Place:
                     log.info("took the place of a dead pod of this name")
                 return taken
             # Either a dead pod's lease has just ended, or another pod was quicker: that one lives.
-        raise NameTaken("other pods of this name are starting too: give each pod its own --name")
+        raise NameTaken(f"other pods with the name {self._name} are starting too: give each pod its own --name")
 
     async def prepare(self) -> tuple[Lease, int]:
         """Prepares for `publish` after a lease was lost. Returns a new lease, and the revision of the pod's key (0 if
@@ -103,10 +100,7 @@ class Place:
         present = await self._etcd.get(self._key)
         other = _decode(present)
         if other is not None and other.incarnation != self._incarnation:
-            raise NameTaken(
-                f"this pod's name now belongs to {other.incarnation} at {other.control_address}: give each pod its "
-                "own --name"
-            )
+            raise NameTaken(self._taken_by(other, alive=True))
         return await Lease.grant(self._etcd, ttl=self._ttl), _revision(present)
 
     async def publish(self, lease: Lease, revision: int) -> Taken | None:
@@ -124,6 +118,15 @@ class Place:
             if not done:
                 await lease.close()
         return Taken(lease, record) if done else None
+
+    def _taken_by(self, other: PodRecord, *, alive: bool) -> str:
+        where = f"(incarnation {other.incarnation}, control address {other.control_address})"
+        if alive:
+            return f"another pod {where} has the name {self._name}: give each pod its own --name"
+        return (
+            f"another pod {where} has the name {self._name}. It cannot be reached, but may be alive: stop it, or give "
+            "this pod another --name"
+        )
 
     async def leave(self, timeout: float) -> None:
         """Deletes the pod's life and its presence, if they still exist, in one transaction: presence without a life

@@ -88,10 +88,7 @@ class Presence:
         self._record = record
         self._ttl = ttl
         self._assured = 0.0  # when etcd last confirmed the pod's presence under its lease; monotonic
-        life = keys.life(pod, incarnation)
-        self._place = place.Place(
-            etcd, self.key, life, incarnation=incarnation, ttl=ttl, record=record, is_alive=is_alive
-        )
+        self._place = place.Place(etcd, keys, pod, incarnation=incarnation, ttl=ttl, record=record, is_alive=is_alive)
         self._on_usurped = on_usurped
         self._lease: Lease | None = None
         self._published: figures.Published | None = None

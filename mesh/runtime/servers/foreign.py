@@ -80,7 +80,13 @@ class ForeignServer:
         self._hung = False  # killed, because the relay got no answer
         self._supervisor = Supervisor(
             # It has no heartbeat. The relay notices when it hangs, so only a server that was stopped is killed here.
-            Program("server-command", self._spawn, heard=time.monotonic, policy=_POLICY),
+            Program(
+                "server-command",
+                self._spawn,
+                heard=time.monotonic,
+                policy=_POLICY,
+                explain=lambda how, lines: f"the model server {how}",
+            ),
             on_death=self._died,
             on_given_up=on_given_up,
             on_turn=self._count_kills,
@@ -93,7 +99,7 @@ class ForeignServer:
         return self._supervisor.pid or 0
 
     async def start(self) -> None:
-        """Starts the server. Raises StartFailed."""
+        """Starts the server. Raises StartFailed, whose text names the model server."""
         self._count_kills()
         await self._supervisor.start()
         self._tasks.run(duties.FOREIGN_SERVER, self._supervisor.run)

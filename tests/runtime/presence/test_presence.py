@@ -155,7 +155,7 @@ async def test_the_name_of_a_live_pod_is_refused(pod: Pod) -> None:
 
     twin = Pod(pod.etcd, pod.keys, incarnation="twin")
     twin.alive = alive
-    with pytest.raises(NameTaken, match=r"a live pod already has this name .*give each pod its own --name"):
+    with pytest.raises(NameTaken, match=r"another pod .* has the name pod-1: give each pod its own --name"):
         await twin.presence.start()
     assert await published(pod) == pod.record
 
@@ -167,7 +167,7 @@ async def test_a_name_whose_pod_stays_unknown_is_refused(pod: Pod, monkeypatch: 
     monkeypatch.setattr(place, "_LEASES", 0)
     twin = Pod(pod.etcd, pod.keys, incarnation="twin")
     twin.alive = cannot_tell
-    with pytest.raises(NameTaken, match=r"may be alive, but cannot be reached.*give each pod its own --name"):
+    with pytest.raises(NameTaken, match=r"has the name pod-1\. It cannot be reached, but may be alive: stop it"):
         await twin.presence.start()
 
 

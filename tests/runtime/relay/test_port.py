@@ -144,8 +144,8 @@ async def test_a_failure_of_the_server_is_passed_back(relay: Relay) -> None:
 async def test_a_server_with_names_of_its_own_gets_them_and_the_caller_does_not(
     relay: Relay, takes_versions: bool
 ) -> None:
-    """A request carries the server's name for the model, and its reply and errors carry the id. Mesh's version reaches
-    only servers that accept versions."""
+    """The server gets its own name for the model, and the caller the id, in replies and errors alike. The relay removes
+    the version from the request if the server would take it for one of its own."""
     relay.copy.name = "0f0f"
     relay.link.control.takes_versions = takes_versions
     asked = v2.ModelInferRequest(model_name="alias", model_version="1", id="7")

@@ -176,8 +176,8 @@ class Rooms:
         """Evicts copies until a model's files fit on the disk, by the same rules and in the same order as for memory.
 
         Returns None once the victims' files are gone, or a refusal if there is no room. `short` returns the number of
-        bytes of files in use that must be removed. `removing` returns whether the files of loads that failed or died
-        are still being removed.
+        bytes of files in use that must be removed. `removing` returns whether pulled files are being removed, or are
+        about to be, so that waiting may help.
         """
         took = RoomDecision(RoomVerdict.FITS, (), "")
 

@@ -145,9 +145,11 @@ class Loader:
                 if (copy.token, copy.path) == (order.token, order.path):
                     return copy
             if len(self._stuck) >= MAX_STUCK:
-                raise MeshError(
-                    Reason.UNAVAILABLE, f"{len(self._stuck)} loads cannot be ended: restart the model server"
+                text = (
+                    f"the model server accepts no further loads, because {len(self._stuck)} earlier loads cannot be "
+                    "ended: its agent will replace it"
                 )
+                raise MeshError(Reason.UNAVAILABLE, text)
             load = self._loading.get(name)
             if load is not None and load.order == order and not load.stop.asked and load.task is not None:
                 return await self._join(load.task)

@@ -375,7 +375,7 @@ async def test_loads_that_cannot_be_ended_are_said_and_bounded(make, monkeypatch
         assert error.value.details == {loader_module.STUCK: "1"}
         assert parts.board.read(n).state is SlotState.LOADING
         assert parts.loader.stuck == n + 1
-    with pytest.raises(MeshError, match=f"{loader_module.MAX_STUCK} loads cannot be ended: restart") as error:
+    with pytest.raises(MeshError, match=f"{loader_module.MAX_STUCK} earlier loads cannot be ended") as error:
         await parts.load("good", models.constant(7))
     assert error.value.reason is Reason.UNAVAILABLE
     ends.set()

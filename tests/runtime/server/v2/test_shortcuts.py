@@ -148,7 +148,7 @@ def test_what_is_remembered_is_bounded():
 
 
 def test_large_contents_are_recognised_up_to_the_memory_of_the_event_loop():
-    """Contents of any size that fits into the event loop's memory are recognised, and are copied there completely."""
+    """Contents are recognised, and copied completely, even if their frame is almost as large as MAX_BYTES allows."""
     size = MAX_BYTES - 64
     contents = np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes()
     request = a_request("7", contents, (size // 4,))
