@@ -54,7 +54,7 @@ class Place:
         record: Callable[[], PodRecord],
         is_alive: Callable[[PodRecord], Awaitable[bool | None]],
     ) -> None:
-        """Makes a place that is not taken yet. `name` is the pod's name. `ttl` is the lease's time to live, in seconds."""
+        """Makes a place that the pod `name` has not taken yet. `ttl` is the time to live of its lease, in seconds."""
         self._etcd = etcd
         self._key = keys.pod(name)
         self._life = keys.life(name, incarnation)
