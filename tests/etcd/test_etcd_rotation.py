@@ -269,8 +269,8 @@ async def test_closing_while_one_is_proven(mount: Mount) -> None:
     async with Proxy(1) as proxy:
         proxy.swallow()
         mount.put(endpoints=proxy.endpoint)
-        proving = asyncio.ensure_future(etcd.get(b"mine/a"))
-        await asyncio.wait({proving})
+        await etcd.get(b"mine/a")  # with the former ones; this begins the trial of the new ones
+        await until(lambda: proxy.accepted, why="the new ones are tried")
         await etcd.close()
     with pytest.raises(EtcdError):
         await etcd.get(b"mine/a")

@@ -430,6 +430,17 @@ async def test_a_redirect_to_a_name_of_loopback_is_refused(make_puller, world, n
     await refused(puller, url, PullErrorKind.FORBIDDEN)
 
 
+async def test_a_name_that_is_rebound_to_loopback_is_refused(make_puller, store, world, names):
+    """One name leads to an allowed address at first, and to loopback for the next request, which a redirect to the
+    same name causes. A check of the name's first answer would let the second request through."""
+    puller = make_puller(Only())
+    names["changes.test"] = [["127.0.0.2"], ["127.0.0.1"]]
+    url = world.url(f"/to/a?url={quote(store.url('/small/a', host='changes.test'), safe='')}", host="changes.test")
+    await refused(puller, url, PullErrorKind.FORBIDDEN)
+    assert len(world.requests) == 1
+    assert not store.requests
+
+
 async def test_credentials_are_sent_to_their_origin_only(puller, store):
     """Credentials are sent to the URL's origin, also after a redirect there, but not to another origin."""
     other = Store()

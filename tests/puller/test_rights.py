@@ -83,7 +83,7 @@ async def test_errors_of_paths_tell_no_roots(puller, root, tmp_path, caplog):
         assert str(root) in caplog.text
 
 
-async def test_errors_of_the_disk_tell_no_path(puller, root, monkeypatch):
+async def test_errors_of_the_disk_tell_paths_only_to_the_log(puller, root, monkeypatch, caplog):
     """The disk fails here with an error that contains a path."""
     (root / "m").write_bytes(b"x")
 
@@ -95,3 +95,5 @@ async def test_errors_of_the_disk_tell_no_path(puller, root, monkeypatch):
         await puller.pull(Source(str(root / "m")), into="m")
     assert caught.value.kind is PullErrorKind.DISK_FULL
     assert str(puller.directory) not in caught.value.text
+    assert str(puller.directory) in caplog.text
+    assert os.strerror(errno.ENOTCONN) in caplog.text

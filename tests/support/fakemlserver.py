@@ -35,6 +35,7 @@ class FakeMLServer:
         self.unblocked.set()
         self.fails = ""  # what loads fail with
         self.hangs = False
+        self.ended: list[str] = []  # the names of models whose loads were cancelled while they hung
         self.ready = True  # whether loaded models are ready
         self.address = f"unix:{root.parent / 'fake.sock'}"
         self._server = grpc.aio.server()
@@ -106,7 +107,10 @@ class FakeMLServer:
         if not named:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"Model {request.model_name} not found")
         if self.hangs:
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.ended.append(request.model_name)
         if self.fails:
             await context.abort(grpc.StatusCode.INTERNAL, self.fails.format(uri=named[0]["parameters"]["uri"]))
         assert len(named) == 1, named

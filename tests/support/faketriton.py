@@ -33,6 +33,7 @@ class FakeTriton:
         self.slow = 0  # looks at the index for which an unload goes on
         self.fails = ""  # what loads fail with
         self.hangs = False
+        self.ended: list[str] = []  # the names of models whose loads were cancelled while they hung
         self.address = f"unix:{root.parent / 'fake.sock'}"
         self._server = grpc.aio.server()
 
@@ -92,7 +93,10 @@ class FakeTriton:
             text = f"failed to load '{request.model_name}', failed to poll from model repository"
             await context.abort(grpc.StatusCode.INTERNAL, text)
         if self.hangs:
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.ended.append(request.model_name)
         if self.fails:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.fails.format(folder=folder, name=folder.name))
         config = model_config_pb2.ModelConfig()

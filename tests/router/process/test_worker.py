@@ -46,7 +46,7 @@ async def test_registered_on_one_worker_served_by_the_other_at_once(etcd, etcd_s
         assert len(pod.loads) == 10
 
 
-async def test_a_hundred_callers_of_two_routers_load_a_model_once(etcd, etcd_server, keys):
+async def test_a_hundred_callers_of_two_workers_load_a_model_once(etcd, etcd_server, keys):
     """Two workers choose pods for the load at the same time. One claim wins, and all calls go to its pod."""
     async with (
         FakePod("a", etcd, keys) as a,

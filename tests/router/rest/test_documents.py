@@ -210,7 +210,7 @@ def test_no_document_does_anything_but_pass_or_be_refused(document):
 
 
 @given(st.binary(max_size=200), st.none() | st.integers(0, 250))
-def test_no_bytes_do_anything_but_pass_or_be_refused(body, length):
+def test_random_bytes_are_refused(body, length):
     with pytest.raises(MeshError):
         documents.decode_request("m", "", body, length)
 

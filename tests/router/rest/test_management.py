@@ -561,7 +561,7 @@ def test_a_line_without_end_takes_bounded_memory_and_costs_one_line():
     st.binary(max_size=100)
     | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(lambda v: json.dumps(v).encode())
 )
-def test_no_line_does_anything_but_pass_or_be_refused(line):
+def test_a_line_that_is_no_object_is_refused(line):
     with pytest.raises(MeshError):
         bulk.parse(line)
 

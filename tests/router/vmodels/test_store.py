@@ -6,7 +6,9 @@ import asyncio
 import pytest
 
 from mesh.etcd import EtcdUnavailable
+from mesh.pb import agent_pb2
 from mesh.schema import vmodels
+from mesh.schema.records import CopyRecord
 from mesh.statuses import MeshError, Reason
 from placement.vmodels.changes import SetVModel
 from router.management.requests import Item, MoveVModel
@@ -82,23 +84,39 @@ async def test_a_change_gives_up_if_others_never_stop_writing(desk, monkeypatch)
 async def test_a_late_withdrawal_spares_the_next_registration_of_the_id(desk, monkeypatch):
     """The copies of a deleted model are unloaded a moment later. The request names the deleted registration, so copies
     of a later one stay."""
-    monkeypatch.setattr(store, "FAREWELL", 0.1)
-    requests = []
-    unload = desk.agents.unload
+    registered = asyncio.Event()
+    sleep = asyncio.sleep
+    monkeypatch.setattr(store, "FAREWELL", 1234.0)
+    monkeypatch.setattr(store.asyncio, "sleep", lambda s: registered.wait() if s == 1234.0 else sleep(s))
+    asked = []
 
-    async def noting(pod, request, *, timeout):
-        requests.append(request)
-        return await unload(pod, request, timeout=timeout)
+    async def unload(pod, request, *, timeout):
+        """Unloads the copy as an agent does: only if it is of the registration that the request names."""
+        asked.append(request.create_revision)
+        key = desk.keys.copy(request.model_id, pod.name)
+        kv = await desk.etcd.get(key)
+        had = kv is not None and CopyRecord.decode(kv.value).create_revision == request.create_revision
+        if had:
+            await desk.etcd.delete(key)
+        return agent_pb2.UnloadReply(had_copy=had)
 
-    monkeypatch.setattr(desk.agents, "unload", noting)
+    monkeypatch.setattr(desk.agents, "unload", unload)
     await move(desk, Item("m", "onnx", "/m"), target="m")
     await desk.management.register("n", "onnx", "/n")
     desk.pod("p")
     await desk.copy("m", "p")
-    created = await desk.created("m")
+    former = await desk.created("m")
     await move(desk, target="n", force=True)
-    await until(lambda: requests, why="the copy is unloaded")
-    assert [request.create_revision for request in requests] == [created]
+    await desk.etcd.delete(desk.keys.copy("m", "p"))  # the pod has evicted it
+    await desk.management.register("m", "onnx", "/new")
+    await desk.copy("m", "p")
+    before = len(asked)
+    registered.set()
+    await until(lambda: len(asked) > before, why="the late withdrawal asks the pod")
+    assert set(asked) == {former}
+    kv = await desk.etcd.get(desk.keys.copy("m", "p"))
+    assert kv is not None
+    assert CopyRecord.decode(kv.value).create_revision == await desk.created("m") > former
 
 
 async def test_requests_for_one_vmodel_at_the_same_time_leave_one_record(desk):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -128,10 +129,19 @@ async def test_files_that_were_removed_in_the_meantime(make, tmp_path, monkeypat
 
 
 async def test_an_optimiser_that_hangs_is_ended(tmp_path, monkeypatch):
-    """With a time limit of 0 s, the optimiser exceeds it, and the result says so."""
-    monkeypatch.setattr(optimising, "_TIMEOUT", 0.0)
+    """An optimiser that exceeds its time limit is killed, and the result says so."""
+    spawned = []
+    spawn = optimising.process.spawn
+
+    async def hanging(argv, **more):
+        spawned.append(await spawn(["sleep", "600"], **more))
+        return spawned[0]
+
+    monkeypatch.setattr(optimising.process, "spawn", hanging)
+    monkeypatch.setattr(optimising, "_TIMEOUT", 0.01)
     told = await optimising._run(tmp_path / "a", tmp_path / "b")
     assert "took more than" in json.dumps(told)
+    assert await spawned[0].wait(30) == -signal.SIGKILL
 
 
 def test_processors_are_told_apart_by_what_they_can_do(tmp_path):

@@ -284,7 +284,7 @@ async def test_a_guess_evicts_about_twice_the_file(pod: FakePod) -> None:
     """Three models of the type took nine times the size of their files. A fourth, with a file of 100 KB, still gets
     only 200 KB and a session's overhead before it is measured."""
     for number in range(3):
-        want = replace(pod.want(f"big{number}", 5_000_000, known=False), path=f"/big{number}/100000")
+        want = replace(pod.want(f"big{number}", known=False), path=f"/big{number}/100000")
         pod.server.sizes[want.path] = 900_000
         assert isinstance(await pod.loads.load(want), Loaded)
         await pod.loads.withdraw(f"big{number}", 1, "test")

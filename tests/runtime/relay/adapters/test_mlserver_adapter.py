@@ -17,6 +17,7 @@ from mesh.pb import modelruntime_pb2 as pb
 from mesh.runtime.relay.adapters.mlserver import MLServer
 from mesh.statuses import MeshError, Reason
 from tests.support.fakemlserver import FakeMLServer
+from tests.support.waiting import until
 
 SKLEARN = pickle.dumps({"of": "sklearn.pipeline"})
 XGBOOST = b'{"learner":{"attributes":{}}}'
@@ -327,6 +328,12 @@ async def test_a_load_that_does_not_end_is_ended(served: Served) -> None:
         assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     else:
         assert error.value.reason is Reason.DEADLINE
+    await until(lambda: served.server.ended == ["m"], why="the server's own load is cancelled")
+    await served.control.unload(pb.UnloadModelRequest(modelId="m"), timeout=5.0)  # as the agent asks then
+    assert not served.server.settings(), "no later load finds the model"
+    served.server.hangs = False
+    await served.load("a.txt", "lightgbm")
+    assert list(served.server.loaded) == ["m"]
 
 
 async def test_a_model_that_the_server_lacks_is_not_found(served: Served) -> None:

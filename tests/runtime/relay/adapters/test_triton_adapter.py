@@ -19,6 +19,7 @@ from mesh.runtime.relay.adapters import triton
 from mesh.runtime.relay.adapters.triton import Triton
 from mesh.statuses import MeshError, Reason
 from tests.support.faketriton import FakeTriton
+from tests.support.waiting import until
 
 ONNX = b"\x08\x08\x12\x05torch"
 XML = b'<?xml version="1.0"?><net name="m"><layers></layers></net>'
@@ -388,6 +389,12 @@ async def test_a_load_that_does_not_end_is_ended(served: Served) -> None:
         assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     else:
         assert error.value.reason is Reason.DEADLINE
+    await until(lambda: len(served.server.ended) == 1, why="the server's own load is cancelled")
+    await served.control.unload(pb.UnloadModelRequest(modelId="m"), timeout=5.0)  # as the agent asks then
+    assert not list(served.server.root.iterdir()), "nothing of the model is left"
+    served.server.hangs = False
+    await served.control.load(request, timeout=5.0)
+    assert len(served.server.loaded) == 1
 
 
 async def test_a_model_that_the_server_lacks_is_not_found(served: Served) -> None:
