@@ -23,14 +23,15 @@ import onnxruntime
 from mesh.host import processes
 from mesh.pb import inference_pb2 as v2
 from mesh.pb import inference_pb2_grpc
+from mesh.process import free_port
 from mesh.runtime.relay.adapters.repository import Repository
-from mesh.runtime.servers import adapted
 from mesh.statuses import Code
 from tests.foreign.fleet import ONNX_SERVER, WRONG, Answer, Fleet
 from tests.servers.bank_app import ROWS, STEP, TYPES
+from tests.servers.neighbours import neighbour
 from tests.support import models
 from tests.support.arena import Arena
-from tests.support.localmesh import Program, command
+from tests.support.localmesh import command
 
 CHILD, NEIGHBOUR, ONNX, LAST = "pod-1", "pod-2", "pod-3", "pod-4"
 MLSERVERS = (CHILD, NEIGHBOUR)
@@ -86,11 +87,11 @@ class Trained:
 
 
 class ServersFleet(Fleet):
-    """The mesh: `async with ServersFleet(folder, bank, count=300, triton=True) as fleet`."""
+    """The mesh: `async with ServersFleet(folder, bank, environment, count=300, triton=True) as fleet`."""
 
-    def __init__(self, folder: Path, bank: Path, *, count: int, triton: bool) -> None:
-        """Makes a mesh of `count` models of all types. `bank` is the folder of the trained models. Without `triton`, a
-        second ONNX pod takes the place of the pod with Triton."""
+    def __init__(self, folder: Path, bank: Path, environment: Path, *, count: int, triton: bool) -> None:
+        """Makes a mesh of `count` models of all types. `bank` is the folder of the trained models, and `environment`
+        that of MLServer's environment. Without `triton`, a second ONNX pod takes the place of the pod with Triton."""
         self._written_in = folder / "bank"
         self._trained: dict[int, Trained] = {}
         for number, one in json.loads((bank / "answers.json").read_text()).items():
@@ -108,14 +109,13 @@ class ServersFleet(Fleet):
         for kind, pods in self._takers.items():
             for pod in pods:
                 capacities[pod] += max(2, count // len(self._takers) // 5 // len(pods)) * SIZES[kind]
-        started = adapted.begin("mlserver", folder / "neighbour", threads=1, types=TYPES)
-        argv = ["env", *(f"{name}={value}" for name, value in started.variables.items()), *started.words]
+        shared, self._beside = folder / "neighbour", free_port()
         roots = ["--file-root", str(bank), "--file-root", str(self._written_in)]
         self._written_in.mkdir()
         options = {pod: [*roots, "--capacity", str(capacity)] for pod, capacity in capacities.items()}
         for pod in MLSERVERS:
             options[pod] += ["--adapter", "mlserver", "--allow-code"]
-        options[NEIGHBOUR] += ["--server", started.address, "--server-models", str(folder / "neighbour")]
+        options[NEIGHBOUR] += ["--server", f"127.0.0.1:{self._beside}", "--server-models", str(shared)]
         options[LAST] += ["--adapter", "triton", "--allow-code"] if triton else []
         arena = Arena(
             folder,
@@ -130,7 +130,7 @@ class ServersFleet(Fleet):
             arena,
             dict.fromkeys(MLSERVERS, "mlserver_app")
             | {ONNX: ONNX_SERVER, LAST: "tritonserver" if triton else ONNX_SERVER},
-            {NEIGHBOUR: Program("neighbour", argv, folder)},
+            {NEIGHBOUR: neighbour(environment, shared, folder, self._beside)},
             models=list(self._of_types),
             doubled=[f"{kind}-{number}" for number in range(DOUBLED) for kind in TYPES],
             capacities=capacities,
@@ -193,9 +193,19 @@ class ServersFleet(Fleet):
 
     def listens(self, pod: str, pid: int) -> bool:
         """Returns whether a server has imported its libraries, and listens."""
-        if pid not in self._listening and processes.behind_port(_port(pid)) == pid:
+        if pid not in self._listening and processes.behind_port(self._port(pod, pid)) == pid:
             self._listening.add(pid)
         return pid in self._listening
+
+    def _port(self, pod: str, pid: int) -> int:
+        """Returns the port of an MLServer or Triton, or 0 if its process has ended."""
+        line = command(pid)
+        if pod == NEIGHBOUR:
+            return self._beside if line else 0
+        if found := re.search(r"--grpc-port=(\d+)", line):
+            return int(found[1])
+        words = line.split()
+        return int(json.loads(Path(words[-1]).read_text())["grpc_port"]) if words else 0
 
     # --- calls
 
@@ -251,22 +261,13 @@ class ServersFleet(Fleet):
 
     async def drop(self, pod: str, models: list[str]) -> None:
         """Makes an MLServer or Triton unload models without the mesh's knowledge."""
-        port = _port(self.server(pod))
+        port = self._port(pod, self.server(pod))
         if not port:
             return
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             for model in models:
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     await Repository(channel).unload(model, timeout=2)
-
-
-def _port(pid: int) -> int:
-    """Returns the port of an MLServer or Triton, or 0 if its process has ended."""
-    line = command(pid)
-    if found := re.search(r"--grpc-port=(\d+)", line):
-        return int(found[1])
-    words = line.split()
-    return int(json.loads(Path(words[-1]).read_text()).get("grpc_port", 0)) if words else 0
 
 
 def _values(answer: v2.ModelInferResponse) -> np.ndarray:

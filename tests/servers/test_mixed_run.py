@@ -23,5 +23,5 @@ async def test_all_types_survive_troubles(environment: Path, tmp_path: Path, say
     triton = environments.installed("triton") is not None and not machines.lacks("triton")
     if not triton:
         say(f"WITHOUT TRITON: {machines.lacks('triton') or 'run `mesh servers install triton`'}")
-    fleet = ServersFleet(tmp_path, training.bank(environment, TYPES, TRAINED), count=COUNT, triton=triton)
+    fleet = ServersFleet(tmp_path, training.bank(environment, TYPES, TRAINED), environment, count=COUNT, triton=triton)
     await run.faultless(fleet, tmp_path, say, seed=seed, seconds=seconds, callers=CALLERS)

@@ -15,13 +15,15 @@ import grpc
 import pytest
 import pytest_asyncio
 
+from mesh.modelservers import environments
 from mesh.pb import inference_pb2 as v2
 from mesh.pb import inference_pb2_grpc, modelmesh_pb2
 from mesh.process import free_port
 from mesh.runtime.relay.adapters.repository import Repository
+from mesh.runtime.servers import adapted
 from tests.servers.neighbours import neighbour
 from tests.servers.trained_app import INPUT, ROWS
-from tests.support.localmesh import LocalMesh, Program
+from tests.support.localmesh import LocalMesh, Program, children
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
@@ -145,6 +147,34 @@ async def beside(trained, environment, etcd_server, tmp_path_factory) -> AsyncIt
             await mesh.__aexit__(None, None, None)
         server.kill9()  # MLServer's own end is not tested here, and may take longer than `stop` waits
         print(f"--- neighbour\n{server.tail(60)}")
+
+
+async def test_the_launcher_in_the_common_folder_needs_no_variables_but_ports(
+    environment: Path, tmp_path: Path
+) -> None:
+    """The command of docs/mlserver.md starts an MLServer that keeps its models in its own process, as Mesh's own does.
+    By default, MLServer starts a second process, in which the launcher does not complete the runtimes."""
+    adapted.share("mlserver", tmp_path, types=("lightgbm",))
+    port = free_port()
+    ports = {"GRPC": port, "HTTP": free_port(), "METRICS": free_port()}
+    variables = [f"MLSERVER_{name}_PORT={number}" for name, number in ports.items()]
+    launcher = tmp_path / environments.launcher_of("mlserver").name
+    command = [str(environments.python_of(environment)), "-I", str(launcher), str(launcher.with_suffix(".json"))]
+    server = Program("launched", ["env", "-i", f"HOME={tmp_path}", *variables, *command], tmp_path)
+    server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+
+            async def live() -> bool:
+                try:
+                    return await Repository(channel).live(timeout=10)
+                except grpc.aio.AioRpcError:
+                    return False
+
+            await until(live, timeout=120, why=lambda: f"the server is live:\n{server.tail()}")
+            assert children(server.pid) == []
+    finally:
+        server.kill9()
 
 
 async def test_a_pod_waits_for_a_neighbour_that_starts_late(beside: Beside) -> None:

@@ -1,8 +1,9 @@
-"""Starts MLServer from its settings: `python mlserver_app.py SETTINGS.json`, in MLServer's own environment.
+"""Starts MLServer from its settings: `python mlserver_app.py mlserver_app.json`, in MLServer's own environment.
 
 MLServer's own command reads the current folder and the variables MLSERVER_*, and puts the repository on Python's path,
 where the folder of a model could hide a package of the same name. None of that happens here, except that the variables
-count if the settings say so (`variables`), as they do for a server in a container of its own.
+count if the settings say so (`variables`), as they do for a server in a container of its own. Settings in `defaults`
+count unless such a variable is set.
 
 The folder of this file is the last on Python's path. It holds the runtime for Python code of users, `mlserver_python`.
 
@@ -89,6 +90,9 @@ def main() -> None:
         for name in list(os.environ):
             if name.startswith("MLSERVER_"):
                 del os.environ[name]
+    for name, value in given.pop("defaults", {}).items():
+        if f"MLSERVER_{name.upper()}" not in os.environ:
+            given[name] = value
     sys.path.append(str(Path(__file__).resolve().parent))
     from mlserver.utils import install_uvloop_event_loop
 

@@ -19,10 +19,21 @@ server."""
 PRELOAD = "preload"
 """The launcher's own setting: Python packages to import before the server answers."""
 
+DEFAULTS = "defaults"
+"""The launcher's own setting: MLServer's settings that count unless the environment has others."""
+
 _HOST = "127.0.0.1"
 _TWO_PORTS = ("torchserve",)  # kinds whose management has a port of its own
 _IN_SHELL = ("triton",)  # kinds that start a shell with the paths of models
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=@,-]+")
+
+_MLSERVER = {
+    "grpc_max_message_length": -1,  # the router's limit counts
+    # Models in its own process: a second one would take 200 MB, and calls would wait for each other there as well. Nor
+    # does the launcher complete the runtimes there.
+    "parallel_workers": 0,
+}
+"""Settings of every MLServer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +60,7 @@ def begin(kind: str, folder: Path, *, threads: int, types: Collection[str]) -> S
     port = process.free_port(_HOST)
     calls = process.free_port(_HOST) if kind in _TWO_PORTS else port
     given = _SETTINGS[kind](models, port, types) | ({"calls_port": calls} if calls != port else {})
-    settings = folder / "settings.json"
+    settings = _settings(kind, folder)
     settings.write_text(json.dumps(given))
     # -I: neither this process's PYTHONPATH nor the current folder is on its path.
     words = (str(_python(kind)), "-I", str(environments.launcher_of(kind)), str(settings))
@@ -66,8 +77,8 @@ def share(kind: str, folder: Path, *, types: Collection[str]) -> None:
     if kind != kinds.MLSERVER.name:
         return
     # The server's environment has the other settings: ports, for example.
-    given = {PRELOAD: _packages(types), "variables": True, "model_repository_root": str(models)}
-    (folder / "settings.json").write_text(json.dumps(given | {"load_models_at_startup": False}))
+    given = {PRELOAD: _packages(types), "variables": True, DEFAULTS: _MLSERVER, "model_repository_root": str(models)}
+    _settings(kind, folder).write_text(json.dumps(given | {"load_models_at_startup": False}))
     # The launcher is last, because the server waits for it.
     for file in (*environments.companions_of(kind), environments.launcher_of(kind)):
         copy = folder / f".{file.name}"
@@ -80,6 +91,12 @@ def prepare(kind: str, folder: Path) -> None:
     OSError."""
     if kind == kinds.OVMS.name:
         ovms.prepare(folder / MODELS)
+
+
+def _settings(kind: str, folder: Path) -> Path:
+    """Returns the file of the launcher's settings. It is not `settings.json`, which MLServer reads and which the
+    server's owner may have written."""
+    return folder / f"{environments.launcher_of(kind).stem}.json"
 
 
 def _python(kind: str) -> Path:
@@ -105,11 +122,9 @@ def _mlserver(models: Path, port: int, types: Collection[str]) -> dict[str, obje
         "grpc_port": port,
         "http_port": 0,  # any: nothing calls it
         "metrics_endpoint": None,
-        "grpc_max_message_length": -1,  # the router's limit counts
         "model_repository_root": str(models),
         "load_models_at_startup": False,
-        # Models in its own process: a second one would take 200 MB, and calls would wait for each other there as well.
-        "parallel_workers": 0,
+        **_MLSERVER,
     }
 
 

@@ -40,10 +40,21 @@ def test_a_server_that_others_start_finds_its_launcher_in_the_common_folder(tmp_
         adapted.share("mlserver", tmp_path / "folder", types=types)
         there = {path.name: path for path in (tmp_path / "folder").iterdir()}
         programs = {"mlserver_app.py", "mlserver_python.py", "mlserver_usercode.py"}
-        assert set(there) == {"models", "settings.json", *programs}
+        assert set(there) == {"models", "mlserver_app.json", *programs}
         for name in programs:
             own = environments.launcher_of("mlserver").with_name(name)
             assert there[name].read_bytes() == own.read_bytes()
-        assert json.loads(there["settings.json"].read_text())[adapted.PRELOAD] == [package]
+        assert json.loads(there["mlserver_app.json"].read_text())[adapted.PRELOAD] == [package]
     adapted.share("triton", tmp_path / "other", types=())
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["models"]
+
+
+def test_settings_that_others_keep_in_the_common_folder_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLServer reads `settings.json` in the folder with which it is started. If that is the common folder, the file is
+    its owner's: the server would otherwise start the next time with other ports and processes."""
+    monkeypatch.setattr(environments, "installed", lambda kind: tmp_path / kind)
+    own = tmp_path / "settings.json"
+    own.write_text('{"grpc_port": 8001}')
+    adapted.share("mlserver", tmp_path, types=())
+    adapted.begin("mlserver", tmp_path, threads=1, types=())
+    assert json.loads(own.read_text()) == {"grpc_port": 8001}
