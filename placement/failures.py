@@ -11,9 +11,10 @@ After each failure another pod is tried, up to a limit; then callers get the mod
 
 That is right if the model is at fault, and wrong if a pod is. A pod with a broken disk or device fails every load, and
 because it is empty, it would be chosen first each time. A failure is only evidence against a pod if another pod has
-loaded the same model, so broken models make no pod unhealthy. A pod with evidence from several models since its last
-success is *unhealthy*: it gets no loads, except one now and then to see whether it has recovered, and its failures do
-not count against the models. If all pods look unhealthy at the same time, none is treated as unhealthy.
+loaded the same model, so broken models make no pod unhealthy. Nor is it evidence if the pod's own rules forbid the
+load. A pod with evidence from several models since its last success is *unhealthy*: it gets no loads, except one now
+and then to see whether it has recovered, and its failures do not count against the models. If all pods that a model may
+use look unhealthy at the same time, none is treated as unhealthy.
 
 Times are in milliseconds on any clock that does not go back. The caller passes recorded failures to `recall` (converted
 by `recorded`), without released ones.
@@ -68,6 +69,9 @@ class FailureKind(enum.Enum):
     """The files exist, have a digest, and cannot be loaded; they may be replaced."""
     MEMORY = "memory"
     """The files cannot be loaded because they need more memory than the model server has."""
+    RULES = "rules"
+    """The rules or the present state of the pod forbid it: the model runs code, for example, and the pod allows none.
+    Another pod may load it, and so may this one with other options."""
     LASTING = "lasting"
     """Anything else, and records from before there were kinds."""
 
@@ -216,7 +220,7 @@ class Failures:
             pod, now_ms, why, kind, min(series, default=now_ms), asked_ms, 0 if former is None else former.recorded
         )
         self._models[model_id] = model
-        if elsewhere:
+        if elsewhere and kind is not FailureKind.RULES:
             self._testify(model_id, pod, now_ms)
 
     def loaded(self, model_id: str, pod: str, now_ms: int) -> None:
@@ -228,7 +232,7 @@ class Failures:
             return
         model.failures.pop(pod, None)
         for failure in model.failures.values():
-            if now_ms - failure.at_ms < WITNESS_MS:
+            if now_ms - failure.at_ms < WITNESS_MS and failure.kind is not FailureKind.RULES:
                 self._testify(model_id, failure.pod, failure.at_ms)
         if not model.failures:
             self._models.pop(model_id, None)
@@ -276,7 +280,7 @@ class Failures:
         return Eligibility(excluded, answer, held[0] if held else None, max(0, due - now_ms), names)
 
     def unhealthy(self, pods: Iterable[str], now_ms: int) -> dict[str, str]:
-        """Returns the unhealthy pods, each with the reason. Returns none if all pods look unhealthy."""
+        """Returns which of `pods` are unhealthy, each with the reason. Returns none if all of them look unhealthy."""
         names = list(pods)
         found: dict[str, str] = {}
         for name in names:
@@ -290,7 +294,8 @@ class Failures:
         return found if len(found) < len(names) else {}
 
     def avoided(self, pods: Iterable[str], now_ms: int) -> dict[str, str]:
-        """Returns the unhealthy pods that get no load now: all of them except those that are due for a trial."""
+        """Returns which of `pods` are unhealthy and get no load now: all unhealthy ones except those that are due for a
+        trial."""
         found = self.unhealthy(pods, now_ms)
         return {pod: why for pod, why in found.items() if now_ms - self._last_try(pod) < RETRY_MS}
 

@@ -135,7 +135,7 @@ class Seen(Answer):
     """The part of the view that concerns the model, as it is now."""
 
     copies: tuple[Sighting, ...]
-    pods: Collection[str]  # the names of all pods
+    pods: Collection[str]  # the names of all pods that accept the model: its type and labels
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from mesh.process.tasks import Tasks
 from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from placement.actions import Action, ActionKind
-from placement.failures import Failures
+from placement.failures import FailureKind, Failures
 from router.leader.orders import Orders, now_ms
 from router.loads.agents import Timeout, Unreachable
 from router.state.pods import News
@@ -170,7 +170,8 @@ class Carrying:
                 case "failed":
                     if reply.failed.reason != Reason.CONTENT_CHANGED.name:  # which is not the pod's fault
                         elsewhere = any(copy.pod is not pod for copy in self._view.copies.get(model_id, ()))
-                        self._memory.failed(model_id, name, now_ms(), reply.failed.text, elsewhere=elsewhere)
+                        failed, kind = reply.failed, FailureKind.named(reply.failed.kind)
+                        self._memory.failed(model_id, name, now_ms(), failed.text, kind=kind, elsewhere=elsewhere)
                     return f"{reply.failed.reason}: {reply.failed.text}"
                 case "elsewhere":
                     return f"{reply.elsewhere.pod} has it"

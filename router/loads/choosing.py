@@ -74,6 +74,17 @@ class Choosing:
             return choose([*debited, *gone])
         return chosen
 
+    def open_to(self, model_type: str) -> tuple[str, ...]:
+        """Returns the names of the pods that accept models of that type and have the labels that it requires, and of
+        those that have not published this yet. O(pods)."""
+        constraint = self._current().constraints.of(model_type)
+
+        def accepts(record: records.PodRecord) -> bool:
+            taken = modeltypes.takes(frozenset(record.types), model_type)
+            return taken and not constraint.lacking(frozenset(record.labels))
+
+        return tuple(name for name, pod in self._view.pods.items() if pod.record is None or accepts(pod.record))
+
     def footprint_of(self, record: records.ModelRecord) -> Footprint:
         """Returns the estimate for a load: the measurement of an earlier load, or if there is none, a figure derived
         from what the pods have published."""

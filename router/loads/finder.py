@@ -101,14 +101,16 @@ class Finder:
     # --- the view ---
 
     def look(self, request: Look) -> Answer:
-        """Returns the copies in the view."""
+        """Returns the copies in the view, and the pods that the model may use. Requires that the flight has the model's
+        record."""
         copies = []
         for copy in self._view.known(request.model_id):
             pod = copy.pod
             present = pod.record is not None and pod.record.incarnation == copy.record.incarnation and not pod.suspect
             usable = copy.callable and not pod.failed_at
             copies.append(Sighting(pod.name, copy.record.create_revision, usable, present, _silent_ms(pod)))
-        return events.Seen(*self._head(request), tuple(copies), tuple(self._view.pods))
+        record = self._registrations[request.model_id].record
+        return events.Seen(*self._head(request), tuple(copies), self._choosing.open_to(record.type))
 
     def choose(self, request: Choose) -> Answer:
         """Chooses a pod for the load. Requires that the flight has the model's record."""

@@ -206,6 +206,16 @@ def test_a_copy_elsewhere_is_evidence_at_once():
     assert failures.unhealthy(PODS, 10).keys() == {"a"}
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["loads afterwards", "is loaded"])
+def test_what_a_pods_own_rules_forbid_is_no_evidence_against_it(elsewhere):
+    """A pod that allows no code, for example, refuses models that other pods load. Other models still find the pod."""
+    failures = Failures()
+    for number in range(2 * UNHEALTHY):
+        failures.failed(f"m{number}", "a", number, "no code here", kind=FailureKind.RULES, elsewhere=elsewhere)
+        failures.loaded(f"m{number}", "b", number)
+    assert failures.unhealthy(PODS, 100) == {}
+
+
 def test_what_loads_elsewhere_later_says_nothing():
     """A later success in another pod is no evidence against the first pod. In between, the file may have been added or
     the store repaired."""

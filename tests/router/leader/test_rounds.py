@@ -9,7 +9,7 @@ from mesh.pb import agent_pb2
 from mesh.schema.records import LEAVING, LOADED, CopyRecord, Failure, ModelRecord, PodRecord
 from placement.constraints import Constraint, Constraints
 from placement.copies import CopyLimits
-from placement.failures import UNHEALTHY
+from placement.failures import UNHEALTHY, FailureKind
 from placement.limits import TypeLimits
 from router.fencing.tombstones import Tombstones
 from router.fencing.withdrawal import Withdrawal
@@ -41,13 +41,16 @@ class Agents:
         self.states: dict[tuple[str, str], dict[str, object]] = {}  # states by pod and model
         self.refuse = ""
         self.broken: set[str] = set()  # pods where every load fails
+        self.kind = ""  # of these failures
         self.silent: set[str] = set()
         self.world: World | None = None
 
     async def load(self, pod, request, *, timeout):
         self.requests.append(request)
         if pod.name in self.broken:
-            return agent_pb2.LoadReply(failed=agent_pb2.LoadReply.Failed(reason="LOAD_FAILED", text="no disk"))
+            return agent_pb2.LoadReply(
+                failed=agent_pb2.LoadReply.Failed(reason="LOAD_FAILED", text="no disk", kind=self.kind)
+            )
         if self.refuse:
             refused = agent_pb2.LoadReply.Refused(reason=self.refuse, text="not here")
             return agent_pb2.LoadReply(refused=refused)
@@ -366,6 +369,21 @@ async def test_a_pod_where_everything_fails_gets_no_more_loads(world):
     failed = len(asked) - len(world.agents.loads)
     assert UNHEALTHY <= failed < 8
     assert {pod for _, pod in world.agents.loads[-3:]} == {"c"}
+
+
+async def test_a_pod_whose_rules_forbid_some_models_gets_the_others(world):
+    """A pod that allows no code, for example, refuses models that other pods have loaded, and still gets loads."""
+    world.agents.broken, world.agents.kind = {"a"}, FailureKind.RULES.value
+    for name in ("b", "c"):
+        world.pod(name, used_bytes=8 * MIB)
+    for number in range(2 * UNHEALTHY):
+        model = f"m{number}"
+        world.copy(model, "b", await world.register(model))
+        world.agents.states["b", model] = {"rate": 3000, "peak_rate": 3000}
+        await world.round()
+    refused = len(world.agents.requests) - len(world.agents.loads)
+    assert refused > UNHEALTHY
+    assert world.rounds.carrying.avoided() == {}
 
 
 async def test_what_was_planned_for_a_pod_that_proves_unhealthy_is_not_sent_there(world):

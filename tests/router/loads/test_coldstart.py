@@ -8,8 +8,10 @@ import pytest
 from mesh.options.etcdsettings import EtcdFiles
 from mesh.schema.records import LEAVING
 from mesh.statuses import Code, MeshError, Reason
-from placement.failures import FailureKind
+from placement.constraints import parse
+from placement.failures import UNHEALTHY, FailureKind
 from router.settings import RouterSettings
+from router.state.dynamic import Current
 from tests.support import fakecalls
 from tests.support.waiting import until
 
@@ -578,6 +580,28 @@ async def test_a_clock_that_is_ahead_does_not_prolong_a_failure(core, passes):
         await core.coldstart.load("m")
     passes()
     await core.coldstart.load("m")
+
+
+@pytest.mark.parametrize("by", ["type", "label"])
+async def test_a_model_gets_its_load_in_an_unhealthy_pod_if_it_may_use_no_other(core, by):
+    """A pod in which several models have failed that loaded elsewhere gets no loads for a while. A model that only this
+    pod may hold, by its type or by a label, is loaded there all the same."""
+    own = {"types": ("onnx", "special")} if by == "type" else {"labels": ("fast",)}
+    core.world.pod("a", **own)
+    core.world.pod("b", **({"types": ("onnx",)} if by == "type" else {}))
+    if by == "label":
+        constraints = parse('{"onnx": {"preferred": ["fast"]}, "special": {"required": ["fast"]}}')
+        core.coldstart.choosing._current = lambda: Current(constraints=constraints)
+    core.agents.answers["a"] = lambda request: fakecalls.failed("bad disk") if request.model_type == "onnx" else GO_ON
+    core.agents.answers["b"] = GO_ON
+    for number in range(50):
+        core.register(f"m{number}")
+        await core.coldstart.load(f"m{number}")
+    assert [pod for pod, _ in core.agents.loads].count("a") == UNHEALTHY
+    core.register("special", type="special")
+    await core.coldstart.load("special")
+    pod, request = core.agents.loads[-1]
+    assert (pod, request.model_id) == ("a", "special")
 
 
 async def test_broken_models_do_not_send_the_good_ones_to_one_pod(core):

@@ -172,6 +172,8 @@ class Admission:
                 return None
             self._meters.queue_ms.observe((time.monotonic() - ticket.since) * 1000)
             size = await self._server.load(want, entry, pulled)
+            if isinstance(size, Failed) and size.kind is FailureKind.RULES:
+                return size  # without the digest: the same files can be loaded here once the rules are others
             if isinstance(size, Failed) and pulled.digest:
                 kind = FailureKind.MEMORY if size.kind is FailureKind.MEMORY else FailureKind.CONTENT
                 return replace(size, kind=kind, digest=pulled.digest)

@@ -140,4 +140,6 @@ class ServerSide:
             return Refused(Reason.UNAVAILABLE, f"the model server did not load the model: {error.text}")
         if error.code is Code.RESOURCE_EXHAUSTED:
             return Failed(Reason.NO_ROOM, error.text, FailureKind.MEMORY)
+        if error.code is Code.FAILED_PRECONDITION:
+            return Failed(Reason.LOAD_FAILED, error.text, FailureKind.RULES)
         return Failed(Reason.LOAD_FAILED, error.text)

@@ -714,6 +714,21 @@ async def test_a_load_that_fails_for_memory_is_no_models_fault_and_evicts_nobody
     assert not [model for model in pod.unloaded() if model != "m"]
 
 
+async def test_a_load_that_the_pods_rules_forbid_is_tried_again_with_the_same_files(pod: FakePod) -> None:
+    """If the server refuses a load for its own rules or state, the failure names no files. The same pod may start again
+    with other options, and then loads them."""
+    pod.server.failures["/m/10"] = (grpc.StatusCode.FAILED_PRECONDITION, "start pods with --allow-code")
+    pod.files.digests["/m/10"] = "d"
+    outcome = await pod.load("m")
+    assert outcome == Failed(Reason.LOAD_FAILED, "start pods with --allow-code", FailureKind.RULES)
+    failure = Failure("pod-1", 1, "start pods with --allow-code", FailureKind.RULES)
+    pod.claims.records["m"] = ModelRecord(type="t", failures=(failure,))
+    await pod.nothing_left("m")
+    assert await pod.load("m") == outcome
+    del pod.server.failures["/m/10"]
+    assert isinstance(await pod.load("m"), Loaded)
+
+
 async def test_what_the_server_notes_of_a_model_stands_with_its_copy(pod: FakePod) -> None:
     """A note that the server makes about a model, such as a failed warm-up call, appears in the description of its
     copy."""
