@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from mesh.modelservers import environments
 from tests.servers.training import run_there
+from tests.support.localmesh import LocalMesh, Program
 
 SECONDS = 180.0
 
@@ -33,6 +35,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.servers)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds the last lines of all processes of a mesh to the report of a failed test. The mesh of a module prints its
+    lines only when the module ends, where pytest shows them only if the module's last test fails."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for program in _programs(getattr(item, "funcargs", {}).values()):
+            report.sections.append((f"last lines of {program.name}", program.tail(80)))
+    return report
+
+
+def _programs(fixtures: Iterable[object]) -> Iterator[Program]:
+    """Yields the processes that belong to the fixtures of a test, or to attributes of them."""
+    for fixture in fixtures:
+        for held in (fixture, *getattr(fixture, "__dict__", {}).values()):
+            if isinstance(held, Program):
+                yield held
+            elif isinstance(held, LocalMesh):
+                yield from (*held.routers, *held.pods)
 
 
 @pytest.fixture(scope="session")

@@ -336,7 +336,8 @@ class LocalMesh:
         request = modelmesh_pb2.RegisterModelRequest(
             modelId=model_id, modelInfo=info, loadNow=load, sync=sync, lastUsedTime=last_used_ms
         )
-        return await self.management(router).registerModel(request, timeout=30)
+        # A cold start that finds no pod gives up after 30 s and says why; on a busy machine, a load takes as long.
+        return await self.management(router).registerModel(request, timeout=60)
 
     async def status(self, model_id: str, router: int = 0) -> dict[str, Any]:
         return (await self.rest("GET", f"/mesh/v1/models/{urllib.parse.quote(model_id, safe='')}", router=router)).json
