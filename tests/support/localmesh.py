@@ -32,6 +32,11 @@ LEASE_TTL = 3
 2."""
 
 
+STOP_TIMEOUT = 40.0
+"""Seconds in which a process ends after SIGTERM: longer than the time-out of 20 s (`--drain-timeout`) for which routers
+and pods wait for calls and loads under way."""
+
+
 class Program:
     """One child process, which writes its output to a file."""
 
@@ -69,7 +74,7 @@ class Program:
         self.process.kill()
         self.process.wait(10)
 
-    async def stop(self, timeout: float = 15) -> int:
+    async def stop(self, timeout: float = STOP_TIMEOUT) -> int:
         """Sends SIGTERM and returns the exit status. If the process does not end in `timeout` seconds, kills it and
         raises AssertionError."""
         if self.process is None or self.process.poll() is not None:
