@@ -9,8 +9,11 @@ It waits only while a connection is being opened, and takes the first one that b
 """
 
 import asyncio
+import os
 import random
 import re
+import socket
+import ssl
 from collections import deque
 from dataclasses import dataclass
 
@@ -203,7 +206,7 @@ class Pool:
             self._waiting.remove(owner)
 
     def _lose(self, owner: Exchange, why: str) -> None:
-        asyncio.get_running_loop().call_soon(owner.lost, Lost(LostKind.UNSENT, why))
+        asyncio.get_running_loop().call_soon(owner.lost, Lost(LostKind.UNSENT, why, self.address))
 
     def _prefix(self, method: bytes) -> bytes:
         if _METHOD.fullmatch(method) is None:
@@ -227,7 +230,7 @@ class Pool:
         elif len(self._waiting) < len(self._connecting):
             self._waiting.append(owner)
         elif len(self._connections) + len(self._connecting) >= self._max_connections:
-            self._lose(owner, f"all {self._max_connections} connections to {self.address} are in use")
+            self._lose(owner, f"all {self._max_connections} connections are in use")
         else:
             self._waiting.append(owner)
             self._connecting.add(asyncio.get_running_loop().create_task(self._connect()))
@@ -255,18 +258,18 @@ class Pool:
                 else:
                     _, connection = await loop.create_connection(self._connection, self._host, self._port)
         except TimeoutError:
-            why = f"cannot connect to {self.address}: no connection within {self._connect_timeout:g} s"
+            why = f"cannot connect: no connection within {self._connect_timeout:g} s"
         except (OSError, UnicodeError) as error:
-            why = f"cannot connect to {self.address}: {error}"
+            why = f"cannot connect: {_without_address(error)}"
         finally:
             task = asyncio.current_task()
             assert task is not None
             self._connecting.discard(task)
         if connection is not None and not connection.usable:
-            connection, why = None, f"{self.address} closed the connection immediately"
+            connection, why = None, "the server closed the connection immediately"
         if connection is None:
             while len(self._waiting) > len(self._connecting):
-                self._waiting.popleft().lost(Lost(LostKind.UNSENT, why))
+                self._waiting.popleft().lost(Lost(LostKind.UNSENT, why, self.address))
             return
         self._connections.add(connection)
         if self._sweeper is None and not self._closed:
@@ -287,6 +290,15 @@ class Pool:
         finally:
             pause = self._idle_timeout / _TICKS
             self._sweeper = loop.call_later(pause, self._sweep, loop) if self._connections else None
+
+
+def _without_address(error: OSError | UnicodeError) -> str:
+    """Returns the error's text for callers. asyncio's own texts contain the address."""
+    if isinstance(error, ssl.SSLError | socket.gaierror):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return "no connection to any address of the host" if isinstance(error, OSError) else "the host has no valid name"
 
 
 def _lines(headers: call.Headers, timeout: bytes | None, encoding: bytes) -> bytes:

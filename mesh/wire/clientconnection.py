@@ -192,7 +192,7 @@ class ClientConnection(asyncio.Protocol):
                 owner = self._exchange
                 assert owner is not None
                 self.drop()
-                self._lose(owner, f"the answer of {self._pool.address} is not HTTP/1.1: {error}")
+                self._lose(owner, f"the answer is not HTTP/1.1: {error}")
                 return False
             self._extra = True
         return True
@@ -274,12 +274,7 @@ class ClientConnection(asyncio.Protocol):
             self._held = 0
         owner, self._exchange = self._exchange, None
         if owner is not None:
-            why = (
-                f"{self._pool.address} closed the connection"
-                if exc is None
-                else f"connection to {self._pool.address} broke: {exc}"
-            )
-            self._lose(owner, why)
+            self._lose(owner, "the server closed the connection" if exc is None else f"the connection broke: {exc}")
 
     def pause_writing(self) -> None:
         """Makes writers wait: the peer is slow."""
@@ -488,11 +483,11 @@ class ClientConnection(asyncio.Protocol):
     def _not_grpc(self, status: int) -> replies.Reply:
         """Returns the reply to report for an answer that is not gRPC. A gRPC status in it takes precedence over the
         HTTP status."""
-        return self._reply() if b"grpc-status" in self._special else failures.not_grpc(self._pool.address, status)
+        return self._reply() if b"grpc-status" in self._special else failures.not_grpc(status)
 
     def _lose(self, owner: exchange.Exchange, why: str) -> None:
         """Reports the call as lost, before or during its reply."""
-        lost = replies.Lost(self.how_far, why)
+        lost = replies.Lost(self.how_far, why, self._pool.address)
         if self._box is not None:
             self._box.fail(lost, drop=False)
         owner.lost(lost)

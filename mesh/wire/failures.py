@@ -22,10 +22,10 @@ def reply(special: Mapping[bytes, bytes], headers: list[call.Header], trailers: 
     return Reply(code, text, None, headers, trailers, special.get(b"grpc-encoding", b""), raw)
 
 
-def not_grpc(address: str, status: int) -> Reply:
+def not_grpc(status: int) -> Reply:
     """Returns the reply for an answer with an HTTP status that is not gRPC, and has no gRPC status."""
     code = statuses.code_of_http(status)
-    return Reply(int(code), f"{address} answered with HTTP status {status}, not with gRPC")
+    return Reply(int(code), f"the server answered with HTTP status {status}, not with gRPC")
 
 
 def broken(error: framing.FrameError) -> Reply:

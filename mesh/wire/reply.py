@@ -33,17 +33,22 @@ class LostKind(enum.Enum):
 
 
 class Lost(Exception):
-    """A call that ended without a status because of its connection; `why` says what happened to the connection."""
+    """A call that ended without a status because of its connection.
 
-    def __init__(self, kind: LostKind, why: str) -> None:
-        super().__init__(kind, why)
+    `why` says what happened to the connection, in words that callers may read. `detail` is for logs only: the server's
+    address, or another library's own text, which may contain the address.
+    """
+
+    def __init__(self, kind: LostKind, why: str, detail: str = "") -> None:
+        super().__init__(kind, why, detail)
         self.kind = kind
         self.why = why
+        self.detail = detail
 
     def again(self) -> "Lost":
         """Returns a copy to raise, because the tracebacks of several tasks that raised the same exception would be
         mixed up."""
-        return Lost(self.kind, self.why)
+        return Lost(self.kind, self.why, self.detail)
 
     def __str__(self) -> str:
-        return f"{self.why} ({self.kind.value})"
+        return f"{self.detail + ': ' if self.detail else ''}{self.why} ({self.kind.value})"

@@ -48,9 +48,9 @@ class Attempts:
         """Decides what follows after the connection broke, or there was none to send the call on."""
         forwarder = self._forwarder
         if lost.kind is LostKind.UNSENT:
-            trouble = Trouble.UNREACHED if forwarder.unsent(copy, pool) else Trouble.BUSY
+            trouble = Trouble.UNREACHED if forwarder.unsent(copy, pool, lost) else Trouble.BUSY
             return self._after(copy, trouble, lost.why, kept=kept)
-        deaths = forwarder.lost(copy, lost.why)
+        deaths = forwarder.lost(copy, lost)
         trouble = Trouble.BROKEN if lost.kind is LostKind.STARTED else Trouble.LOST
         return self._after(copy, trouble, lost.why, kept=kept, deaths=deaths)
 

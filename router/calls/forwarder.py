@@ -14,7 +14,7 @@ from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs, metrics
 from mesh.wire import budget as budgets
 from mesh.wire import requestdigest
-from mesh.wire.client import Pool
+from mesh.wire.client import Lost, Pool
 from placement import retry
 from placement.balance import least_loaded
 from router.calls import shares
@@ -146,7 +146,7 @@ class Forwarder:
         self.meter.verify_first.inc()
         copy.pod.wary = True
 
-    def unsent(self, copy: Copy, pool: Pool | None) -> bool:
+    def unsent(self, copy: Copy, pool: Pool | None, lost: Lost) -> bool:
         """Notes that a call could not be sent. Returns False if the pod is not the cause, because all of this worker's
         connections to it are in use."""
         pod = copy.pod
@@ -154,10 +154,12 @@ class Forwarder:
         if pool is not None and pod.pool is pool:
             if pool.statistics().connections >= self.settings.max_connections_per_pod:
                 return False
+            if not pod.failed_at:
+                log.info("a pod cannot be reached", pod=pod.name, why=str(lost))
             self.view.failed(pod, self.loop.time())
         return True
 
-    def lost(self, copy: Copy, why: str) -> int:
+    def lost(self, copy: Copy, lost: Lost) -> int:
         """Notes that a connection broke in the middle of a call. Returns the number of servers that calls of the model
         have lost recently."""
         self.meter.lost.inc()
@@ -167,7 +169,7 @@ class Forwarder:
             model=copy.model,
             pod=copy.pod.name,
             deaths=deaths,
-            why=why,
+            why=str(lost),
         )
         if copy.suspect:
             self.view.drop(copy)

@@ -81,10 +81,10 @@ class Calls(Protocol):
     def ended(self, copy: Copy) -> None:
         """Counts a call that has ended."""
 
-    def unsent(self, copy: Copy, pool: Pool | None) -> bool:
+    def unsent(self, copy: Copy, pool: Pool | None, lost: Lost) -> bool:
         """Notes that a call could not be sent."""
 
-    def lost(self, copy: Copy, why: str) -> int:
+    def lost(self, copy: Copy, lost: Lost) -> int:
         """Notes that a connection broke in the middle of a call."""
 
 
@@ -180,10 +180,10 @@ class _ShadowCall:
         self._end()
         self.shadow.counts.failed.inc()
         if lost.kind is LostKind.UNSENT:
-            self._mirrors.calls.unsent(self.copy, self.pool)
+            self._mirrors.calls.unsent(self.copy, self.pool, lost)
         else:
-            self._mirrors.calls.lost(self.copy, lost.why)
-            self._mirrors.pause(self.shadow, lost.why)
+            self._mirrors.calls.lost(self.copy, lost)
+            self._mirrors.pause(self.shadow, str(lost))
 
     def _late(self) -> None:
         assert self.exchange is not None

@@ -258,7 +258,7 @@ class _Stream:
                 raise self._unsendable from None
             if self._keeping:
                 return attempts.lost(copy, pool, lost, kept=self._whole)
-            forwarder.lost(copy, lost.why)
+            forwarder.lost(copy, lost)
             raise replies.broken(lost.why) from lost
         finally:
             sender.cancel()

@@ -395,7 +395,7 @@ class UnaryCall:
         except Lost as lost:
             if not self._done:  # else the stream was lost because this side gave up the call
                 assert self._copy is not None
-                self._forwarder.lost(self._copy, lost.why)
+                self._forwarder.lost(self._copy, lost)
                 error = replies.broken(lost.why)
                 code = int(error.reason.code)
                 answers.fail(self._call, error)

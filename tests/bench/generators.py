@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.bench.client import Order, Outcome, call
 from tests.bench.door import Door
+from tests.bench.h2load import counted
 
 BOUND = 0.9
 """Share of one core above which a generator with one thread limits the result."""
@@ -68,17 +69,8 @@ def _h2load(door: Door, seconds: float, callers: int) -> Outcome:
         for name, value in door.headers.items():
             argv += ["-H", f"{name}: {value}"]
         text, took, cpu = _run([*argv, door.url], seconds)
-    rate = re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", text)
-    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", text)
-    traffic = re.search(r"\((\d+)\) data", text)
-    bad = counts is None or not int(counts[1]) or any(int(counts[n]) for n in (2, 3, 4))
-    if rate is None or counts is None or traffic is None or bad:
-        raise RuntimeError(f"h2load: {text[-2000:]}")
-    done = int(counts[1])
-    # h2load only looks at HTTP's status, which is 200 for gRPC errors too; but their answers have no data.
-    if int(traffic[1]) < done * door.answer:
-        raise RuntimeError(f"h2load: answers have {int(traffic[1]) / max(done, 1):.0f} bytes instead of {door.answer}")
-    return Outcome(done, done / float(rate[1]), cpu * (done / float(rate[1])) / took)
+    calls, rate = counted(text, door.answer)
+    return Outcome(calls, calls / rate, cpu * (calls / rate) / took)
 
 
 _LUA = """

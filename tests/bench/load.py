@@ -7,7 +7,6 @@ second are then too low; the output names the generator. CPU per call is right e
 
 import asyncio
 import json
-import re
 import shutil
 import statistics
 import subprocess
@@ -17,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
+
+from tests.bench.h2load import counted
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -40,8 +41,7 @@ async def throughput(
     metadata: Metadata = (),
 ) -> float:
     """Makes calls with `connections` x `each` in flight, and returns the calls per second. Uses TLS if `trust`, a PEM
-    file, is given. Raises RuntimeError if a call fails, but h2load does not notice gRPC errors, whose HTTP status is
-    200."""
+    file, is given. A first call shows how large a good answer is. Raises RuntimeError if a call fails."""
     body = folder / "body.bin"
     body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
     if generator() == "h2load":
@@ -50,12 +50,14 @@ async def throughput(
         argv += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
         argv += [part for name, value in metadata for part in ("-H", f"{name}: {value}")]
         argv += [f"{scheme}://{address}{METHOD}"]
+        answer = await _answer(address, message, trust, metadata)
         done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=300)
-        found = re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", done.stdout)
-        good = re.search(r"(\d+) succeeded", done.stdout)
-        if found is None or good is None or int(good[1]) != calls:
-            raise RuntimeError(f"h2load: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-        return float(found[1])
+        if done.returncode:
+            raise RuntimeError(f"h2load ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        made, rate = counted(done.stdout, answer)
+        if made != calls:
+            raise RuntimeError(f"h2load made {made} calls instead of {calls}: {done.stdout[-2000:]}")
+        return rate
     started = time.perf_counter()
     argv = [sys.executable, "-m", "tests.bench.load", address, str(body), str(calls)]
     argv += [str(connections), str(each), str(trust or ""), json.dumps(list(metadata))]
@@ -63,6 +65,15 @@ async def throughput(
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
     return calls / (time.perf_counter() - started)
+
+
+async def _answer(address: str, message: bytes, trust: Path | None, metadata: Metadata) -> int:
+    """Makes one call, and returns the bytes of its answer's frame. Raises RuntimeError."""
+    async with _channel(address, trust) as channel:
+        try:
+            return 5 + len(await channel.unary_unary(METHOD)(message, timeout=30, metadata=metadata))
+        except grpc.aio.AioRpcError as error:
+            raise RuntimeError(f"the first call failed: {error.code().name}: {error.details()}") from error
 
 
 def _channel(address: str, trust: Path | None) -> grpc.aio.Channel:

@@ -1,19 +1,21 @@
 """Tests of the load generators: failed calls are noticed, and the times of late calls include their wait."""
 
 import asyncio
+import itertools
 import random
 import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import grpc
 import numpy as np
 import pytest
 from rich.console import Console
 from rich.progress import Progress
 
 from mesh.process import free_port
-from tests.bench import bodies, client, generators
+from tests.bench import bodies, client, generators, load
 from tests.bench.client import Order
 from tests.bench.door import Door
 from tests.bench.peers import comparison, environments
@@ -184,3 +186,33 @@ def test_rounds_are_left_out_when_time_is_up(monkeypatch):
     assert not bar.more(1)
     assert bar.cut
     assert bar.more(0)
+
+
+@pytest.mark.parametrize("good", [0, 1, 1000])
+async def test_failed_grpc_calls_are_noticed(good, tmp_path):
+    """The server answers the first `good` calls, and fails the others. With h2load, a first call of its own shows how
+    large a good answer is."""
+    calls = itertools.count()
+
+    async def answer(request, context):
+        if next(calls) >= good:
+            await context.abort(grpc.StatusCode.INTERNAL, "no more")
+        return request
+
+    server = grpc.aio.server()
+    service, _, method = load.METHOD[1:].partition("/")
+    handlers = {method: grpc.unary_unary_rpc_method_handler(answer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        measured = load.throughput(
+            f"127.0.0.1:{port}", b"12345", calls=64, folder=tmp_path, connections=2, each=4, metadata=[("x", "y")]
+        )
+        if good == 1000:
+            assert await measured > 0
+        else:
+            with pytest.raises(RuntimeError, match=r"no more|answers have"):
+                await measured
+    finally:
+        await server.stop(None)

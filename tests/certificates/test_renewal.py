@@ -118,7 +118,7 @@ def verifies(trusted: list[x509.Certificate], leaf: x509.Certificate) -> bool:
     return False
 
 
-def test_a_run_that_was_missed_for_years_begins_anew(first):
+def test_a_run_after_years_makes_a_new_authority(first):
     """If no run happened for years and everything has expired, the next run makes a new authority and new
     certificates."""
     late = renew(first.content, WANTED, START + 4000 * DAY)

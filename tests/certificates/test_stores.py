@@ -166,7 +166,7 @@ async def test_what_does_not_pass_ends_after_a_while(api):
         await keeping.keep(nobody, WANTED)
 
 
-async def test_a_token_that_was_replaced_is_read_anew(api, secret):
+async def test_a_token_that_was_replaced_is_read_again(api, secret):
     await secret.read()
     (api.account / "token").write_text("another.token")
     await secret.read()

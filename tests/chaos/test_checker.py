@@ -109,7 +109,7 @@ def test_a_registration_that_takes_effect_late_may_answer_after_another():
     assert kinds(history, [1, None, 2, None]) == ["stale"]
 
 
-def test_a_registration_that_took_effect_twice_accuses_nobody_between():
+def test_a_registration_that_took_effect_twice_accuses_no_answer_between():
     """If a registration took effect twice, no answer in between is accused, because nobody knows which of the two was
     acknowledged."""
     changes = [register(1, 0, 1, UNKNOWN), register(2, 2, 3, UNKNOWN), register(1, 4, 5)]

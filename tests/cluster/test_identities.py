@@ -129,7 +129,7 @@ def token(mesh: Installed, *, audience: str = "mesh") -> str:
     return mesh.kube.kubectl("create", "token", "batch", f"--audience={audience}").strip()
 
 
-async def test_without_the_right_to_review_tokens_nobody_is_let_in(mesh: Installed) -> None:
+async def test_without_the_right_to_review_tokens_no_token_is_accepted(mesh: Installed) -> None:
     """Without a ClusterRoleBinding, tokens are refused as long as the router may not review them. Doctor names the
     missing binding, and keys still work."""
     mesh.kube.kubectl("create", "serviceaccount", "batch")

@@ -157,7 +157,7 @@ async def test_models_that_were_made_again_are_reloaded(mesh, tiny):
     assert mesh.reloaded == [first.id]
 
 
-async def test_nobody_there(tiny):
+async def test_a_demo_without_a_mesh_says_so(tiny):
     with pytest.raises(DemoError, match="gave no usable answer"):
         await run_demo("http://127.0.0.1:1", tiny, requests=1)
 

@@ -135,7 +135,7 @@ def test_what_is_wrong_with_go_is_said(
     assert [said in line for line in about_go] == ([True] if said else [])
 
 
-def test_a_program_is_built_anew_when_its_sources_change(tmp_path: Path) -> None:
+def test_a_program_is_built_again_when_its_sources_change(tmp_path: Path) -> None:
     """A program is rebuilt if its command or the content of a source has changed. A folder among the sources does not
     count."""
     file = tmp_path / "main.go"

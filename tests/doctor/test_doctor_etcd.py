@@ -237,7 +237,7 @@ def test_a_secret_that_cannot_be_used(doctor, tmp_path: Path, content: str, said
     assert ("mesh", "reach") in visit.bad
 
 
-def test_where_nobody_said_where_it_is(doctor) -> None:
+def test_an_etcd_without_an_address_is_skipped_unless_asked_for(doctor) -> None:
     """If no address of etcd is given, the area is skipped. If the area was requested by name, that is a fault."""
     assert "--etcd" in {one["area"]: one["why"] for one in doctor("--endpoint", "http://127.0.0.1:9").skipped}["etcd"]
     assert doctor("--only", "etcd").said("fail", "etcd", "settings")

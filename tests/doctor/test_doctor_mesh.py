@@ -168,7 +168,7 @@ def test_a_data_plane_configuration_that_cannot_be_used(doctor, fine: FakeMesh) 
     assert "it is not JSON" in text
 
 
-def test_a_setting_that_nobody_understands(doctor, fine: FakeMesh) -> None:
+def test_a_setting_that_cannot_be_parsed_is_a_fault(doctor, fine: FakeMesh) -> None:
     fine.answer("/mesh/v1/settings", {"settings": {"type_constraints": "{", "type_limits": "["}})
     text = looked(doctor, fine).said("fail", "mesh", "settings")
     assert "type_constraints" in text

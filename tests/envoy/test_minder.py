@@ -239,7 +239,7 @@ async def test_stopping_lets_calls_in_flight_end(edge, workers):
         call = asyncio.ensure_future(http.get("/slow"))
         await until(lambda: workers.calls, why="the call is in flight")
         stopping = asyncio.ensure_future(edge.stop(30))
-        await until(lambda: refuses(edge.port), why="nobody new is taken")
+        await until(lambda: refuses(edge.port), why="new connections are refused")
         assert not stopping.done()
         workers.gate.set()
         async with await call as answer:

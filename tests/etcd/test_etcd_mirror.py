@@ -138,7 +138,7 @@ async def test_a_quiet_range_survives_compaction_by_progress(tmp_path_factory: p
                 assert len(follower.snapshots) == 1
 
 
-async def test_an_etcd_that_starts_anew_on_no_data_is_read_again(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_an_etcd_that_starts_again_without_data_is_read_again(tmp_path_factory: pytest.TempPathFactory) -> None:
     """If etcd starts again without data, the mirror reads everything again. A watch from the old revision, which the
     new store has not reached, would wait silently."""
     folder = tmp_path_factory.mktemp("etcd")

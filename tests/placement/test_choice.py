@@ -345,7 +345,7 @@ def test_what_kind_of_place_is_preferred(better, worse):
         assert found == {names[0]}
 
 
-def test_zones_that_nobody_knows_are_shared_with_nobody():
+def test_pods_without_a_zone_share_no_zone():
     """Two pods without a zone do not count as being in the same zone."""
     pods = [a_pod("a"), a_pod("b", loads_in_progress=5)]
     assert choose("m", MIB, pods, zones=["", ""]).pod == "a"

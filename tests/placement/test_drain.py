@@ -21,7 +21,7 @@ def held(count: int, **changes) -> list[DrainingCopy]:
     ]
 
 
-def test_loaded_elsewhere_before_it_is_let_go():
+def test_an_only_copy_is_loaded_elsewhere_before_it_is_unloaded():
     """The only copy of a recently used model is first loaded in another pod, and unloaded only when that is done."""
     (copy,) = held(1)
     (load,) = plan("gone", [copy], PODS).actions
@@ -49,7 +49,7 @@ def test_the_most_recently_used_first_and_not_all_at_once():
     assert made.put_off == 50 - WIDTH
 
 
-def test_what_nobody_uses_goes_last_and_without_replacement():
+def test_unused_copies_are_unloaded_last_and_not_replaced():
     """Unused copies are unloaded last, without a replacement, when everything else has moved."""
     stale = held(2, idle_ms=RECENT_MS + 1)
     moving = [*held(1, model_id="used"), *stale]

@@ -34,7 +34,7 @@ def excluded(failures: Failures, model_id: str, now_ms: int) -> dict[str, str]:
 # --- kinds ---
 
 
-def test_a_failure_that_nobody_can_tell_anything_of_holds_until_it_expires():
+def test_a_failure_of_unknown_cause_holds_until_it_expires():
     """A failure of unknown cause excludes its pod, with the loader's text, until it expires. Other pods may be tried
     meanwhile, and this pod afterwards."""
     failures = Failures()

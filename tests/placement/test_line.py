@@ -66,7 +66,7 @@ def test_one_that_cannot_be_compared_is_asked_about_and_spares_nobody_the_questi
     assert fates(waiters, dict.fromkeys("abc", PASSES)) == [("a", "waits"), ("b", "waits"), ("c", "waits")]
 
 
-def test_one_that_waits_for_callers_on_their_way_holds_up_nobody_who_has_waited_for_them() -> None:
+def test_a_waiter_for_callers_on_their_way_does_not_hold_up_one_that_has_waited_for_them() -> None:
     now = 10 * FRESH_MS
     waiters = [newcomer("back", 1, since_ms=now), newcomer("new", 2, since_ms=now), newcomer("old", 3)]
     assert fates(waiters, dict.fromkeys(["back", "old"], HASTY), now_ms=now) == [("back", "waits"), ("old", "goes")]

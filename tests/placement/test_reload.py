@@ -58,9 +58,7 @@ HELD = st.builds(ReloadingCopy, st.sampled_from("abcdef"), st.integers(0, 5), st
 
 
 @given(st.lists(HELD, unique_by=lambda copy: copy.pod), st.integers(0, 5), st.sets(st.sampled_from("abcdef")))
-def test_the_last_copy_that_can_be_called_is_never_let_go(
-    copies: list[ReloadingCopy], generation: int, full: set[str]
-) -> None:
+def test_the_last_callable_copy_is_never_unloaded(copies: list[ReloadingCopy], generation: int, full: set[str]) -> None:
     """A reload never unloads the last callable copy. Each step does something, waits with a reason, or ends with no old
     copies left."""
     todo = step(copies, generation, dict.fromkeys(full, "is full"))

@@ -97,7 +97,7 @@ def test_the_laws_of_a_simulation(policy, calls, pods, capacity, more):
 
 @settings(max_examples=examples(50))
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=200), st.integers(1, 8))
-def test_nobody_beats_who_knows_the_future(models, capacity):
+def test_no_policy_beats_the_clairvoyant_one(models, capacity):
     """With equal sizes and instant loads, no policy hits more often than Belady's, which knows the future."""
     calls = [(number * 10_000, str(model)) for number, model in enumerate(models)]
     model = fleet.equal(MIB)

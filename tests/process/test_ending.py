@@ -63,7 +63,7 @@ async def test_who_ends_anyway_needs_no_reason() -> None:
     assert not ending.why
 
 
-async def test_whoever_waits_is_told_the_reason() -> None:
+async def test_waiters_get_the_reason_of_the_end() -> None:
     ending = Ending()
     waiting = asyncio.ensure_future(ending.wait())
     ending.because("no more")

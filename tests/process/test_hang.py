@@ -100,7 +100,7 @@ def test_more_processor_time_than_time_has_passed_counts_once() -> None:
     assert story.hang.silent == pytest.approx(5)
 
 
-def test_who_waits_for_a_disk_has_longer_but_not_for_ever() -> None:
+def test_a_process_that_waits_for_a_disk_has_more_time_but_not_unlimited() -> None:
     story = Story().go_on(40, state="D")
     assert story.hung is None
     assert story.go_on(20, state="D").hung is not None
@@ -129,7 +129,7 @@ def test_a_watcher_that_was_stopped_too_forgets_everything(state: str, before: f
     assert story.verdict == HangVerdict(ProcessState.WELL)
 
 
-def test_who_goes_on_is_well_again() -> None:
+def test_a_process_that_continues_is_healthy_again() -> None:
     """A process that continues is healthy again. Two short stops are not added up, and neither are two silences, if the
     process sent a heartbeat between them."""
     story = Story().go_on(2.5, state="T").go_on(1, beats=True)
@@ -164,7 +164,7 @@ _HAPPENINGS = st.tuples(
 
 
 @given(st.lists(_HAPPENINGS, max_size=200))
-def test_nobody_is_given_up_before_the_limits(happenings: list[tuple[str, bool, float, float]]) -> None:
+def test_no_process_is_given_up_before_the_limits(happenings: list[tuple[str, bool, float, float]]) -> None:
     """Counted from the first observation or the last gap, at least 3 s pass before a process without heartbeats is
     given up, and at least 12 s if it was not stopped."""
     hang = Hang(LIMITS)

@@ -48,7 +48,7 @@ def test_pauses_grow_while_it_keeps_ending(
     assert pauses(policy, *lives) == pytest.approx(expected)
 
 
-def test_it_is_given_up_after_so_many_starts_in_vain() -> None:
+def test_a_child_is_given_up_after_three_failed_starts_in_a_row() -> None:
     """A child is given up after three failed starts in a row. A successful start resets the count."""
     found = decisions(PATIENT, 5, None, None, 5, None, None, None, 5)
     assert found[-1] == GivenUp(3)

@@ -79,7 +79,7 @@ async def test_a_child_that_ends_by_itself_did_not_hang() -> None:
     assert watch.hung is None
 
 
-async def test_whoever_keeps_a_child_turns_while_it_is_watched() -> None:
+async def test_a_duty_that_keeps_a_child_turns_while_the_child_is_watched() -> None:
     """A duty that keeps a child may wait for the child's end for days. While the child is watched, the duty does not
     count as hanging."""
     lost: list[str] = []

@@ -322,7 +322,7 @@ def _claims(random: Random) -> Claims:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 10))])
-async def test_nobody_gets_bytes_of_another(pod, stores, seed):
+async def test_no_caller_gets_bytes_of_another(pod, stores, seed):
     """Stores, claims, sizes, callers and replacements are random. A pull returns bytes that the store delivered to this
     caller from this place, or that have the registered digest or the digest that the store announces. They are the
     latest bytes, unless the store makes exactly the same claims about former ones."""

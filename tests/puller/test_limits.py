@@ -26,7 +26,7 @@ def test_parts_cover_what_is_missing_and_nothing_else(gaps, part):
     assert covered == [byte for start, end in missing for byte in range(start, end)]
 
 
-def test_bandwidth_is_shared_by_whoever_takes():
+def test_bandwidth_is_shared_by_all_pulls():
     """All pulls share the bandwidth: a burst is free, then each byte takes its time, and a quiet hour earns no more
     than a burst."""
     now = [100.0]

@@ -58,7 +58,7 @@ def test_a_service_account_of_google_signs_its_own_token():
     assert pem not in repr(lister)
 
 
-def test_nobody_shows_nothing():
+def test_a_caller_without_credentials_signs_nothing():
     """A caller without credentials signs nothing, as public buckets and containers require."""
     for lister in (
         listing.GoogleLister("https://storage.googleapis.com", "b"),

@@ -95,7 +95,7 @@ async def test_a_store_that_says_when_to_come_again_is_obeyed():
         assert (store.calls, store.pauses, caught.value.retry_after) == (1, [], told)
 
 
-async def test_progress_for_ever_overflows_nothing():
+async def test_any_number_of_failures_overflows_nothing():
     """The pause stays bounded, and nothing overflows, after any number of failures."""
     store = Store(*[PullErrorKind.TIMEOUT] * 1500)
     policy = retry.RetryPolicy(attempts=10**6, first_pause=1.0, longest_pause=2.0, total=10**9)

@@ -22,7 +22,9 @@ def open_umask():
 
 
 @pytest.mark.parametrize("links", [True, False])
-async def test_nobody_else_reads_and_nobody_writes_pulled_files(open_umask, tmp_path, monkeypatch, links):
+async def test_pulled_files_are_readable_by_the_pod_alone_and_writable_by_nobody(
+    open_umask, tmp_path, monkeypatch, links
+):
     """With a umask of 0, still only the pod's user and group can read pulled files and enter their folders, and nobody
     can write to the files."""
     if not links:

@@ -70,7 +70,7 @@ async def test_a_store_that_keeps_its_turns_leaves_others_theirs():
     await turns.end()
 
 
-async def test_turns_are_given_in_order_and_to_nobody_who_has_gone():
+async def test_turns_are_given_in_order_and_to_no_cancelled_waiter():
     """Turns are given in order. A cancelled waiter takes none, even if it is cancelled at the moment when it gets its
     turn."""
     turns = Turns(Shares(total=1, each=1, least=1, most=1))

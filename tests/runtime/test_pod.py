@@ -225,7 +225,7 @@ async def test_a_model_larger_than_the_pod(pod: AgentProcess) -> None:
     assert not (await pod.model("elephant")).failures
 
 
-async def test_an_id_registered_anew(pod: AgentProcess) -> None:
+async def test_an_id_registered_again(pod: AgentProcess) -> None:
     """After an id is registered again, calls get answers from the new file, and calls for the old registration get
     none."""
     old = await pod.loaded("m", models.constant(1.0))

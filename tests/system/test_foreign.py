@@ -217,7 +217,7 @@ async def test_a_device_that_a_server_reports_is_counted(foreign):
 
 
 @pytest.mark.foreign
-async def test_a_load_that_does_not_end_is_ended_and_blamed(foreign):
+async def test_a_load_that_does_not_end_fails_and_is_unloaded(foreign):
     """A load that exceeds the server's own time limit fails, and the server is asked to unload the model. Other models
     are served meanwhile."""
     async with foreign(*INJECTED, "--load-timeout-ms", "1500") as it:

@@ -222,7 +222,7 @@ async def test_a_hundred_callers_of_two_routers_load_a_cold_model_once(a_mesh):
         assert loads == 12 + 1, f"{loads} loads; {evicted} fillers had gone before"
 
 
-async def test_an_id_registered_anew_never_answers_from_its_former_life(two_routers):
+async def test_an_id_registered_again_never_answers_from_its_former_life(two_routers):
     """An id that is unregistered and registered again with another file, under traffic through two routers, never
     answers from its former registration."""
     mesh = two_routers
@@ -258,7 +258,7 @@ async def test_an_id_registered_anew_never_answers_from_its_former_life(two_rout
     assert not [result for result in results if result is not None]
 
 
-async def test_an_id_in_metadata_wins_over_nothing_and_internal_headers_are_stripped(mesh):
+async def test_internal_headers_are_removed_and_a_call_without_an_id_is_refused(mesh):
     """The id in the message names the model, and internal headers are removed: a client can neither address a copy nor
     see the mesh's own metadata. A call without an id is refused."""
     await mesh.register("plain", models.constant(2.0))

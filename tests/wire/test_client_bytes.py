@@ -377,7 +377,7 @@ async def test_a_cancel_after_the_end_harms_nobody():
     assert (await other.reply()).frame == frames(b"b")
 
 
-async def test_a_cancelled_reply_stream_tells_whoever_waits_for_it():
+async def test_cancelling_a_reply_stream_ends_the_waits_for_it():
     connected = Connected()
     outcome = connected.send()
     await connected.feed(HEAD + CHUNKED + b"\r\n" + chunked(frames(b"1"), []))

@@ -316,7 +316,7 @@ def test_only_plain_sizes_of_chunks_are_recognised(digits):
     assert heads.split_reply(b"HTTP/1.1 200 OK\r\n\r\n" + digits + b"\r\nhello\r\n0\r\n\r\n") is None
 
 
-def test_where_every_head_is_new_nobody_looks_until_a_rest_is_over():
+def test_if_every_head_is_new_the_memo_rests():
     memo = heads.Memo()
     reads = [request(FRAME, headers=[(b"trace", b"%d" % number)]) for number in range(300)]
     outcomes_of_requests(reads, memo)

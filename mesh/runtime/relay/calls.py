@@ -270,6 +270,7 @@ class RelayPort:
                 raise carried.refused from None
             await self._link.noticed(carried.epoch)
             await self._link.survived()
+            log.info("the connection to the model server was lost", model=carried.copy.model_id, why=str(lost))
             text = f"the connection to the model server was lost during the call: {lost.why}"
             raise MeshError(Reason.LOST, text) from None
         finally:

@@ -156,7 +156,7 @@ class GrpcCall:
         """Returns the server's status and trailing metadata. Raises `Lost` if the connection broke."""
         code, text = (await self._rpc.code()).value[0], await self._rpc.details() or ""
         if code == Code.UNAVAILABLE and await self._link.broken(self._epoch, text, self._link.calls):
-            raise Lost(LostKind.STARTED, text)
+            raise Lost(LostKind.STARTED, "the server is unavailable", text)
         if code == Code.RESOURCE_EXHAUSTED and (large := _LARGE.search(text)):
             return _refusal(int(large[1]), self._max_message)
         return Reply(

@@ -208,8 +208,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Notifies all calls in flight of the end."""
-        why = f"{self.address} closed the connection" if exc is None else f"connection to {self.address} broke: {exc}"
-        self._lose(why)
+        self._lose("the server closed the connection" if exc is None else f"the connection broke: {exc}")
 
     def pause_writing(self) -> None:
         """Takes no more calls: the server does not read."""
@@ -331,10 +330,10 @@ class Connection(asyncio.Protocol):
     def _on_goaway(self, number: int, flags: int, content: bytes) -> None:
         last = frames.number(content)
         self._leaving = True
-        why = f"{self.address} ends the connection: {frames.named(frames.number(content, 4))}"
+        why = f"the server ends the connection: {frames.named(frames.number(content, 4))}"
         for stream in [one for one in self._streams.values() if one.number > last]:
             self.leave(stream, None)
-            stream.lost(replies.Lost(replies.LostKind.UNSENT, why))
+            stream.lost(replies.Lost(replies.LostKind.UNSENT, why, self.address))
         if not self._streams and not self._lost:
             self.close()
 
@@ -418,7 +417,7 @@ class Connection(asyncio.Protocol):
         log.warning("the model server breaks HTTP/2", server=self.address, why=str(error), code=error.code.name)
         self._fail(error)
         self.transport.write(frames.goodbye(error.code, str(error)))
-        self._lose(f"{self.address} breaks HTTP/2: {error}")
+        self._lose(f"the server breaks HTTP/2: {error}")
         if self._stalled:
             self.transport.abort()  # the close would wait for the server to read
         else:
@@ -434,13 +433,13 @@ class Connection(asyncio.Protocol):
         if self._lost:
             return
         self._lost = True
-        self._fail(ConnectionError(why))
+        self._fail(ConnectionError(f"{self.address}: {why}"))
         streams, self._streams = self._streams, {}
         self._waiting.clear()
         self._unsent = 0
         self._rest = b""
         for stream in streams.values():
-            stream.lost(replies.Lost(stream.how_far, why))
+            stream.lost(replies.Lost(stream.how_far, why, self.address))
 
 
 _STEERING = {

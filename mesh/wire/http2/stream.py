@@ -136,7 +136,7 @@ class Stream:
         unsent = code == Code.REFUSED_STREAM and self._head is None
         kind = replies.LostKind.UNSENT if unsent else self.how_far
         self._leave(None)
-        self.lost(replies.Lost(kind, f"{self._shared.address} has reset the call: {named(code)}"))
+        self.lost(replies.Lost(kind, f"the server has reset the call: {named(code)}", self._shared.address))
 
     def lost(self, lost: replies.Lost) -> None:
         """Ends the call because its connection is lost."""
@@ -250,12 +250,12 @@ class Stream:
         HTTP status."""
         if b"grpc-status" in head.special:
             return failures.reply(head.special, head.metadata.copy(), [])
-        return failures.not_grpc(self._shared.address, head.status)
+        return failures.not_grpc(head.status)
 
     def _lose(self, what: str, code: Code) -> None:
         """Ends the call because the server breaks the protocol."""
         self._leave(code)
-        self.lost(replies.Lost(self.how_far, f"{self._shared.address} {what}"))
+        self.lost(replies.Lost(self.how_far, f"the server {what}", self._shared.address))
 
     def _refuse(self, reply: replies.Reply) -> None:
         """Ends the call with this reply instead of the received one."""

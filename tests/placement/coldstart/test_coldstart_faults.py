@@ -507,7 +507,7 @@ def test_no_pod_is_asked_for_room_that_nobody_waits_for_any_more():
     assert not carrier.machine.loading("m")
 
 
-def test_a_refusal_at_once_is_followed_up_even_for_nobody():
+def test_an_immediate_refusal_is_followed_up_even_without_a_caller():
     """After a pod's immediate refusal, the next pod is asked even if no caller waits, because the next caller will want
     the model too."""
     carrier = asking("a", "b")
@@ -538,7 +538,7 @@ def test_a_deadline_before_the_expected_end_is_told_at_once_and_the_load_goes_on
     assert carrier.served == ["patient"]
 
 
-def test_a_load_later_than_expected_refuses_nobody():
+def test_a_load_later_than_expected_refuses_no_caller():
     carrier = asking("a", record=Record(7, load_ms=1), deadline_ms=5000)
     carrier.after(5)
     carrier.join("second", deadline_ms=500)
@@ -557,7 +557,7 @@ def test_a_call_that_joins_makes_a_quiet_load_urgent_once():
     assert carrier.served == ["quiet", "call", "another"]
 
 
-def test_nobody_is_hurried_who_has_answered():
+def test_an_agent_that_has_answered_is_not_hurried():
     carrier = asking("a", waiter="quiet", idle_ms=HOUR_MS)
     carrier.says(events.Stale)
     carrier.join("call")

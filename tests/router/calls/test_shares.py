@@ -187,7 +187,7 @@ async def test_late_calls_beyond_those_that_may_wait_are_refused(mesh):
     assert refused.code is Code.RESOURCE_EXHAUSTED
     for call in waiting:
         call.cancel()
-    await until(lambda: not copy.waiting, interval=0.001, why="who leaves waits no longer")
+    await until(lambda: not copy.waiting, interval=0.001, why="the call whose caller left no longer waits")
     for sent in of(mesh, "a", "slow"):
         sent.reply(framing.pack(b""))
 

@@ -209,7 +209,7 @@ async def test_not_here_without_another_copy_loads_it(core, method):
     assert len(core.agents.loads) == 1
 
 
-async def test_a_pod_that_says_not_here_for_ever_is_given_up(core):
+async def test_a_pod_that_keeps_saying_not_here_after_loads_is_given_up(core):
     """The pod's agent and server disagree: the agent confirms each load, but the server answers *not here*."""
     resident(core)
     call = core.call()
@@ -220,7 +220,7 @@ async def test_a_pod_that_says_not_here_for_ever_is_given_up(core):
     assert "does not hold it" in call.text
 
 
-async def test_a_client_cannot_make_believe_that_a_model_is_not_here(core):
+async def test_a_client_cannot_pretend_that_a_model_is_not_here(core):
     """The router removes the *not here* header from requests, and ignores it in replies that succeed."""
     resident(core)
     call = core.call(headers=[(b"mesh-not-here", b"1")])
@@ -423,7 +423,7 @@ async def test_a_suspect_does_not_answer_for_a_registration_that_is_gone(core):
     assert core.sent("a") == [] if "a" in core.world.view.pods else True
 
 
-async def test_a_suspect_does_not_answer_for_an_id_registered_anew(core):
+async def test_a_suspect_does_not_answer_for_an_id_registered_again(core):
     """After an id is registered again, a healthy pod loads the new registration. A suspect pod with the old one does
     not answer."""
     resident(core)
@@ -492,7 +492,7 @@ async def test_what_must_be_verified_and_is_gone_is_not_called_again(core):
     assert len(core.sent("a")) == 1
 
 
-async def test_what_must_be_verified_and_is_registered_anew_is_loaded(core):
+async def test_what_must_be_verified_and_is_registered_again_is_loaded(core):
     resident(core)
     call = core.call()
     core.register(created=9)
@@ -538,7 +538,7 @@ async def test_where_etcd_is_away_the_call_says_so(core):
     await until(lambda: not core.forwarder.verifier.away, why="the probe finds etcd")
 
 
-async def test_a_probe_that_breaks_does_not_make_etcd_away_for_ever(core, monkeypatch):
+async def test_a_probe_that_breaks_does_not_leave_etcd_unavailable(core, monkeypatch):
     """An unexpected error ends a probe of etcd. Then etcd no longer counts as unavailable, and the next call that must
     be verified reads the record."""
     resident(core)

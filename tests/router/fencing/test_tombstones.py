@@ -267,7 +267,7 @@ async def test_many_are_registered_while_some_wait(town):
             assert result.reason is Reason.FORMER_LIFE
 
 
-async def test_whoever_was_not_seen_to_end_counts_as_having_held_it(town):
+async def test_a_pod_whose_end_no_leader_saw_counts_as_having_held_the_model(town):
     """A pod whose end no leader saw counts as having held the model, because nobody knows at which revision to look."""
     await town.pod("a", "n")
     await town.cut_off("a", seen=False)

@@ -49,7 +49,7 @@ async def test_it_is_bounded_and_pieces_go_that_are_not_needed(etcd, keys, clock
     assert [model for model, _ in again.newest(99, without=lambda model: False)] == [f"m{n}" for n in range(12, 25)]
 
 
-async def test_where_nobody_has_noted_anything_the_records_tell(etcd, keys, clock):
+async def test_without_a_list_the_last_uses_come_from_the_records(etcd, keys, clock):
     """If there is no list, as on ModelMesh's data, the last uses are taken from the records. A record that cannot
     be read does no harm."""
     await etcd.put(keys.model("old"), ModelRecord(type="t", last_used_ms=900_000_000).encode())

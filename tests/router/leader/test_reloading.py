@@ -209,7 +209,7 @@ async def test_a_pod_that_cannot_hold_both_lets_go_once_another_has_it(mesh, fat
     assert await mesh.told() is None
 
 
-async def test_where_nobody_has_room_the_old_copies_stay_and_it_says_why(mesh):
+async def test_if_no_pod_has_room_the_old_copies_stay_and_the_status_says_why(mesh):
     mesh.pod("a")
     mesh.copy("a")
     mesh.fates["a"] = refused("NO_ROOM", "full of models in use")

@@ -168,7 +168,7 @@ async def test_limits_are_kept_both_ways(world):
     assert created
 
 
-async def test_a_copy_that_is_let_go_is_not_counted_as_one_that_is_made(world):
+async def test_a_copy_that_is_being_unloaded_does_not_count_as_one_being_loaded(world):
     """A copy that its agent is still unloading does not count as one that is being loaded."""
     created = await world.register("m", limits=CopyLimits(None, 1, None))
     world.copy("m", "a", created)

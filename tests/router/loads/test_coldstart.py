@@ -305,7 +305,7 @@ async def test_a_pod_that_leaves_gets_no_load(core):
         pytest.param(["QUARANTINED"], Reason.QUARANTINED, "no", id="quarantined"),
     ],
 )
-async def test_refusals_become_the_answer_when_nobody_is_left(core, answers, reason, text):
+async def test_refusals_become_the_answer_when_no_pod_is_left(core, answers, reason, text):
     core.register()
     for number, answer in enumerate(answers):
         core.world.pod(f"p{number}")
@@ -345,7 +345,7 @@ async def test_a_model_that_fits_nowhere_is_tried_once(core):
     assert core.world.callable("m") == ["large"]
 
 
-async def test_nobody_is_asked_for_room_for_nobody(core):
+async def test_no_agent_is_asked_for_room_once_the_caller_has_gone(core):
     """If the caller has gone while it waited for room in one pod, no other agent is asked for room."""
     core.rules(waited_ms=-1)
     core.register()
@@ -723,7 +723,7 @@ async def test_a_deadline_before_the_expected_end_is_told_at_once(core):
     assert len(core.agents.loads) == 1
 
 
-async def test_a_load_later_than_expected_refuses_nobody(core):
+async def test_a_load_later_than_expected_refuses_no_caller(core):
     core.register(load_ms=1)
     core.world.pod("a")
     event = held(core)
@@ -799,7 +799,7 @@ async def test_a_load_without_a_waiting_call_evicts_nothing_more_recent(core):
     assert error.value.reason is Reason.NO_ROOM
 
 
-async def test_what_was_sent_refuses_nobody_by_itself(core):
+async def test_a_load_that_was_just_sent_is_no_reason_to_refuse_another(core):
     """A load just sent to a pod is no reason to refuse another one, although it may be counted twice once the pod has
     published it. The pod has room, and decides itself."""
     core.world.pod("a", capacity=100)

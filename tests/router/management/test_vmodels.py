@@ -499,7 +499,7 @@ async def test_what_a_request_may_not_say(desk, change, text):
 # --- counts ---
 
 
-async def test_counts_are_right_whoever_else_writes(desk):
+async def test_reference_counts_stay_right_while_others_write(desk):
     """Reference counts stay right while eight callers move eight vmodels among three models and others change the
     models' records."""
     await register(desk, "a", "b", "c")

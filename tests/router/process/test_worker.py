@@ -61,7 +61,7 @@ async def test_a_hundred_callers_of_two_workers_load_a_model_once(etcd, etcd_ser
         assert sum(len(pod.models) for pod in (a, b, c)) == 1
 
 
-async def test_an_id_registered_anew_never_answers_from_its_former_life(etcd, etcd_server, keys):
+async def test_an_id_registered_again_never_answers_from_its_former_life(etcd, etcd_server, keys):
     """While two workers serve calls, an id is unregistered and registered again eight times. Each answer comes from the
     registration that was current when the call began, or from a later one."""
     async with (

@@ -95,7 +95,7 @@ async def test_what_finds_no_room_is_refused_before_it_is_read_and_small_calls_g
         assert answer.status == 200
     for _, writer in slow:
         writer.close()
-    await until(lambda: worker.budget.held == 0, why="who goes away holds nothing")
+    await until(lambda: worker.budget.held == 0, why="a client that has gone holds no memory")
 
 
 @pytest.mark.parametrize("chunked", [False, True])

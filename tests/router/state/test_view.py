@@ -207,7 +207,7 @@ def test_a_copy_of_an_unknown_pod_waits_for_it():
     assert world.callable("m") == ["late"]
 
 
-def test_an_id_registered_anew_has_a_new_token():
+def test_an_id_registered_again_has_a_new_token():
     world = two_pods()
     before = world.get("n", "a")
     world.copy("n", "a", created=9)
@@ -325,7 +325,7 @@ def test_records_that_cannot_be_read_harm_only_themselves():
     assert world.callable("m") == ["a", "b"]
 
 
-def test_whoever_waits_for_a_model_is_told_of_its_changes_alone():
+def test_a_watcher_of_a_model_learns_of_its_changes_alone():
     world = two_pods()
     changes: list[str] = []
     unwatch = world.view.watch("x", lambda: changes.append("x"))

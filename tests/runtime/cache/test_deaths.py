@@ -51,7 +51,7 @@ async def test_a_death_from_outside_is_held_against_nobody(pod: FakePod, board: 
     assert not pod.ledger.entries
 
 
-async def test_whoever_waits_goes_on(pod: FakePod, board: Board) -> None:
+async def test_a_load_that_waits_for_room_survives_the_servers_death(pod: FakePod, board: Board) -> None:
     """After the server's death, a load that was waiting for room succeeds, and a load that was in the server fails and
     leaves nothing behind."""
     held = pod.server.hold("load", "inside")

@@ -188,7 +188,7 @@ async def test_the_place_of_a_dead_pod_is_taken_at_once(etcd: Etcd, keys: Keys) 
         await until(swept, why="the copy of the earlier life is gone")
 
 
-async def test_a_pod_of_which_nobody_can_tell_is_waited_for(etcd: Etcd, keys: Keys) -> None:
+async def test_a_pod_that_may_still_live_keeps_its_name_until_its_lease_ends(etcd: Etcd, keys: Keys) -> None:
     """A pod that may still live, because it is stopped or cut off, keeps its name until its lease ends."""
     asked = asyncio.Event()
 
@@ -353,7 +353,7 @@ async def test_a_copy_that_was_never_claimed_has_to_be_current(pod: Pod) -> None
     assert told[-1]
 
 
-async def test_whoever_stands_in_the_way_of_a_claim_is_keyed_by_it(pod: Pod) -> None:
+async def test_a_claim_leaves_a_pod_with_a_stale_copy_fully_keyed(pod: Pod) -> None:
     """A claim for a model whose stale copy has no key leaves the pod fully keyed."""
     created = await register(pod, "m")
     pod.presence.put("gone", pod.copy(created, LOADED))
@@ -644,7 +644,7 @@ async def test_no_presence_no_claim(pod: Pod) -> None:
     assert isinstance(await pod.claims.claim("m", pod.copy(created)), Claimed)
 
 
-async def test_late_fruits_are_found(pod: Pod) -> None:
+async def test_keys_that_the_pod_does_not_want_are_deleted(pod: Pod) -> None:
     """Keys under the pod's name that the pod does not want are found and deleted."""
     pod.presence.put("wanted", pod.copy(await register(pod, "wanted")))
     assert await pod.presence.settled("wanted", 5.0)

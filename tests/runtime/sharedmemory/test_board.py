@@ -58,7 +58,7 @@ def test_a_run_that_is_repeated_counts_once_as_a_call(board):
     assert board.read(0) == Use(SlotState.LOADING, 1, 0, 0, 20, 1, 0, 12)
 
 
-def test_a_slot_taken_anew_knows_nothing_of_its_former_copy(board):
+def test_a_slot_that_is_used_again_knows_nothing_of_its_former_copy(board):
     row = board.row(2)
     row.loading(5, 50)
     row.begin(60)

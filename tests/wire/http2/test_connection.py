@@ -102,8 +102,8 @@ def test_a_reply_may_arrive_in_any_pieces(data: st.DataObject) -> None:
     [
         ([*HEAD, (b"grpc-status", b"5"), (b"grpc-message", b"no%20model")], 5, "no model"),
         ([*HEAD, (b"grpc-status", b"99")], 2, ""),
-        ([(b":status", b"404")], 12, "peer answered with HTTP status 404, not with gRPC"),
-        ([(b":status", b"200"), (b"content-type", b"text/html")], 2, "peer answered with HTTP status 200"),
+        ([(b":status", b"404")], 12, "the server answered with HTTP status 404, not with gRPC"),
+        ([(b":status", b"200"), (b"content-type", b"text/html")], 2, "the server answered with HTTP status 200"),
         ([(b":status", b"503"), (b"grpc-status", b"8")], 8, ""),
         (HEAD, 2, "the reply ended without a status"),
     ],
@@ -384,7 +384,7 @@ async def test_a_call_that_the_server_resets_is_lost(code: int, begun: bool, kin
     peer.send(frames.frame(frames.RST_STREAM, 0, 1, code.to_bytes(4, "big")))
     assert isinstance(sink.outcome, Lost)
     assert sink.outcome.kind is kind
-    assert "peer has reset the call" in sink.outcome.why
+    assert "the server has reset the call" in sink.outcome.why
     peer.call()  # the connection remains
 
 

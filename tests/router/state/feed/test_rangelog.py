@@ -180,7 +180,7 @@ def test_revisions_of_another_store_are_not_taken_for_this_ones(log: RangeLog) -
     assert worker.copy.state == {b"x": b"1", b"y": b"1", b"z": b"1"}
 
 
-def test_what_was_missed_is_not_kept_for_ever(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_missed_is_not_kept_without_limit(log: RangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a long absence, a worker gets a snapshot instead of the changes."""
     monkeypatch.setattr(rangelog, "KEPT", 200)
     worker = Worker(log)

@@ -284,7 +284,7 @@ def test_a_pinned_copy_is_never_a_victim(pod: Pod) -> None:
     assert pod.victims.room_for(Footprint(60)).victims == ("pinned", "other")
 
 
-def test_the_policy_decides_who_goes() -> None:
+def test_the_policy_decides_which_model_is_evicted() -> None:
     """With `gdsf`, a model that loads quickly is evicted before one that loads slowly, although it was loaded later. An
     unknown policy is an error."""
     pod = Pod(eviction="gdsf")

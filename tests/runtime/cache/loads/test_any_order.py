@@ -232,7 +232,7 @@ def looking_all_the_time() -> Iterator[None]:
     deaths=True,
     disk=5_000_000,
 )
-def test_nobody_waits_for_what_nobody_gives_back(
+def test_no_load_waits_for_room_that_is_never_given_back(
     models: list[Model], choices: list[int], concurrency: int, deaths: bool, disk: int | None
 ) -> None:
     async def run() -> None:

@@ -221,7 +221,7 @@ async def test_calls_in_flight_are_not_evicted(pod: FakePod) -> None:
     await pod.nothing_left("m")
 
 
-async def test_what_is_loaded_for_nobody_does_not_push_out_what_is_in_use(pod: FakePod) -> None:
+async def test_a_preload_does_not_evict_a_model_in_use(pod: FakePod) -> None:
     await pod.fill("used", size=900_000)
     pod.called("used")
     outcome = await pod.load("preload", 200_000, idle_ms=3_600_000)
@@ -309,7 +309,7 @@ async def test_larger_than_predicted_evicts_more(pod: FakePod) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_larger_than_predicted_and_nobody_may_go(pod: FakePod) -> None:
+async def test_a_model_larger_than_estimated_is_unloaded_if_no_copy_may_be_evicted(pod: FakePod) -> None:
     """A model that is larger than estimated is unloaded if no copy may be evicted for it. This is not recorded as a
     failure of the model."""
     await pod.fill("a", size=900_000)
@@ -322,7 +322,7 @@ async def test_larger_than_predicted_and_nobody_may_go(pod: FakePod) -> None:
     await pod.nothing_left("m")
 
 
-async def test_a_guess_alone_refuses_nobody() -> None:
+async def test_an_estimate_alone_refuses_no_load() -> None:
     """A tiny pod loads a tiny model, even if the estimate for a session alone exceeds the pod."""
     async with FakePod(capacity=2000) as pod:
         assert isinstance(await pod.load("m", 1500, known=False), Loaded)

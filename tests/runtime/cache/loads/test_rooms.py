@@ -107,7 +107,7 @@ async def test_who_waits_is_served_when_a_call_ends(pod: FakePod) -> None:
     assert pod.resident == {"a", "m"}
 
 
-async def test_in_the_order_of_arrival_but_one_that_finds_none_holds_up_nobody(pod: FakePod) -> None:
+async def test_a_large_load_without_room_does_not_block_the_smaller_ones_behind_it(pod: FakePod) -> None:
     """A large load that needs the room of two copies does not block the smaller loads behind it."""
     await pod.fill("a", "b", size=500_000)
     for name in "ab":
@@ -260,7 +260,7 @@ async def test_a_load_that_is_withdrawn_while_it_gives_way_leaves_nothing() -> N
         assert pod.ledger.committed.host_bytes == pod.ledger.physical.host_bytes == 6_000_000
 
 
-async def test_what_a_dead_server_held_is_promised_to_nobody(pod: FakePod) -> None:
+async def test_the_ledger_keeps_nothing_of_a_load_in_a_dead_server(pod: FakePod) -> None:
     """A load that waits for more room fails when the server dies, and the ledger keeps nothing of it."""
     await pod.fill("a", size=400_000)
     pod.busy("a")
