@@ -44,17 +44,16 @@ async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
                 request = _request(made)
             except CommandError as error:
                 log.warning("the sample models are not registered", error=str(error))
-    pods = f"{settings.pods} pod{'s' if settings.pods > 1 else ''} with {format_bytes(capacity)} for models"
-    if settings.adapted:
-        pods += f", {len(settings.adapted)} with {', '.join(dict.fromkeys(settings.adapted))}"
+    pods = f"{_counted(settings.pods)} with {format_bytes(capacity)} for models{' each' if settings.pods > 1 else ''}"
+    for kind in dict.fromkeys(settings.adapted):
+        pods += f", {_counted(settings.adapted.count(kind))} with {kind}"
     if others := len(settings.servers):
-        pods += f", {others} with {'servers' if others > 1 else 'a server'} of other types"
+        pods += f", {_counted(others)} with {'servers' if others > 1 else 'a server'} of other types"
     both = settings.rest_address == settings.grpc_address
     lines = [
         "",
         f"The mesh is up: {endpoint}" + (" (gRPC and REST)" if both else f" (REST), {settings.grpc_address} (gRPC)"),
-        f"{pods}{' each' if settings.pods > 1 else ''}"
-        + (f", {len(registered)} sample models: {', '.join(registered)}" if registered else ""),
+        pods + (f", {len(registered)} sample models: {', '.join(registered)}" if registered else ""),
         "",
         *(_about_key(settings) if key else ()),
         "Try it from another terminal:",
@@ -64,6 +63,11 @@ async def text(settings: UpSettings, *, capacity: int, samples: bool) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _counted(pods: int) -> str:
+    """Returns a number of pods in words, such as "1 pod"."""
+    return f"{pods} pod{'' if pods == 1 else 's'}"
 
 
 def _about_key(settings: UpSettings) -> list[str]:
