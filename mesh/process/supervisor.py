@@ -200,7 +200,7 @@ class Supervisor:
             try:
                 child = await program.spawn(ChildLife(self.starts, innocent=hung is not None and hung.stopped))
             except OSError as error:  # out of processes, memory or descriptors, which passes
-                raise StartFailed(program.explain(f"cannot be started: {error}", ())) from error
+                raise StartFailed(program.explain(f"cannot be started: {error.strerror or error}", ())) from error
             self.child = child
             if not self._leaving:
                 self._watch_over(child)

@@ -307,7 +307,7 @@ def _lines(headers: call.Headers, timeout: bytes | None, encoding: bytes) -> byt
     for name, value in ((b"grpc-timeout", timeout), (b"grpc-encoding", encoding)):
         if value:
             if _VALUE.fullmatch(value) is None:
-                raise ValueError(f"{value!r} cannot be a {name.decode()}")
+                raise ValueError(f"{value!r} is not a valid {name.decode()}")
             lines = b"%b: %b\r\n%b" % (name, value, lines)
     return lines
 

@@ -567,7 +567,9 @@ class Connection(asyncio.Protocol, Generic[M, K]):
         if self._incoming is not None and self._incoming.phase >= ANSWERED:
             self._close(False)
         else:
-            self._malformed(f"more than {self._max_headers} bytes of headers or trailers: send fewer", large=True)
+            self._malformed(
+                f"the request has more than {self._max_headers} bytes of headers or trailers: send fewer", large=True
+            )
 
     def _malformed(self, why: str, *, large: bool = False, upgrade: bool = False) -> None:
         """Ends the input, because nothing more on this connection can be parsed. Earlier requests are still

@@ -32,7 +32,7 @@ def fields(message: memoryview, *, limit: int = MAX_FIELDS) -> Iterator[tuple[in
             begin, left = _skip_group(message, at, tag, left)
             size, start = begin - at, at
         else:
-            raise ValueError(f"wire type {wire}")
+            raise ValueError(f"a field has the wrong wire type {wire}")
         at = start + size
         if at > end:
             raise ValueError("truncated message")
@@ -62,9 +62,9 @@ def _skip_group(message: memoryview, at: int, tag: int, left: int) -> tuple[int,
             open_groups.append(tag)
         elif wire == 4:
             if open_groups.pop() != tag - 1:
-                raise ValueError("the end of a group that was not begun")
+                raise ValueError("a group ends that did not begin")
         else:
-            raise ValueError(f"wire type {wire}")
+            raise ValueError(f"a field has the wrong wire type {wire}")
     return at, left
 
 
@@ -87,7 +87,7 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:
-            raise ValueError("malformed or truncated number")
+            raise ValueError("a number is malformed or truncated")
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift

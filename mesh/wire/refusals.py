@@ -82,7 +82,7 @@ def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int)
     if read > limit and len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > limit:
         return Refusal(
             statuses.Reason.TOO_LARGE,
-            f"headers of more than {limit} bytes: send fewer or shorter ones",
+            f"the headers have more than {limit} bytes: send fewer or shorter ones",
             details={"limit_bytes": str(limit)},
         )
     return None

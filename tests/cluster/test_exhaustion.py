@@ -83,7 +83,7 @@ async def test_a_model_that_exhausts_its_container_is_quarantined(mesh: Installe
         await traffic.some(100)
     assert len(traffic.errors) <= CALLERS * deaths, traffic.errors
     told = json.dumps(await status())
-    assert "SIGKILL, as the machine ran out of memory while it was running this model" in told
+    assert "SIGKILL, probably for lack of memory while it was running this model" in told
     visits = Visits(mesh, "--only", "mesh")
     await visits.visit()
     assert visits.found("warn", "mesh", "quarantine", "greedy", "mesh release"), visits.findings

@@ -195,7 +195,7 @@ def test_a_start_without_its_settings_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("program", "said"),
     [
-        pytest.param(None, "no program etcd: put it on PATH or install", id="missing"),
+        pytest.param(None, "the program etcd is missing: put it on PATH, or install", id="missing"),
         pytest.param(b"no program", "check that the program is made for this machine", id="unusable"),
     ],
 )

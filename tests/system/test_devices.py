@@ -106,6 +106,6 @@ async def test_more_is_asked_of_a_device_than_it_has(a_mesh):
     pod.start()
     try:
         await until(lambda: pod.process.poll() is not None, why="the pod's process ends")
-        assert "2.0 TiB requested for models, but of the device's 1.0 TiB only 973 GiB are free" in pod.tail()
+        assert "2.0 TiB requested for models, but of the device's 1.0 TiB, models can use only 973 GiB" in pod.tail()
     finally:
         await pod.stop()

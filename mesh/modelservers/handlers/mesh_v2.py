@@ -117,7 +117,8 @@ def _raw(name: str, datatype: str, contents: Any) -> bytes:
     """Returns typed contents as raw ones."""
     wanted = _TYPED.get(datatype)
     if wanted is None:
-        raise BadRequest(f"input {name!r}: {datatype or 'no datatype'} has no typed contents: send raw_input_contents")
+        text = f"{datatype} has no typed contents: send raw_input_contents" if datatype else "it has no datatype"
+        raise BadRequest(f"input {name!r}: {text}")
     found = [value for field, value in _fields(memoryview(_content(contents))) if field == wanted]
     if datatype == "BYTES":
         return b"".join(struct.pack("<I", len(_content(value))) + bytes(value) for value in found)
@@ -147,7 +148,8 @@ def _check(name: str, datatype: str, shape: list[int], raw: bytes) -> None:
         if rest:
             raise BadRequest(f"input {name!r}: {len(raw)} bytes are not a whole number of elements of {datatype}")
     else:
-        raise BadRequest(f"input {name!r}: {datatype or 'no datatype'} is not a datatype of V2")
+        text = f"{datatype} is not a datatype of V2" if datatype else "it has no datatype"
+        raise BadRequest(f"input {name!r}: {text}")
     if found != count:
         raise BadRequest(f"input {name!r}: the shape {shape} has {count} elements, but {found} were sent")
 

@@ -25,6 +25,10 @@ from placement.replay import render
 
 log = logs.get(__name__)
 
+_CANNOT_LISTEN = (
+    "cannot listen on {} (--control): check that this machine has the address, and that no other process uses the port"
+)
+
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # otherwise a second agent could silently share the port
     # Routers ping us while they wait for loads, every 10 s (`router.loads.agents`). By default a server takes three
@@ -57,9 +61,9 @@ class Control(agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
         try:
             port = rpc.listen(server, address, self._identity)
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {address} (--control): {error}") from error
+            raise OSError(_CANNOT_LISTEN.format(address)) from error
         if not port:
-            raise OSError(f"cannot listen on {address} (--control): check whether another process uses the port")
+            raise OSError(_CANNOT_LISTEN.format(address))
         await server.start()
         self._server = server
         return format_address(host, port)

@@ -459,20 +459,23 @@ class ModelServer:
             known = " or ".join(kinds.KINDS)
             raise typer.BadParameter(f"{self.adapter!r} is not an adapter: use {known}", param_hint="--adapter")
         if self.installed and (lacks := availability.missing(self.adapter)):
-            raise typer.BadParameter(f"{lacks}, or name one with --server", param_hint="--adapter")
+            other = "" if "--server" in lacks else ", or name one that is running with --server"
+            raise typer.BadParameter(f"{lacks}{other}", param_hint="--adapter")
         if self.adapter and self.server and not self.server_command and self.server_models is None:
-            text = "name the folder for models that the server and this pod share"
+            text = "--adapter and --server need it: name the folder for models that the server and this pod share"
             raise typer.BadParameter(text, param_hint="--server-models")
         if (self.server_models is not None or self.allow_code) and not self.adapter:
             option = "--allow-code" if self.allow_code else "--server-models"
             raise typer.BadParameter("it needs --adapter", param_hint=option)
         if (self.adapter == kinds.OVMS.name) != bool(self.server_rest):
-            text = "it needs --adapter ovms" if self.server_rest else "name the REST port of OVMS, HOST:PORT"
+            lacks = "--adapter ovms needs it: name the REST port of OVMS, HOST:PORT"
+            text = "it needs --adapter ovms" if self.server_rest else lacks
             raise typer.BadParameter(text, param_hint="--server-rest")
         if self.server_memory_limit != "auto" and not self.server:
             raise typer.BadParameter("it needs --server", param_hint="--server-memory-limit")
         if self.adapter and not self.types and not self.served(ours=False):
-            text = f"{self.adapter} here serves only models that run code: add this option if you trust their authors"
+            text = f"this pod's {self.adapter} serves only models that run code"
+            text += ": add this option if all who may register models are trusted"
             raise typer.BadParameter(text, param_hint="--allow-code")
         if self.server_memory not in ("auto", "none"):
             raise typer.BadParameter(f"{self.server_memory!r} is neither auto nor none", param_hint="--server-memory")

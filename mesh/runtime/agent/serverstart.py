@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mesh import process
 from mesh.options.values import format_address, format_bytes, parse_address
+from mesh.process import ports
 from mesh.process.supervisor import StartFailed
 from mesh.runtime.agent.settings import RuntimeSettings
 from mesh.runtime.blame.earlier import BOARD
@@ -214,5 +215,7 @@ def _listen(host: str, port: int) -> socket.socket:
         except OSError as error:
             if port or attempt == _PORT_TRIES:
                 address = format_address(host, chosen)
-                raise StartError(f"cannot listen on {address}: {error.strerror}: choose another (--data)") from error
+                raise StartError(
+                    f"cannot listen on {address} (--data): {ports.reason(error)}; choose another address"
+                ) from error
     raise AssertionError("not reached")

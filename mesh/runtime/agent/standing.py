@@ -124,9 +124,9 @@ class AgentStanding:
         if state == READY:
             if (trouble := self._server.trouble) is not None:
                 return trouble
-            return None if self.known else self._patience.why or "the pod is being published"
+            return None if self.known else self._patience.why or "the pod is being published in etcd"
         if state == SERVER_DOWN:
-            return f"{self._server.why_down}; it is being restarted"
+            return f"{self._server.why_down}; this pod waits for it to start again"
         return self._patience.why or f"the pod is {state}"
 
     def why_not_live(self) -> str | None:

@@ -77,11 +77,13 @@ class Earlier:
                 prefix = keys.registry
                 page = await etcd.page(prefix, after_prefix(prefix), limit=1, created=revision, keys_only=True)
             except EtcdError as error:
-                log.warning("suspects of an earlier agent of this pod not recorded", error=error.detail)
+                log.warning(
+                    "models that may have killed an earlier agent of this pod are not recorded", error=error.detail
+                )
                 return
             for kv in page.kvs:
                 model = keys.model_of(kv.key)
-                log.warning("suspect of an earlier agent of this pod", model=model, doing=doing)
-                text = f"the whole pod was killed while it was {doing} this model"
+                log.warning("this model may have killed an earlier agent of this pod", model=model, doing=doing)
+                text = f"the whole pod was killed for lack of memory while it was {doing} this model"
                 alone = len(self.suspects) == 1
-                history.killed(model, revision, f"{text}, out of memory", sure=alone)
+                history.killed(model, revision, text, sure=alone)

@@ -91,7 +91,7 @@ class Claims:
                     if verdict is not None:
                         return verdict
             except EtcdLeaseLost:
-                self._presence.lease_gone(claiming.lease, "a claim found it gone")
+                self._presence.lease_gone(claiming.lease, "etcd no longer knows its lease")
                 return Away("this pod has lost its lease")
             except EtcdUnavailable as error:
                 return Away(error.text)
@@ -148,7 +148,7 @@ class Claims:
                         return Published(after)
                     pods, found = result.responses
                     if not isinstance(pods, tuple) or not pods or pods[0].lease != claiming.lease:
-                        self._presence.lease_gone(claiming.lease, "its presence is not in etcd")
+                        self._presence.lease_gone(claiming.lease, "its key is not in etcd")
                         return Away("this pod has lost its lease")
                     if not isinstance(found, tuple) or not found or found[0].create_revision != copy.create_revision:
                         return Stale()
@@ -156,7 +156,7 @@ class Claims:
                     if not claimed.modified:
                         return Away("the model's record cannot be read")
             except EtcdLeaseLost:
-                self._presence.lease_gone(claiming.lease, "a copy's publication found it gone")
+                self._presence.lease_gone(claiming.lease, "etcd no longer knows its lease")
                 return Away("this pod has lost its lease")
             except EtcdError as error:
                 return Away(error.text)
@@ -215,7 +215,7 @@ class Claims:
         assert isinstance(record, tuple)
         assert isinstance(found, tuple)
         if not pods or pods[0].lease != lease:
-            self._presence.lease_gone(lease, "its presence is not in etcd")
+            self._presence.lease_gone(lease, "its key is not in etcd")
             return Away("this pod has lost its lease")
         if not record or record[0].create_revision != copy.create_revision:
             return Stale()

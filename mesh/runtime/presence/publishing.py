@@ -133,7 +133,9 @@ class Presence:
             try:
                 await self._place.leave(timeout)
             except EtcdError as error:
-                log.warning("life not deleted: it stays until the leader has found it ended", error=error.detail)
+                log.warning(
+                    "life not deleted: it stays until the leader finds that this pod has ended", error=error.detail
+                )
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Registers a listener, which is called whenever `keyed` may have changed."""
@@ -289,7 +291,7 @@ class Presence:
         try:
             result = await self._etcd.txn(batch.compares, batch.success, batch.failure)
         except EtcdLeaseLost:
-            self.lease_gone(lease, "etcd no longer knows it")
+            self.lease_gone(lease, "etcd no longer knows its lease")
             return False
         self._writes += bool(batch.success)
         if result.succeeded:
@@ -301,7 +303,7 @@ class Presence:
                 self._tell()
             return True
         if self.published and batch.unguarded(result):
-            self.lease_gone(lease, "its presence is not in etcd")
+            self.lease_gone(lease, "its key is not in etcd")
             return False
         for model_id in batch.outdated(result):
             self._outdated.begin(model_id)

@@ -87,7 +87,9 @@ class RelayPort:
         try:
             model_id, token, named_as = named(call)
             if not model_id:
-                raise MeshError(Reason.BAD_REQUEST, "the call names no model: send its id as mm-model-id-bin")
+                raise MeshError(
+                    Reason.BAD_REQUEST, "the call names no model: send the model's id in the metadata mm-model-id-bin"
+                )
             copy = self._table.copies.find(model_id, token)
             if copy is None or self.methods is None:
                 answers.not_here(call, self._board, method, started_ns)
@@ -381,7 +383,7 @@ class RelayPort:
 def _refusal(error: Exception) -> Exception:
     """Returns the error for a call that cannot be sent. A ValueError comes from the call's metadata."""
     if isinstance(error, ValueError):
-        return MeshError(Reason.BAD_REQUEST, f"the metadata cannot be passed on: {error}")
+        return MeshError(Reason.BAD_REQUEST, f"the call's metadata cannot be passed on: {error}")
     return error
 
 

@@ -18,6 +18,7 @@ from mesh.envoy.child import EnvoyError
 from mesh.envoy.egress import ADMIN, EgressMinder, EgressSettings
 from mesh.identity import Identity, IdentityError
 from mesh.options.values import format_address
+from mesh.process import ports
 from mesh.process.ending import Ending
 from mesh.process.tasks import Tasks, turned
 from mesh.runtime import duties
@@ -104,7 +105,9 @@ async def serve(settings: RelaySettings) -> int:
         bound = await _listen(data, settings, identity)
     except (OSError, RuntimeError) as error:
         wanted = format_address(settings.host, settings.port)
-        raise CannotStart(f"cannot listen on {wanted} (--data): {error}") from error
+        raise CannotStart(
+            f"cannot listen on {wanted} (--data): {ports.reason(error)}; choose another address"
+        ) from error
     address = format_address(settings.host, bound)
     servicer = RelaySpi(settings, link, table, port, tasks, data_address=address, pid=os.getpid(), silence=silence)
     if left is not None:
@@ -173,7 +176,7 @@ async def _egress(settings: RelaySettings, link: Link, budget: Budget, *, on_los
     try:
         await minder.start()
     except EnvoyError as error:
-        raise CannotStart(f"{error}: correct this, or use --egress grpc") from error
+        raise CannotStart(f"{error}. Correct this, or use --egress grpc") from error
     return EnvoyEgress(minder, ends.listen, max_message=settings.max_message, budget=budget)
 
 

@@ -19,6 +19,7 @@ import time
 
 from mesh.identity import Identity, IdentityError
 from mesh.options.values import format_address, format_bytes
+from mesh.process import ports
 from mesh.process.ending import Ending
 from mesh.process.tasks import Tasks, turned
 from mesh.runtime import duties
@@ -92,7 +93,9 @@ async def serve(settings: ServerSettings, loading: type[Loader] | None = None) -
         bound = await data.listen_tcp(settings.host, settings.port, identity=identity)
     except (OSError, RuntimeError) as error:
         wanted = format_address(settings.host, settings.port)
-        raise CannotStart(f"cannot listen on {wanted} (--data): {error}") from error
+        raise CannotStart(
+            f"cannot listen on {wanted} (--data): {ports.reason(error)}; choose another address"
+        ) from error
     address = format_address(settings.host, bound)
     servicer = Spi(settings, loader, copies, used, data_address=address, pid=os.getpid())
     try:

@@ -34,4 +34,4 @@ def death_of(ended: Ended, *, crashed_in: int, kills: tuple[int, int]) -> Death:
     before, after = kills
     if after == before >= 0:
         return Death(f"{how} from outside", EndCause.KILLED)
-    return Death(f"{how}{', as the machine ran out of memory' if after >= 0 else ''}", EndCause.MEMORY)
+    return Death(f"{how}{', probably for lack of memory' if after >= 0 else ''}", EndCause.MEMORY)

@@ -119,7 +119,7 @@ class ServerProcess:
             on_ready=self._started,
             on_death=self._ended,
             on_hung=on_hung,
-            on_given_up=lambda why: on_given_up(f"the model server no longer starts: {why}"),
+            on_given_up=lambda why: on_given_up(f"{GIVE_UP} starts in a row have failed: {why}"),
             on_turn=self._count_kills,
         )
         self._tasks = Tasks(on_given_up)
@@ -258,14 +258,15 @@ class ServerProcess:
                 log.info("model server does not report its status", why=error.text)
             return error.text
         if status.failing:
-            raise StartFailed("the model server reports that it is failing")
+            self.why_down = "the model server reports that it is failing; its log has the cause"
+            raise StartFailed(self.why_down)
         if not status.ready:
             return "it reports that it is not ready"
         self.status = status
         return ""
 
     def _explain(self, how: str, lines: tuple[str, ...]) -> str:
-        self.why_down = f"the model server {how}"
+        self.why_down = f"{'the relay to the model server' if self.plan.relays else 'the model server'} {how}"
         if last := "; ".join(line.strip() for line in lines[-5:]):
             self.why_down += f": {last}"
         return self.why_down
@@ -310,7 +311,7 @@ class ServerProcess:
         """Returns the end of the foreign server behind a relay."""
         if self._foreign is not None:
             return self._foreign.ended(hung=status == HUNG)
-        return Death("does not answer", EndCause.HANG) if status == HUNG else Death("has gone", EndCause.EXIT)
+        return Death("does not answer", EndCause.HANG) if status == HUNG else Death("has ended", EndCause.EXIT)
 
     def _died(self, death: Death) -> None:
         log.warning("model server died", how=death.how, cause=death.cause.value)

@@ -58,7 +58,7 @@ class Encoder:
         for name, value in ((b"grpc-timeout", timeout), (b"grpc-encoding", encoding)):
             if value:
                 if _VALUE.fullmatch(value) is None:
-                    raise ValueError(f"{value!r} cannot be a {name.decode()}")
+                    raise ValueError(f"{value!r} is not a valid {name.decode()}")
                 parts.append(_NEW + _text(name) + _text(value))
         fields = self._fields
         for header in headers:

@@ -229,7 +229,9 @@ class Connection(asyncio.Protocol):
             upper, lowest, kind, flags, number = frames.head_of(data, at)
             size = upper << 8 | lowest
             if size > _FRAME:
-                raise ProtocolError(f"a frame has {size} bytes", Code.FRAME_SIZE_ERROR)
+                raise ProtocolError(
+                    f"a frame has {size} bytes, more than the {_FRAME} that are allowed", Code.FRAME_SIZE_ERROR
+                )
             begin = at + frames.HEAD
             after = begin + size
             if after > end:
@@ -237,7 +239,7 @@ class Connection(asyncio.Protocol):
             at = after
             number &= frames.MAX_STREAM
             if self._block is not None and kind != frames.CONTINUATION:
-                raise ProtocolError("headers are not continued")
+                raise ProtocolError("headers are interrupted by another frame")
             if not self.ready.done() and kind != frames.SETTINGS:
                 raise ProtocolError("the first frame is not SETTINGS: it does not speak HTTP/2")
             content = data[begin:after]
@@ -351,7 +353,7 @@ class Connection(asyncio.Protocol):
             self._pump()
 
     def _on_push(self, number: int, flags: int, content: bytes) -> None:
-        raise ProtocolError("it pushes, which was not allowed")
+        raise ProtocolError("it pushes a reply, which is not allowed")
 
     def _known(self, number: int) -> None:
         """Checks that a stream without a call was one: frames of a call that is over are still under way."""
@@ -397,7 +399,9 @@ class Connection(asyncio.Protocol):
         if self._stalled:
             self._flushed += 1
             if self._flushed > _MAX_FLUSH:
-                raise ProtocolError("it asks and does not read the answers", Code.ENHANCE_YOUR_CALM)
+                raise ProtocolError(
+                    "it keeps sending frames that need an answer, but does not read the answers", Code.ENHANCE_YOUR_CALM
+                )
         self.transport.write(answer)
 
     # --- ends ---
@@ -414,10 +418,10 @@ class Connection(asyncio.Protocol):
 
     def _break(self, error: ProtocolError) -> None:
         """Ends a connection on which the server breaks the protocol."""
-        log.warning("the model server breaks HTTP/2", server=self.address, why=str(error), code=error.code.name)
+        log.warning("the model server violates HTTP/2", server=self.address, why=str(error), code=error.code.name)
         self._fail(error)
         self.transport.write(frames.goodbye(error.code, str(error)))
-        self._lose(f"the server breaks HTTP/2: {error}")
+        self._lose(f"the server violates HTTP/2: {error}")
         if self._stalled:
             self.transport.abort()  # the close would wait for the server to read
         else:

@@ -85,7 +85,7 @@ def settings(values: dict[Setting, int]) -> bytes:
 def read_settings(content: bytes) -> list[tuple[int, int]]:
     """Returns the pairs of a SETTINGS frame, in order. Raises ProtocolError."""
     if len(content) % _setting.size:
-        raise ProtocolError("a SETTINGS frame has a broken length", Code.FRAME_SIZE_ERROR)
+        raise ProtocolError("a SETTINGS frame has the wrong length", Code.FRAME_SIZE_ERROR)
     pairs = list(_setting.iter_unpack(content))
     for name, value in pairs:
         if name == Setting.INITIAL_WINDOW_SIZE and value > MAX_WINDOW:

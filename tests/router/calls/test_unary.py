@@ -144,7 +144,7 @@ async def test_what_cannot_stand_in_a_request_is_refused(core, monkeypatch):
     resident(core)
 
     def send(*_, **__):
-        raise ValueError("b'x y' cannot be a grpc-encoding")
+        raise ValueError("b'x y' is not a valid grpc-encoding")
 
     monkeypatch.setattr(core.world.pool("a"), "send", send)
     assert core.call().code is Code.INVALID_ARGUMENT

@@ -95,7 +95,7 @@ async def test_of_two_first_loads_the_second_is_refused_where_it_holds_something
     ("publication", "answer"),
     [
         (Stale(), Stale()),
-        (verdicts.Away("no"), Refused(Reason.REGISTRY_AWAY, "its content cannot be recorded: no")),
+        (verdicts.Away("no"), Refused(Reason.REGISTRY_AWAY, "the model's content cannot be recorded in etcd: no")),
     ],
 )
 async def test_what_cannot_be_published_is_no_copy(

@@ -238,13 +238,13 @@ async def test_metadata_or_a_message_that_cannot_be_passed_on_is_refused(relay: 
     relay.check_nothing_is_left(failed=1)
 
     def refuses(*_: object, **__: object) -> None:
-        raise ValueError("b'x' cannot be a grpc-encoding")
+        raise ValueError("b'x' is not a valid grpc-encoding")
 
     relay.pool.send = refuses  # type: ignore[assignment, method-assign]
     call = relay.call()
     assert (call.code, call.text) == (
         Code.INVALID_ARGUMENT,
-        "the metadata cannot be passed on: b'x' cannot be a grpc-encoding",
+        "the call's metadata cannot be passed on: b'x' is not a valid grpc-encoding",
     )
     relay.check_nothing_is_left(failed=2)
 

@@ -464,7 +464,7 @@ async def test_a_server_that_breaks_the_protocol_loses_the_connection(fault: byt
     peer.taken()
     peer.send(fault)
     assert isinstance(sink.outcome, Lost)
-    assert "breaks HTTP/2" in sink.outcome.why
+    assert "violates HTTP/2" in sink.outcome.why
     assert peer.connection.ended
     assert peer.ended
     assert kinds(peer)[-1] == frames.GOAWAY

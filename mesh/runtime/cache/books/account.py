@@ -143,7 +143,7 @@ class Account:
             log.warning(
                 "the model server's memory contradicts the sizes that it states, which are no longer used",
                 observed=format_bytes(self._observed),
-                said=format_bytes(accounted),
+                stated=format_bytes(accounted),
             )
         if abs(ledger.factor.value - self._counted) > _RECOUNT * self._counted:
             self._counted = ledger.factor.value
@@ -210,7 +210,8 @@ class Account:
         self.limit_bytes = max(1, limit)
         if capacity > 0.9 * limit:
             log.warning(
-                "the model server's capacity exceeds 90 % of the memory available to it",
+                "the model server's capacity exceeds 90 % of the memory available to it, above which copies are "
+                "evicted: lower --capacity, or give the server more memory",
                 capacity=format_bytes(capacity),
-                there=format_bytes(limit),
+                available=format_bytes(limit),
             )

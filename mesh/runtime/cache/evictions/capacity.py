@@ -61,10 +61,10 @@ def device_capacity(wanted: int, used: int, total: int) -> int:
     free = max(0, int(total * DEVICE_EVICT) - used)
     if wanted > free:
         text = f"{format_bytes(wanted)} requested for models, but of the device's {format_bytes(total)}"
-        raise ValueError(f"{text} only {format_bytes(free)} are free: request less")
+        raise ValueError(f"{text}, models can use only {format_bytes(free)}: request less")
     if free < SESSION_BYTES:
-        text = f"{format_bytes(used)} of the device's {format_bytes(total)} are in use by others, and no model fits"
-        raise ValueError(f"{text} into the rest: free memory, or use --device cpu")
+        text = f"{format_bytes(used)} of the device's {format_bytes(total)} are in use already, and no model fits"
+        raise ValueError(f"{text} into the rest: free some of it, or use --device cpu with Mesh's own model server")
     return wanted or int(free * DEVICE_SHARE)
 
 
@@ -80,8 +80,10 @@ def server_limit(capacity: int, there: Whole | None) -> int:
     if capacity <= most:
         return min(wanted, bound)
     has = f"{format_bytes(capacity)} requested for models, but {there.whose} has {format_bytes(there.bytes)} in all"
-    lower = f", at most {format_bytes(most)} of it for models" if most > 0 else ", too little for any"
-    raise ValueError(f"{has}{lower}. Request less, {_raise(there, _needed(capacity))}, or use auto")
+    larger = _raise(there, _needed(capacity))
+    if most <= 0:
+        raise ValueError(f"{has}, too little for any model: {larger}")
+    raise ValueError(f"{has}, of which models can use {format_bytes(most)}: request less, {larger}, or use auto")
 
 
 def foreign_limit(there: Whole | None) -> int:

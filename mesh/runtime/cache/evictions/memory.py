@@ -52,7 +52,6 @@ class MemoryWatch:
         self._used = used
         self._eviction = eviction
         self._device = device
-        self._what = "device memory in use:" if device else "the model server takes"
         self._shares = (DEVICE_EVICT, DEVICE_REFUSE) if device else (EVICT, REFUSE)
         self._high = False
         self._acted = False  # at the last look
@@ -96,7 +95,7 @@ class MemoryWatch:
             self._ledger.order(enough)
             self._begun(victims)
         for entry in victims:
-            self._eviction.evict(entry, f"{text}, evicting above {evict:.0%}")
+            self._eviction.evict(entry, f"{text}, and the pod evicts copies above {evict:.0%}")
 
     def full(self) -> str:
         """Returns the reason why no load may begin at this moment, or "" if one may. Subclasses may read the memory
@@ -110,10 +109,15 @@ class MemoryWatch:
     def _refused(self, used: int) -> str:
         """Returns the reason why loads are refused when this many bytes are in use, or "" if loads may begin."""
         _, refuse = self._shares
-        return f"{self._text(used)}: no loads above {refuse:.0%}" if used > refuse * self.limit_bytes else ""
+        if used <= refuse * self.limit_bytes:
+            return ""
+        return f"{self._text(used)}, and the pod accepts no loads above {refuse:.0%}"
 
     def _text(self, used: int) -> str:
-        return f"{self._what} {format_bytes(used)} of {format_bytes(self.limit_bytes)}"
+        shown, limit = format_bytes(used), format_bytes(self.limit_bytes)
+        if self._device:
+            return f"{shown} of the device's {limit} are in use"
+        return f"the model server takes {shown} of {limit}"
 
     def _begun(self, victims: list[CacheEntry]) -> None:
         """Notes the copies that are about to be evicted."""

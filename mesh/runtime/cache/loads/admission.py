@@ -130,7 +130,7 @@ class Admission:
         need = want.footprint.on(device=ledger.has_device)
         if ledger.holds(need):
             return None
-        return Refused(Reason.NOWHERE, f"it takes {need}, but this pod's capacity is {ledger.capacity}")
+        return Refused(Reason.NOWHERE, f"the model takes {need}, but this pod's capacity is {ledger.capacity}")
 
     async def admit(
         self, want: Want, entry: CacheEntry, pulled: Pulled, *, spares: Mapping[str, int], apart: bool
@@ -147,7 +147,7 @@ class Admission:
             if (refused := await self._reserve(ticket)) is not None:
                 return refused
             if not await self._wait_for_space(entry):
-                text = f"the victims of this load did not free {entry.footprint} within {_SPACE_WAIT:g} s"
+                text = f"copies that were evicted for the model did not free {entry.footprint} within {_SPACE_WAIT:g} s"
                 return Refused(Reason.NO_ROOM, text)
             if entry.begun:
                 known = await self._take_turn(ticket)
@@ -159,7 +159,7 @@ class Admission:
             self._ledger.give_back(entry)
             self._space.freed()
             if time.monotonic() - ticket.since > _ROOM_WAIT:
-                text = f"for {_ROOM_WAIT:g} s, models larger than predicted have taken its room"
+                text = f"for {_ROOM_WAIT:g} s, other models that are larger than predicted have taken the model's room"
                 return Refused(Reason.NO_ROOM, text)
 
     async def _take_turn(self, ticket: Ticket) -> Size | Refused | Failed | Want | None:
@@ -194,7 +194,9 @@ class Admission:
         """Takes a load that yields to others out of the server, so that it can begin again."""
         log.info("load gives way", model=entry.model_id, bytes=entry.weight, why=gives_way.why)
         if not await self._unloads.take_out(entry):
-            return Refused(Reason.NO_ROOM, f"it could not be unloaded to give way: {gives_way.why}")
+            return Refused(
+                Reason.NO_ROOM, f"the model could not be unloaded to give way to other loads: {gives_way.why}"
+            )
         if entry not in self._ledger:  # the server has died in the meantime
             return Refused(Reason.UNAVAILABLE, self._server.why_down)
         self._ledger.enter(entry, EntryState.WAITING)
@@ -205,7 +207,7 @@ class Admission:
         capacity = ledger.capacity
         largest = max(1, capacity.device_bytes or capacity.host_bytes)
         if pulled.bytes > largest:
-            text = f"its files take {format_bytes(pulled.bytes)}, but this pod's capacity is {capacity}"
+            text = f"the model's files take {format_bytes(pulled.bytes)}, but this pod's capacity is {capacity}"
             return Refused(Reason.NOWHERE, text, None if want.footprint.total_bytes else Footprint(pulled.bytes))
         if (refused := self._gate.why_refused()) is not None:
             return refused
@@ -244,7 +246,9 @@ class Admission:
         want, entry, ledger = ticket.want, ticket.entry, self._ledger
         here = took if ledger.has_device else Footprint(took.total_bytes)
         if not ledger.holds(here):  # a model that fits nowhere is no evidence about others of its type
-            return Refused(Reason.NOWHERE, f"it takes {here}, but this pod's capacity is {ledger.capacity}", took)
+            return Refused(
+                Reason.NOWHERE, f"the model takes {here}, but this pod's capacity is {ledger.capacity}", took
+            )
         if not entry.guessed:
             self._sizes.learn(
                 want.type,
@@ -257,6 +261,6 @@ class Admission:
         if entry not in ledger:  # the server has died in the meantime
             return Refused(Reason.UNAVAILABLE, self._server.why_down)
         if isinstance(grown, Refused):
-            return Refused(grown.reason, f"it takes {here}: {grown.text}", took)
+            return Refused(grown.reason, f"the model takes {here}: {grown.text}", took)
         self._space.freed()  # if less was needed than reserved
         return grown

@@ -57,7 +57,7 @@ class Fetching:
             removing, spares = self._removing, await granted
             refused = await self._rooms.disk(entry, short, removing=removing, place=place, spares=spares)
             if refused is None and time.monotonic() - began > _ROOM_WAIT:
-                text = f"the pod's disk: for {_ROOM_WAIT:g} s, other loads have taken the room for the model's files"
+                text = f"for {_ROOM_WAIT:g} s, other loads have taken the room on the pod's disk for the model's files"
                 refused = Refused(Reason.NO_ROOM, text)
             if refused is not None:
                 raise NotFetched(refused)
@@ -74,7 +74,7 @@ class Fetching:
                 source = Source(want.path, want.key, want.sha256)
                 pulled = await self._files.pull(source, into=want.model_id, tag=self._optimising.tag)
         except TimeoutError as error:
-            text = f"its files did not arrive within {_TIMEOUT:g} s"
+            text = f"the model's files did not arrive within {_TIMEOUT:g} s"
             raise PullError(PullErrorKind.TIMEOUT, text) from error
         self._meters.pull_ms.observe((time.monotonic() - began) * 1000)
         return pulled

@@ -205,7 +205,7 @@ class Loads:
         if self._flights:
             await asyncio.wait({flight.future for flight in self._flights.values()}, timeout=timeout)
         for flight in list(self._flights.values()):
-            flight.withdraw(self._closed or "the pod stops")
+            flight.withdraw(self._closed or "this pod is stopping")
         await self._tasks.settle(timeout=5.0)
         await self._tasks.close()
 
@@ -224,7 +224,7 @@ class Loads:
                 Reason.OVERLOADED,
                 (
                     f"{len(self._flights)} loads are in progress in this pod, which accepts no more at the same "
-                    "time: try again"
+                    "time: try again later"
                 ),
             )
         if not want.footprint.total_bytes:
@@ -247,7 +247,7 @@ class Loads:
         try:
             outcome = await self._loading.run(want, flight.entry)
         except asyncio.CancelledError:
-            why = f"withdrawn while it was loading: {flight.withdrawn or 'stopped'}"
+            why = f"the load was withdrawn: {flight.withdrawn or 'this pod is stopping'}"
             outcome = Stale() if flight.stale else Refused(Reason.UNAVAILABLE, why)
         except Exception:
             log.exception("loading failed inside the agent", model=want.model_id)
@@ -277,7 +277,7 @@ def _untaken(want: Want, types: frozenset[str]) -> Refused:
     """Returns the refusal of a model type that the server does not accept. Routers choose pods by type, but a router's
     view may be older than this pod's present options."""
     taken = ", ".join(sorted(types))
-    text = f"{want.model_id} is of type {want.type}, and this pod accepts only models of type {taken} (--types)"
+    text = f"{want.model_id} is of type {want.type}, and this pod accepts only the types {taken} (--types)"
     return Refused(Reason.NOWHERE, text)
 
 

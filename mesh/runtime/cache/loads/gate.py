@@ -24,11 +24,12 @@ class Gate:
     def why_refused(self) -> Refused | None:
         """Returns a refusal if loads are refused now, or None if they are accepted."""
         if not self._presence.published:
-            why = self._presence.away or "it is being published"
-            return Refused(Reason.REGISTRY_AWAY, f"this pod has no lease in etcd: {why}")
+            if not (away := self._presence.away):
+                return Refused(Reason.REGISTRY_AWAY, "this pod is being published in etcd: try again")
+            return Refused(Reason.REGISTRY_AWAY, f"this pod is not published in etcd: {away}")
         if not self._server.serves:
-            why = self._server.why_down or "the model server is down"
-            return Refused(Reason.UNAVAILABLE, f"{why}; it is being restarted")
+            why = self._server.why_down or "the model server is not ready"
+            return Refused(Reason.UNAVAILABLE, f"{why}; this pod waits for it to start again")
         if self._relief.refusal:
             return Refused(Reason.UNAVAILABLE, self._relief.refusal)
         for watch in self._watches:

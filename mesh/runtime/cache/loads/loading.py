@@ -97,7 +97,7 @@ class Loading:
     ) -> Outcome:
         verdict = await self._publication.claim(want, entry)
         if isinstance(verdict, verdicts.Away):
-            return Refused(Reason.REGISTRY_AWAY, f"the model cannot be claimed: {verdict.why}")
+            return Refused(Reason.REGISTRY_AWAY, f"the pod cannot reserve the load in etcd: {verdict.why}")
         if not isinstance(verdict, verdicts.Claimed):
             return verdict
         record = verdict.record

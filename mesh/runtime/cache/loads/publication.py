@@ -88,7 +88,9 @@ class Publication:
                 return publication  # the measured size may belong to other content than the registration's
             record, published = publication, True
             if self._unclaimed(want, entry):
-                outcome = Refused(Reason.UNAVAILABLE, "the copy to be replaced was unloaded in the meantime")
+                outcome = Refused(
+                    Reason.UNAVAILABLE, "the copy that this load should replace was unloaded in the meantime: try again"
+                )
         self._history.loaded(want.model_id, want.revision, record, _took(entry, record))
         return self._keep(want, entry, published=published) if outcome is None else outcome
 
@@ -120,7 +122,7 @@ class Publication:
             case verdicts.Contradicted():
                 return Failed(Reason.CONTENT_CHANGED, published.record.contradiction(entry.digest))
             case verdicts.Away():
-                return Refused(Reason.REGISTRY_AWAY, f"its content cannot be recorded: {published.why}")
+                return Refused(Reason.REGISTRY_AWAY, f"the model's content cannot be recorded in etcd: {published.why}")
             case Stale():
                 return published
 

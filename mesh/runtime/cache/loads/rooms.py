@@ -186,7 +186,10 @@ class Rooms:
                 return RoomDecision(RoomVerdict.FITS, (), "the disk has room now")
             if not entry.idle_ms and bytes_short <= self._victims.leaving_disk_bytes(self._going):
                 return RoomDecision(
-                    RoomVerdict.NO_ROOM, (), "files of copies being unloaded are removed first", passes=True
+                    RoomVerdict.NO_ROOM,
+                    (),
+                    "the files of copies that are being unloaded must be removed first",
+                    passes=True,
                 )
             decision = self._victims.disk_room_for(
                 bytes_short,
@@ -210,11 +213,11 @@ class Rooms:
             answer = await self._made(_Waiting(entry, waiter, ask, take, lambda: None))
             assert not isinstance(answer, GivesWay)
             if answer is not None:
-                return Refused(answer.reason, f"the pod's disk: {answer.text}")
+                return Refused(answer.reason, f"no room on the pod's disk: {answer.text}")
             async with asyncio.timeout(WAIT):
                 await self._eviction.gone(took)
         except TimeoutError:
-            text = f"files of {len(took.victims)} copies were not removed from the pod's disk after {WAIT:g} s"
+            text = f"the files of {len(took.victims)} evicted copies are still on the pod's disk after {WAIT:g} s"
             return Refused(Reason.NO_ROOM, text)
         finally:
             self._going.difference_update(took.victims)
@@ -245,7 +248,7 @@ class Rooms:
                 log.info("no room for a load", model=entry.model_id, waited=WAIT)
                 refused = waiting.answer
                 assert isinstance(refused, Refused)
-                return replace(refused, text=f"{refused.text}, for {WAIT:g} s now")
+                return replace(refused, text=f"{refused.text} (the load has waited for {WAIT:g} s)")
         finally:
             self._waiting.pop(place, None)
         return waiting.answer
@@ -279,7 +282,7 @@ class Rooms:
             match step.fate:
                 case line.Fate.WAITS:
                     waiting.answer = no_room(room) or Refused(
-                        Reason.NO_ROOM, "the only possible victims are copies whose callers are on their way"
+                        Reason.NO_ROOM, "the pod can evict only copies whose callers are still on their way"
                     )
                 case line.Fate.REFUSED:
                     self._tell(waiting, no_room(room))

@@ -90,7 +90,7 @@ class ServerSide:
         if (refused := self._gate.why_full()) is not None:
             return refused
         if not ledger.take_slot(entry):
-            return Refused(Reason.NO_ROOM, "this pod holds as many copies as its use board has slots")
+            return Refused(Reason.NO_ROOM, "this pod holds the largest number of copies that it can have")
         ledger.enter(entry, EntryState.LOADING)
         life = self._server.lives
         began = time.monotonic()

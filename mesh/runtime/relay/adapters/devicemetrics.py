@@ -70,7 +70,8 @@ async def read(address: str) -> DeviceMemory | None:
     head, _, body = answer.partition(b"\r\n\r\n")
     first = head.partition(b"\r\n")[0]
     if b" 200" not in first:
-        raise OSError(f"{address} answered {first.decode(errors='replace')!r} instead of metrics")
+        what = f"answered {first.decode(errors='replace')!r}" if first else "closed the connection"
+        raise OSError(f"{address} {what} instead of sending metrics")
     return parse(body)
 
 
@@ -163,6 +164,6 @@ class OnDevice:
         else:
             why = "its metrics name no device"
         if memory is None and not self._silent:
-            log.warning("the memory of the model server's devices is unknown", because=why)
+            log.warning("the memory of the model server's devices is unknown: check --server-metrics", because=why)
         self._silent = memory is None
         return memory

@@ -192,9 +192,14 @@ class MLServer:
             contents.link(file.parent, place.files / _MODEL)
             parameters["uri"] = str(place.files / _MODEL / inside)
         for name in _ENVIRONMENTS & parameters.keys():
-            self._check_code(f"its {SETTINGS} names a Python environment ({name}), which")
+            self._check_code(f"the Python environment that the model's {SETTINGS} names ({name})")
         if not only_data:
-            self._check_code(f"its {SETTINGS} names the implementation {settings.get('implementation')}, which")
+            named = settings.get("implementation")
+            self._check_code(
+                f"the implementation {named} that the model's {SETTINGS} names"
+                if named
+                else f"a model whose {SETTINGS} names no implementation"
+            )
             self._link_modules(file.parent, place)
         return settings | {"parameters": parameters}
 
@@ -210,7 +215,9 @@ class MLServer:
             theirs = self._folders.of(other).read
             taken = sorted(modules & {_module(entry) for entry in theirs.iterdir()}) if theirs.is_dir() else []
             if taken and theirs != place.read:
-                text = f"its Python module {taken[0]} has the same name as one of the model {other} in this server"
+                text = (
+                    f"the model's Python module {taken[0]} has the same name as one of the model {other} in this server"
+                )
                 raise MeshError(Reason.PRECONDITION, f"{text}, and Python can hold only one of them: rename it")
         for entry in entries:
             contents.link(entry, place.read / entry.name)
@@ -218,7 +225,7 @@ class MLServer:
     def _generated(self, model_type: str, pulled: Path, place: ModelFolders) -> dict[str, Any]:
         runtime = RUNTIMES.get(model_type)
         if runtime is None:
-            text = f"models of type {model_type} need a folder with {SETTINGS}; without it, MLServer takes "
+            text = f"models of type {model_type} need a folder with {SETTINGS}; without it, MLServer takes the types "
             raise contents.bad(text + ", ".join(RUNTIMES))
         if runtime.folder:
             self._check_code(f"a model of type {model_type}")
@@ -234,7 +241,7 @@ class MLServer:
             runtime = RUNTIMES["sklearn"]
             implementation = runtime.implementation
         elif found.kind is not None and found.kind.archive and not runtime.code:
-            raise contents.bad(f"the file is {found.kind.what}, but cannot be read as an archive")
+            raise contents.bad(f"the file is {found.kind.what}, but cannot be read as an archive: pack the model again")
         elif found.kind is not None and found.kind.type not in ("", model_type):
             raise contents.bad(f"the file is {found.kind.what}: register it with --type {found.kind.type}")
         if runtime.code:
@@ -245,7 +252,7 @@ class MLServer:
         return _described(implementation, name)
 
     def _check_code(self, what: str) -> None:
-        refusals.check_code(f"{what} runs code when it is loaded", allowed=self._allow_code)
+        refusals.check_code(f"{what} can run code when the model is loaded", allowed=self._allow_code)
 
     def _meaning(self, error: grpc.aio.AioRpcError, request: pb.LoadModelRequest) -> Exception:
         if refusals.of_the_way(error):

@@ -101,7 +101,7 @@ class Ovms:
         name = self.name(request.modelId)
         told = await self._stub.ModelReady(v2.ModelReadyRequest(name=name), timeout=timeout)
         if not told.ready:
-            raise MeshError(Reason.UNKNOWN_MODEL, f"{request.modelId!r} is not available in OVMS")
+            raise MeshError(Reason.UNKNOWN_MODEL, f"the model {request.modelId!r} is not available in OVMS")
         return pb.ModelSizeResponse(), ()
 
     async def predict(self, request: pb.PredictModelSizeRequest, *, timeout: float) -> pb.PredictModelSizeResponse:

@@ -143,7 +143,8 @@ def _states(answer: tuple[int, bytes]) -> dict[str, ModelState]:
         return {str(name): _state(told["model_version_status"]) for name, told in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MeshError(
-            Reason.UNAVAILABLE, f"OVMS gives no states of models (HTTP {status}): {_error(body)}"
+            Reason.UNAVAILABLE,
+            f"OVMS's answer (HTTP {status}) lacks the states of models: {_error(body) or 'it is empty'}",
         ) from error
 
 
@@ -151,7 +152,8 @@ def _state(versions: list[dict[str, Any]]) -> ModelState:
     if not versions:
         return ModelState(False, "it found no version of the model")
     state, told = str(versions[0]["state"]), versions[0].get("status") or {}
-    return ModelState(state == "AVAILABLE", f"{state}: {told.get('error_code', '')}: {told.get('error_message', '')}")
+    said = (state, told.get("error_code"), told.get("error_message"))
+    return ModelState(state == "AVAILABLE", ": ".join(str(one) for one in said if one))
 
 
 def _error(body: bytes) -> str:

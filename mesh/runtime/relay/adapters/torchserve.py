@@ -229,8 +229,8 @@ def _unpacked(found: contents.FoundModel, place: ModelFolders, stop: threading.E
         raise contents.bad(f"{text}TorchScript (torch.jit.script), or make a .mar with torch-model-archiver")
     try:
         if kind is not sniffing.MAR and not (kind is not None and kind.archive and archives.is_archive(found.path)):
-            what = f"{kind.what}, and so neither" if kind is not None else "neither"
-            raise contents.bad(f"the file is {what} TorchScript nor a .mar, which TorchServe takes")
+            what = f"the file is {kind.what}, and so neither" if kind is not None else "the file is neither"
+            raise contents.bad(f"{what} TorchScript nor a .mar, the only formats that TorchServe takes")
         return archives.unpack(found.path, place.files / "mar", stop=stop)
     except archives.BadArchive as error:
         raise contents.bad(str(error)) from error

@@ -49,8 +49,8 @@ def read(content: bytes) -> Message:
         if len(config.all(name)) > 1:
             raise contents.bad(f"{CONFIG} gives {name} more than once")
     if config.all("ensemble_scheduling") or _text(config, "platform") == "ensemble":
-        text = "an ensemble cannot be served, because Mesh loads each model alone"
-        raise contents.bad(f"{CONFIG} describes an ensemble: {text}. Register its models, and call them in turn")
+        text = f"{CONFIG} describes an ensemble, which cannot be served, because Mesh loads each model alone"
+        raise contents.bad(f"{text}: register the ensemble's models, and call them in turn")
     for value in _strings(config):
         if value.startswith("/") or ".." in PurePosixPath(value).parts:
             raise contents.bad(f"{CONFIG} names a path that leads out of the model's folder: {value!r}")
@@ -112,7 +112,7 @@ def _tensor(one: Any, *, batch: bool) -> Message:
     if not isinstance(name, str):
         raise contents.bad("the schema has a tensor without a name")
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
-        raise contents.bad(f"the schema's tensor {name} has no shape, which is a list of whole numbers")
+        raise contents.bad(f"the schema's tensor {name} needs a shape that is a list of whole numbers")
     if datatype is None:
         raise contents.bad(f"the schema's tensor {name} has no datatype: use {', '.join(_TYPES)}")
     if not isinstance(datatype, str) or datatype not in _TYPES:

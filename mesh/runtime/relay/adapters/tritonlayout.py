@@ -112,10 +112,14 @@ def _inferred(model_type: str, source: Path) -> str:
             if there & {form.file, form.folder} - {""}:
                 return name
         known = sorted({name for form in FORMATS.values() for name in (form.file, form.folder) if name})
+        if not source.is_dir():
+            files = ", ".join(sorted({form.file for form in FORMATS.values() if form.file}))
+            text = f"the name of the file, {source.name}, does not tell Triton the format of the model"
+            raise contents.bad(f"{text}: register it with the type of its format, or give it one of the names {files}")
         text = f"has no file by whose name Triton knows the model ({', '.join(known)})"
-        raise contents.bad(f"the folder has no {CONFIG}, and {text}")
-    text = f"models of type {model_type} need a folder with {CONFIG} and version folders; without it, Triton takes "
-    raise contents.bad(text + ", ".join(FORMATS))
+        raise contents.bad(f"the folder has no {CONFIG}, and {text}: add one of them")
+    text = f"models of type {model_type} need a folder with {CONFIG} and version folders"
+    raise contents.bad(f"{text}; without it, Triton takes the types {', '.join(FORMATS)}")
 
 
 def _link(form: Format, model_type: str, source: Path, version: Path) -> None:
@@ -175,7 +179,7 @@ def _check(form: Format, model_type: str, file: Path) -> None:
     if kind is sniffing.TORCH and form.backend == "pytorch":
         raise contents.bad(f"the file is {kind.what}: save the model as TorchScript (torch.jit.save)")
     if kind is not None and kind.archive:
-        raise contents.bad(f"the file is {kind.what}, but cannot be read as an archive")
+        raise contents.bad(f"the file is {kind.what}, but cannot be read as an archive: pack the model again")
     if kind is not None and kind.type not in ("", model_type):
         raise contents.bad(f"the file is {kind.what}: register it with --type {kind.type}")
     if form.file == "model.xml":

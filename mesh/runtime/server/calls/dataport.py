@@ -131,7 +131,9 @@ class DataPort:
             return framing.unpack(frame, call.encoding, limit=min(requests.SMALL, self._max_message))
         except framing.FrameError as error:
             if error.reason is Reason.TOO_LARGE:
-                raise bad(f"a request for a model's status or metadata has at most {requests.SMALL} bytes") from error
+                raise bad(
+                    f"a request for a model's status or metadata may have at most {requests.SMALL} bytes"
+                ) from error
             raise
 
     def _copy(

@@ -179,7 +179,7 @@ class Runs:
             what = f"{self._waiting} calls are waiting for a thread"
             if self._waiting < MAX_WAITING:
                 what = f"its calls already hold {self._bytes} bytes of input, of at most {MAX_WAITING_BYTES}"
-            return MeshError(Reason.OVERLOADED, f"this pod is overloaded: {what}: try again", retry_after=1.0)
+            return MeshError(Reason.OVERLOADED, f"this pod is overloaded, because {what}: try again", retry_after=1.0)
         return None
 
     def submit(self, run: Run) -> None:

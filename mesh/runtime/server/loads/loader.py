@@ -268,7 +268,7 @@ class Loader:
         if in_time:
             raise MeshError(Reason.CANCELLED, "the load was cancelled")
         text = f"the model was not loaded and warmed up within {self._timeout:g} s (--load-timeout)"
-        raise MeshError(Reason.DEADLINE, f"{text}: if it needs longer, raise this option of its pods")
+        raise MeshError(Reason.DEADLINE, f"{text}: if it needs longer, raise the option of its pods")
 
     def _came_to_nothing(self, load: _Load, row: Row) -> None:
         """Cleans up after a load that has failed and no longer runs."""

@@ -107,7 +107,8 @@ def limit(maximum: int) -> int:
     held = fields.get("RssAnon", 0)
     if held >= maximum:
         raise ValueError(
-            f"a memory limit of {maximum} bytes is below the {held} that the server itself needs: raise --capacity"
+            f"a memory limit of {maximum} bytes is below the {held} bytes that the server needs itself: "
+            "raise --capacity"
         )
     data = maximum + max(0, fields.get("VmData", 0) - held)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)

@@ -232,7 +232,9 @@ def _check_span(entries: dict[str, str], location: str, size: int) -> None:
     except ValueError:
         raise _unusable(f"external data {location!r}: offset and length must be numbers") from None
     if offset < 0 or length < 0 or offset + length > size:
-        raise _Incomplete(f"external data {location!r} has {size} bytes, a tensor needs {length} from offset {offset}")
+        raise _Incomplete(
+            f"external data {location!r} has {size} bytes, but a tensor needs {length} from offset {offset}"
+        )
 
 
 def _unusable(text: str) -> MeshError:

@@ -165,7 +165,7 @@ _MAX_KEY = 1024  # bytes of an input without contents that are worth remembering
 def _shape(sent: Any) -> tuple[int, ...]:
     shape = sent.shape
     if len(shape) > MAX_RANK:
-        raise bad(f"input {brief(sent.name)!r} has {len(shape)} dimensions; this server supports {MAX_RANK}")
+        raise bad(f"input {brief(sent.name)!r} has {len(shape)} dimensions; this server supports at most {MAX_RANK}")
     return tuple(shape)
 
 

@@ -58,7 +58,7 @@ async def test_a_type_that_the_server_does_not_take_is_refused_by_the_pod_itself
     refuses: the server is not asked, nothing is claimed, and the model is not blamed."""
     async with FakePod(types=frozenset({"sklearn", "xgboost:1"})) as pod:
         wrong = replace(pod.want("m"), type="mt:onnx:1")
-        why = "m is of type mt:onnx:1, and this pod accepts only models of type sklearn, xgboost:1 (--types)"
+        why = "m is of type mt:onnx:1, and this pod accepts only the types sklearn, xgboost:1 (--types)"
         assert await pod.loads.load(wrong) == Refused(Reason.NOWHERE, why)
         assert (pod.server.asked, pod.keys.keys, pod.history.failures) == ([], {}, {})
         statistics = pod.loads.statistics()
@@ -124,7 +124,10 @@ async def test_who_loses_the_claim_evicts_nothing_and_stops_its_pull(pod: FakePo
     ("verdict", "answer"),
     [
         (verdicts.Stale(), Stale()),
-        (verdicts.Away("etcd is away"), Refused(Reason.REGISTRY_AWAY, "the model cannot be claimed: etcd is away")),
+        (
+            verdicts.Away("etcd is away"),
+            Refused(Reason.REGISTRY_AWAY, "the pod cannot reserve the load in etcd: etcd is away"),
+        ),
     ],
 )
 async def test_no_claim_no_load(pod: FakePod, verdict: verdicts.Verdict, answer: object) -> None:
@@ -690,7 +693,7 @@ async def test_nothing_is_loaded_after_the_lease_was_lost(pod: FakePod) -> None:
     await until(lambda: len(pod.server.asked) == 4, why="both turns are taken")
     waiting = asyncio.create_task(pod.load("late", 10))
     await until(lambda: pod.ledger.count(EntryState.WAITING), why="a load waits for its turn")
-    pod.refusal = Refused(Reason.REGISTRY_AWAY, "this pod has no lease in etcd: lost")
+    pod.refusal = Refused(Reason.REGISTRY_AWAY, "this pod is not published in etcd: lost")
     for go in holds:
         go.set()
     assert all(isinstance(outcome, Loaded) for outcome in await asyncio.gather(*before)), "loads under way are finished"

@@ -32,17 +32,17 @@ def test_a_pod_where_all_is_well_takes_loads() -> None:
 @pytest.mark.parametrize(
     ("trouble", "reason", "says"),
     [
-        pytest.param({"published": False}, Reason.REGISTRY_AWAY, "it is being published", id="not yet published"),
+        pytest.param({"published": False}, Reason.REGISTRY_AWAY, "is being published in etcd", id="not yet published"),
         pytest.param(
             {"published": False, "away": "etcd: timeout", "short": "full"},
             Reason.REGISTRY_AWAY,
-            "no lease in etcd: etcd: timeout",
+            "not published in etcd: etcd: timeout",
             id="etcd away, before all else",
         ),
         pytest.param(
             {"serves": False, "why_down": "the model server was killed"},
             Reason.UNAVAILABLE,
-            "the model server was killed; it is being restarted",
+            "the model server was killed; this pod waits for it to start again",
             id="server down",
         ),
         pytest.param({"lost": "4 threads are lost"}, Reason.UNAVAILABLE, "4 threads are lost", id="threads lost"),

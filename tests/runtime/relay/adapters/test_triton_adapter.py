@@ -227,7 +227,7 @@ async def test_what_cannot_be_loaded_is_refused_with_the_reason(
             "the first dimension.* must be -1: that of x",
         ),
         ({"inputs": [{"name": "x", "datatype": "TEXT", "shape": [-1]}]}, "datatype TEXT: use BOOL"),
-        ({"outputs": [{"name": "x", "datatype": "FP32", "shape": "4"}]}, "tensor x has no shape"),
+        ({"outputs": [{"name": "x", "datatype": "FP32", "shape": "4"}]}, "tensor x needs a shape"),
         ({"outputs": [{"name": "x", "shape": [4]}]}, "tensor x has no datatype: use BOOL"),
         ({"outputs": ["x"]}, "a tensor without a name"),
     ],
