@@ -136,7 +136,7 @@ def _convert_lightgbm(model: LightGBM, layout: RowLayout) -> Any:
         # The highest opset that onnxmltools' own converter knows.
         return onnxmltools.convert_lightgbm(model.booster, initial_types=inputs, zipmap=False, target_opset=15)
     except Exception as error:  # converters raise whatever goes wrong in them
-        raise CannotConvert(f"{_unsupported(model.booster, error)}: {SERVE_IT}") from error
+        raise CannotConvert(f"{_failed(model.booster, error)}: {SERVE_IT}") from error
 
 
 def _unsupported(model: Any, error: Exception) -> str:
@@ -150,8 +150,12 @@ def _unsupported(model: Any, error: Exception) -> str:
     )
     if unknown:
         return f"no conversion to ONNX is known for {', '.join(dict.fromkeys(unknown))}"
+    return _failed(model, error)
+
+
+def _failed(model: Any, error: Exception) -> str:
     text = " ".join(str(error).split())[:_TEXT] or type(error).__name__
-    return f"{type(model).__name__} cannot be converted: {text}"
+    return f"{type(model).__name__} cannot be converted ({text})"
 
 
 def _parts(model: Any) -> Iterator[Any]:

@@ -67,11 +67,13 @@ def unpack(path: Path, into: Path, limits: ArchiveLimits = LIMITS, *, stop: thre
     except BaseException as error:
         shutil.rmtree(into, ignore_errors=True)
         if isinstance(error, _DAMAGE):
-            raise BadArchive(f"the archive is damaged: {error}") from error
+            raise BadArchive(f"the archive is damaged ({error}): make it again, or copy it again") from error
         if isinstance(error, BadArchive | OSError) or not isinstance(error, Exception):
             raise
         # What the libraries raise for encrypted files, rare methods, and headers that they did not expect.
-        raise BadArchive(f"the archive cannot be unpacked: {error}") from error
+        raise BadArchive(
+            f"the archive cannot be unpacked ({error}): pack it again, as a plain zip or tar archive"
+        ) from error
     inside = list(into.iterdir())
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else into
 
@@ -148,7 +150,7 @@ class _Unpacking:
             raise BadArchive(f"the archive holds a path that leads out of it: {_shown(name)}; use relative paths")
         if "\\" in name or "\0" in name:
             raise BadArchive(
-                f"the archive holds a name with a backslash or a NUL: {_shown(name)}; separate folders by /"
+                f"the archive holds a name with a backslash or a NUL: {_shown(name)}; use only / between folders"
             )
         if any(len(os.fsencode(part)) > _NAME for part in parts):
             raise BadArchive(f"the archive holds a name of more than {_NAME} bytes: {_shown(name)}; shorten it")

@@ -63,7 +63,7 @@ def _check_file(folder: Path, name: Any, where: str) -> None:
     if name is None:
         return
     if not isinstance(name, str) or "\0" in name:
-        raise BadManifest(f"{where} is not a string")
+        raise BadManifest(f"{where} must be a string without NUL characters")
     try:
         file = (folder / name).resolve()
         if not file.is_relative_to(folder.resolve()):

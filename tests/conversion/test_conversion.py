@@ -234,7 +234,7 @@ class Own(BaseEstimator, TransformerMixin):
             pipeline.make_pipeline(preprocessing.FunctionTransformer(np.log1p), linear_model.Ridge()),
             r"FunctionTransformer.*MLServer",
         ),
-        (xgboost("XGBRegressor", booster="gblinear"), r"XGBRegressor cannot be converted: .*MLServer"),
+        (xgboost("XGBRegressor", booster="gblinear"), r"XGBRegressor cannot be converted \(.*MLServer"),
     ],
 )
 def test_what_cannot_be_converted_is_named(model: Any, says: str) -> None:

@@ -37,7 +37,7 @@ def test_a_manifest_names_the_handler(tmp_path: Path) -> None:
         ('{"model": 3}', "has no object `model`"),
         ('{"model": {}}', "names no handler"),
         ('{"model": {"handler": ""}}', "names no handler"),
-        ('{"model": {"handler": "h", "modelFile": 3}}', "is not a string"),
+        ('{"model": {"handler": "h", "modelFile": 3}}', "must be a string"),
         ('{"model": {"handler": "h", "serializedFile": "/etc/passwd"}}', "leads out of the archive"),
         ('{"model": {"handler": "h", "serializedFile": "../x"}}', "leads out of the archive"),
         ('{"model": {"handler": "h", "serializedFile": "no.pt"}}', "'no.pt', which .* names, is missing"),

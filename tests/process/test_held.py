@@ -28,6 +28,7 @@ ALLOWED = {
     "loader:Loader.load": "one load, awaited by its caller",
     "loader:Loader.unload": "one unloading, awaited by its caller",
     "client:Pool._begin": "makes one connection, with a time-out",
+    "directegress:DirectEgress._connect": "makes one connection, its failure logged",
     "grpcegress:GrpcCall.end": "ends with its call",
     "grpc:GrpcCall.start": "awaited before the first message",
     "tombstones:Tombstones.open_lives": "one read, awaited by its caller",
