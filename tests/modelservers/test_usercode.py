@@ -216,10 +216,10 @@ def test_tensors_that_do_not_fit_are_refused(datatype: str, shape: list[int], da
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (None, "the output y is NoneType: return numbers"),
+        (None, "the output y is of the type NoneType: return numbers"),
         (np.array([1j]), "the output y is an array of complex128"),
         ([[1], [1, 2]], "its rows have different lengths"),
-        (np.array(["a", 1], object), "the output y is ndarray"),
+        (np.array(["a", 1], object), "the output y is an array of object"),
         (np.array(["2020-01-01"], "datetime64[D]"), r"an array of datetime64[D]"),
     ],
 )

@@ -165,7 +165,8 @@ def encode(name: str, value: Any) -> tuple[str, list[int], list[Any]]:
     values = array.ravel().tolist()
     if array.dtype.kind in "SUO" and all(isinstance(one, str | bytes) for one in values):
         return "BYTES", list(array.shape), [one.encode() if isinstance(one, str) else one for one in values]
-    what = f"of the type {type(value).__name__}" if array.dtype == object else f"an array of {array.dtype}"
+    mixed = array.dtype == object and not isinstance(value, np.ndarray)
+    what = f"of the type {type(value).__name__}" if mixed else f"an array of {array.dtype}"
     raise CodeFailure(f"the output {name} is {what}: return numbers, truth values, str or bytes in a numpy array")
 
 
