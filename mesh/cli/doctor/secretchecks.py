@@ -1,6 +1,6 @@
 """Findings about the Secrets that a mesh's workloads name: existence, keys, certificates, documents.
 
-Only a Secret's keys and facts about its certificates are shown, never its values.
+The findings contain a Secret's keys, facts about its certificates, and etcd's endpoints and prefix, but no credentials.
 """
 
 import datetime
