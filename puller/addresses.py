@@ -12,6 +12,8 @@ import ipaddress
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_BY_OPTION = ("a loopback address", "a private address")
+
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -28,8 +30,15 @@ def refusal(host: str, *, allow_private: bool, allow_link_local: bool) -> str | 
         elif meant.is_unspecified or meant.is_multicast or _broadcast(meant):
             return "not the address of one host"
         elif not allow_private and (not meant.is_global or _site_local(meant)):
-            return "a loopback address" if meant.is_loopback else "a private address"
+            return _BY_OPTION[0] if meant.is_loopback else _BY_OPTION[1]
     return None
+
+
+def told(host: str, why: str) -> str:
+    """Returns a refusal as a clause that names the address and, if there is one, the option that would allow it."""
+    if why not in _BY_OPTION:
+        return f"{host} is {why}" + (", which no pod may connect to" if why == "a link-local address" else "")
+    return f"{host} is {why}, which the operator does not allow (--http-allow-private)"
 
 
 def _meant(address: _Address) -> list[_Address]:

@@ -103,7 +103,7 @@ class StoreSettings:
     @property
     def where(self) -> str:
         """The origin of these settings, in words."""
-        return f"storage secret, key {self.origin}" if self.origin else "no key of the storage secret"
+        return f"storage secret, key {self.origin}" if self.origin else "given by the registration"
 
     def __repr__(self) -> str:
         return f"<Settings of type {self.type}, {self.where}>"
@@ -200,7 +200,7 @@ class Secrets:
             return None
         except OSError as error:
             raise PullError(
-                PullErrorKind.SETTINGS, f"key {key} of the storage secret cannot be read: {error.strerror}"
+                PullErrorKind.SETTINGS, f"key {key} of the storage secret cannot be read: {error.strerror}; check it"
             ) from None
         # `from None` throughout: a JSON parser's message may quote the secret.
         try:

@@ -53,7 +53,7 @@ def write_error(error: OSError) -> PullError | None:
     """Returns the PullError for a write that the disk refused, or None for any other error."""
     if error.errno not in _WRITE_ERRNOS:
         return None
-    return PullError(PullErrorKind.DISK_FULL, f"the pod's disk cannot be written to: {error.strerror}")
+    return PullError(PullErrorKind.DISK_FULL, f"the pod's disk cannot be written to: {error.strerror}; check it")
 
 
 class Disk:

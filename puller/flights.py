@@ -209,7 +209,7 @@ class Flights:
             raise PullError(PullErrorKind.UNREACHABLE, text) from None
         except OSError as error:  # of the pod's own disk
             log.warning("the pod's disk cannot be used: %s", error)
-            text = f"the pod's disk cannot be used: {error.strerror or type(error).__name__}"
+            text = f"the pod's disk cannot be used: {error.strerror or 'unknown error'}; check the disk"
             raise write_error(error) or PullError(PullErrorKind.DISK_FULL, text) from error
         finally:
             if sink is not None:

@@ -35,12 +35,7 @@ async def kept(
         waited, came = waited + clock() - began, came + len(piece)
         if waited >= window:
             if came < window * least:
-                raise too_slow(shown, f"{came} bytes in {waited:.0f} s")
+                text = f"{shown} is sent too slowly ({came} bytes in {waited:.0f} s): check the store, and the network "
+                raise PullError(PullErrorKind.SLOW, text + "between it and the pods")
             waited, came = 0.0, 0
         yield piece
-
-
-def too_slow(shown: str, what: str) -> PullError:
-    """Returns the error for a store that sends too slowly."""
-    text = f"{shown} is sent too slowly ({what}): check the store, and the network between it and the pods"
-    return PullError(PullErrorKind.SLOW, text)

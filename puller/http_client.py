@@ -104,8 +104,8 @@ class HttpClient:
                 yield
         # `from None`: aiohttp's message may quote the URL's query, and a traceback shows causes.
         except TimeoutError:
-            text = f"{shown} did not answer, or not completely, in time; "
-            text += "check that the server is up and reachable from the pods"
+            text = f"{shown} was not answered in time: the server did not answer, or stopped sending; "
+            text += "check that it is up and reachable from the pods"
             raise PullError(PullErrorKind.TIMEOUT, text) from None
         except aiohttp.ClientPayloadError:
             raise PullError(
@@ -178,7 +178,7 @@ class HttpClient:
         refusals = [(address[0], self.policy.refusal(str(address[0]))) for *_, address in found]
         if refusals and all(why for _, why in refusals):
             address, why = refusals[0]
-            raise _AddressRefused(errno.EACCES, f"{address} is {why}, which the operator does not allow")
+            raise _AddressRefused(errno.EACCES, addresses.told(str(address), str(why)))
 
     def _opened(self, *, proxied: bool) -> aiohttp.ClientSession:
         if proxied not in self._sessions:
@@ -249,7 +249,7 @@ def _guard(refusal: Callable[[str], str | None]) -> Callable[[tuple[Any, ...]], 
         family, kind, protocol, _, address = info
         why = refusal(address[0])
         if why is not None:
-            raise _AddressRefused(errno.EACCES, f"{address[0]} is {why}, which the operator does not allow")
+            raise _AddressRefused(errno.EACCES, addresses.told(address[0], why))
         return socket.socket(family=family, type=kind, proto=protocol)
 
     return make
@@ -346,35 +346,38 @@ def _client_error(error: aiohttp.ClientError, shown: str) -> PullError:
             text = f"{shown}: the name of its host cannot be resolved; check its spelling, and the pods' name server"
             return PullError(PullErrorKind.DNS, text)
         case aiohttp.ClientConnectorCertificateError():
-            why = error.certificate_error
-            text = f"{shown}: its certificate is not trusted ({why}); name a private authority with --storage-ca"
+            why = getattr(error.certificate_error, "verify_message", "") or "it cannot be verified"
+            text = (
+                f"{shown}: the server's certificate is not trusted ({why}); check the certificate, or give a private "
+            )
+            text += "authority with --storage-ca"
             return PullError(PullErrorKind.TLS, text)
         case aiohttp.ClientSSLError():
-            text = f"{shown}: no TLS connection ({error.os_error}); check that the server speaks TLS on that port"
+            why = (getattr(error.os_error, "reason", "") or "the handshake failed").lower().replace("_", " ")
+            text = f"{shown}: no TLS connection ({why}); check that the server speaks TLS on that port"
             return PullError(PullErrorKind.TLS, text)
         case aiohttp.ClientConnectorError():
             return _os_error(error.os_error, shown)
-        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
+        case aiohttp.InvalidURL():
+            return PullError(PullErrorKind.BAD_REQUEST, f"{shown} is not a valid URL")
+        case aiohttp.ClientConnectionError():
             return PullError(
                 PullErrorKind.UNREACHABLE,
                 (f"{shown}: the connection was lost; check the network between the store and the pods"),
             )
-        case aiohttp.InvalidURL():
-            return PullError(PullErrorKind.BAD_REQUEST, f"{shown} is not a valid URL")
         case aiohttp.ClientResponseError():
             return PullError(
                 PullErrorKind.UNREACHABLE, (f"{shown} did not answer with valid HTTP; check the host and port")
             )
-    return PullError(
-        PullErrorKind.UNREACHABLE,
-        f"{shown} cannot be fetched ({type(error).__name__}); check the server, and the network",
-    )
+    return PullError(PullErrorKind.UNREACHABLE, f"{shown} cannot be fetched; check the server, and the network")
 
 
 def _os_error(error: OSError, shown: str) -> PullError:
-    # With several addresses, all refused, the connector raises a new error with the errno that they share.
+    # With several addresses, all refused, the connector raises a new error with the errno that they share, and a text
+    # that joins theirs: the first one is enough.
     if isinstance(error, _AddressRefused) or error.errno == errno.EACCES:
-        return PullError(PullErrorKind.FORBIDDEN, f"{shown}: {error.strerror}")
+        whole, *each = (error.strerror or "").split(f"[Errno {errno.EACCES}] ")
+        return PullError(PullErrorKind.FORBIDDEN, f"{shown}: {each[0].rstrip(', ') if each else whole}")
     text = (
         f"{shown} cannot be connected to: {error.strerror or error}; check that the server is up and reachable "
         "from the pods"

@@ -31,7 +31,7 @@ from typing import Any
 import obstore
 import obstore.exceptions
 
-from puller import floor, http, objects_client, objects_errors, objects_listing, tree
+from puller import http, objects_client, objects_errors, objects_listing, tree
 from puller.errors import PullError, PullErrorKind
 from puller.http_client import HttpClient, HttpPolicy
 from puller.limits import PullLimits
@@ -315,7 +315,10 @@ class ObjectProvider:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            raise floor.too_slow(location.shown, f"no answer within {seconds:g} s") from None
+            text = (
+                f"{location.shown}: the store has not answered within {seconds:g} s; check the store, and the network "
+            )
+            raise PullError(PullErrorKind.SLOW, text + "between it and the pods") from None
 
     async def _pace(self, count: int) -> None:
         if delay := self._limits.take(count):

@@ -129,11 +129,14 @@ def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tun
     """
     if chosen(settings):
         if not policy.allow_private:
-            why = "the registration sets its endpoint; name it in the secret, or allow it (--http-allow-private)"
+            why = (
+                "the registration sets the endpoint, which the operator does not allow; name the endpoint in the "
+                "storage secret, or allow it (--http-allow-private)"
+            )
             raise settings.error(why, PullErrorKind.FORBIDDEN)
         if settings.type != "s3" and not _own(settings):
             # Unlike S3's signatures, the tokens of the others would serve anyone who gets them.
-            why = "the registration sets the endpoint but not the credentials; name the endpoint in the secret"
+            why = "the registration sets the endpoint but not the credentials; name the endpoint in the storage secret"
             raise settings.error(why, PullErrorKind.FORBIDDEN)
     endpoint = endpoint_of(settings)
     options: ClientConfig = {
@@ -162,7 +165,7 @@ def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tun
     except (obstore.exceptions.BaseError, ValueError, FileNotFoundError):
         # The error's text may quote a key or a path of the environment.
         raise settings.error(
-            "the store's client rejects one of their values, or one in the pod's environment"
+            "a value among them, or a variable of the pod's environment, is not valid for such a store; check both"
         ) from None
     raise settings.error("the type must be s3, gcs or azure")
 

@@ -68,11 +68,11 @@ def _meaning(error: BaseException, target: Target) -> tuple[PullErrorKind, str]:
     text = str(error)
     status, code = code_of(error)
     if isinstance(error, obstore.exceptions.PreconditionError):
-        return PullErrorKind.CHANGED, "it changed while it was fetched; try again"
+        return PullErrorKind.CHANGED, "the object changed while it was fetched; try again"
     if code in _NO_BUCKET:
         return (
             PullErrorKind.NO_BUCKET,
-            f"there is no such bucket or container ({code}); check its name and the endpoint",
+            f"there is no such bucket or container ({code}); check its name, and the endpoint",
         )
     if code in _CREDENTIALS:
         return PullErrorKind.CREDENTIALS, f"the store does not accept the credentials ({code}); {_whose(target)}"
@@ -116,26 +116,32 @@ def _connection(text: str) -> tuple[PullErrorKind, str]:
             "the name of its host cannot be resolved; check its spelling, and the pods' name server",
         )
     if "InvalidCertificate" in text or "certificate" in text.lower():
-        return PullErrorKind.TLS, 'its certificate is not trusted; give its authority as "certificate" in the secret'
+        return PullErrorKind.TLS, (
+            'the store\'s certificate is not trusted; give its authority as "certificate" in the storage secret'
+        )
     if "InvalidMessage" in text or "HandshakeFailure" in text or "AlertReceived" in text:
-        return PullErrorKind.TLS, "no TLS connection; check that the server speaks TLS on that port"
+        return PullErrorKind.TLS, "there is no TLS connection; check that the store speaks TLS on that port"
     # Checked before the others, because a body that a timeout ended is reported as incomplete too.
     if "TimedOut" in text or "kind: Timeout" in text or "timed out" in text:
-        return PullErrorKind.TIMEOUT, "it did not answer in time; check that it is up and reachable from the pods"
+        return PullErrorKind.TIMEOUT, (
+            "the store did not answer in time; check that it is up and reachable from the pods"
+        )
     if "ConnectionRefused" in text:
         return PullErrorKind.UNREACHABLE, (
             "the connection is refused; check that the server is up and reachable from the pods"
         )
     if "IncompleteBody" in text or "IncompleteMessage" in text or "UnexpectedEof" in text:
-        return PullErrorKind.INTEGRITY, "it ended before all of it had arrived; check the store, and the network"
+        return PullErrorKind.INTEGRITY, (
+            "the answer ended before all of it had arrived; check the store, and the network"
+        )
     if "Connect" in text and "ConnectionReset" not in text:
-        return PullErrorKind.UNREACHABLE, "it cannot be connected to; check that it is reachable from the pods"
+        return PullErrorKind.UNREACHABLE, ("the store cannot be connected to; check that it is reachable from the pods")
     if "path segment" in text or "parse path" in text:
         name = re.search(r'Path "(.{1,200}?)" contain', text)
         which = f" ({name[1]!r})" if name else ""
         return (
             PullErrorKind.BAD_REQUEST,
-            f'it holds a key with "//", "." or ".."{which}, which no file can have; rename it',
+            f'an object has a key with "//", "." or ".."{which}, which no file can have; rename the object',
         )
     return PullErrorKind.UNREACHABLE, "the connection was lost; check the network between the store and the pods"
 

@@ -237,7 +237,7 @@ class Puller:
         except OSError as error:  # from the pod's own directory
             self._failures += 1
             log.warning("the pod's disk cannot be used: %s", error)
-            text = f"the pod's disk cannot be used: {error.strerror or type(error).__name__}"
+            text = f"the pod's disk cannot be used: {error.strerror or 'unknown error'}; check the disk"
             raise write_error(error) or PullError(PullErrorKind.DISK_FULL, text) from error
         finally:
             if self._pulls_now.get(into) is pull:

@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 
 from yarl import URL
 
+from puller import addresses
 from puller.errors import PullError, PullErrorKind
 from puller.proxies import Proxies
 
@@ -292,7 +293,7 @@ class Tunnel:
             if refused is None or (identity and refused == "a link-local address"):
                 allowed.append(address)
             else:
-                why = f"{address} is {refused}, which the operator does not allow"
+                why = addresses.told(address, refused)
         if found and not allowed:
             at = "" if host in found else f"{host}: "
             raise _ConnectionRefused(PullErrorKind.FORBIDDEN, f"{at}{why} (a redirect of the store may lead there)")
@@ -343,8 +344,12 @@ class Tunnel:
                     )
                 answer += byte
         status = re.match(rb"HTTP/1\.[01] (\d{3})", answer)
-        if status is None or not status[1].startswith(b"2"):
-            code = status[1].decode() if status else "no HTTP"
+        if status is None:
+            raise _ConnectionRefused(
+                PullErrorKind.UNREACHABLE, f"the proxy {proxy.host} does not answer with HTTP; check HTTPS_PROXY"
+            )
+        if not status[1].startswith(b"2"):
+            code = status[1].decode()
             kind = PullErrorKind.CREDENTIALS if code == "407" else PullErrorKind.UNREACHABLE
             raise _ConnectionRefused(
                 kind, (f"the proxy {proxy.host} refuses to connect to {target} ({code}); check its rules, or NO_PROXY")
