@@ -26,7 +26,7 @@ def read(path: Path) -> frozenset[str]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > _MOST:
-        raise ValueError(f"{path} has more than {_MOST} bytes, the most for admin keys")
+        raise ValueError(f"{path} has more than {_MOST} bytes: write one key in each line, and nothing else")
     lines = [line.strip() for line in content.splitlines()]
     keys = [line for line in lines if line]
     if any(len(key) < LEAST or not key.isascii() or b" " in key for key in keys):
@@ -55,9 +55,10 @@ class AdminKeys:
                 return False
             digests = read(self._path)
         except (OSError, ValueError) as error:
-            if str(error) != self._refused:
-                self._refused = str(error)
-                log.error("the file with the admin key cannot be used; the last keys stay in use", why=str(error))
+            why = f"{self._path} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+            if why != self._refused:
+                self._refused = why
+                log.error("the file with the admin key cannot be used; the last keys stay in use", why=why)
             return False
         self._seen, self._refused = seen, ""
         changed, self.digests = digests != self.digests, digests

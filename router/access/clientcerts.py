@@ -72,7 +72,9 @@ def _parsed(header: bytes) -> x509.Certificate:
             raise ValueError("it is not a single certificate")
         return x509.load_pem_x509_certificate(urllib.parse.unquote_to_bytes(found[1]))
     except ValueError as error:
-        raise MeshError(Reason.UNAUTHENTICATED, "the client certificate cannot be read") from error
+        raise MeshError(
+            Reason.UNAUTHENTICATED, "the client certificate cannot be read: connect with one valid X.509 certificate"
+        ) from error
 
 
 def _names(certificate: x509.Certificate) -> Iterator[str]:

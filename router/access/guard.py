@@ -190,7 +190,7 @@ class Guard:
                     raise Unsettled(partial(self._settled, key, found))
         except MeshError as error:
             raise self._counted(error) from None
-        raise self._unknown("no credentials: send a key in the header `authorization: Bearer KEY`")
+        raise self._unknown("the call has no credentials: send a key in the header `authorization: Bearer KEY`")
 
     async def _settled(self, key: _Given, later: Later) -> Principal:
         try:

@@ -109,7 +109,8 @@ class ReviewedTokens:
         if self._audiences and "aud" in unverified.claims:
             verification.check_audience(unverified.claims, self._audiences)
         if digest not in self._asked and (len(self._asked) >= MAX_WAITING or not self.failures.allow()):
-            text = "this router cannot ask Kubernetes about further tokens at the moment: try again"
+            why = "too many are being reviewed" if len(self._asked) >= MAX_WAITING else "too many were invalid"
+            text = f"this router does not ask Kubernetes about further tokens now, because {why}: try again"
             raise MeshError(Reason.OVERLOADED, text, retry_after=1.0)
         return lambda: self._later(digest, token, unverified)
 

@@ -115,6 +115,8 @@ class Tokens:
         for source in self.sources:
             if source.takes(unverified):
                 return source
+        if not unverified.issuer:
+            raise TokenError("the token does not name its issuer (the claim iss): get a token that does")
         raise TokenError(f"the token is of the issuer {unverified.issuer!r:.200}, which this mesh does not accept")
 
     def _refusal(self, digest: bytes, error: TokenError) -> MeshError:

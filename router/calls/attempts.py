@@ -41,7 +41,11 @@ class Attempts:
         if verify and said is not VERIFIED:
             self._forwarder.not_verified(copy)
         trouble = Trouble.VERIFY_FIRST if verify else Trouble.NOT_HERE
-        why = f"{copy.pod.name} must verify it first" if verify else f"{copy.pod.name} does not hold it"
+        why = (
+            f"{copy.pod.name} answers only once the record of the model is verified"
+            if verify
+            else f"{copy.pod.name} does not hold the model"
+        )
         return self._after(copy, trouble, why, said=said, kept=kept)
 
     def lost(self, copy: Copy, pool: Pool | None, lost: Lost, *, kept: bool = True) -> Decision:
@@ -97,11 +101,14 @@ class Attempts:
             )
             return MeshError(Reason.UNAVAILABLE, text, retry_after=1.0)
         if end is End.UNKEPT:
-            text = f"{self._model_id}: {why}, and too much of the request was sent for this router to repeat it: retry"
+            text = (
+                f"{self._model_id}: {why}, and too much of the request was sent for this router to repeat it: send it "
+                "again"
+            )
             return MeshError(Reason.UNAVAILABLE, text, retry_after=0)
         if end is End.BUSY:
             return MeshError(Reason.OVERLOADED, f"{self._model_id} cannot be called now: {why}", retry_after=0.1)
         if trouble is Trouble.BROKEN:
             return replies.broken(why)
         text = f"the connection to {copy.pod.name} was lost in the middle of the call: {why}"
-        return MeshError(Reason.LOST, f"{text}; the model may have run")
+        return MeshError(Reason.LOST, f"{text}. The model may have run: send the call again only if it may run twice")

@@ -52,7 +52,7 @@ def name_and_version(message: bytes, start: int = 0) -> tuple[str | None, str]:
     if end - start > 2 and message[start] == _V2_NAME and message[start + 1] < 0x80:
         after = start + 2 + message[start + 1]
         if after > end:
-            raise ValueError("not a protobuf message: a field ends beyond its message")
+            raise ValueError("it is not a protobuf message: a field ends beyond its message")
         name: str | None = message[start + 2 : after].decode()
     else:
         found = _find(message, start, end, 1)
@@ -77,7 +77,7 @@ def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, in
     for _ in range(MAX_FIELDS):
         if position >= end:
             if groups:
-                raise ValueError("not a protobuf message: a group does not end")
+                raise ValueError("it is not a protobuf message: a group does not end")
             return None
         tag = message[position]
         if tag < 0x80:
@@ -86,7 +86,7 @@ def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, in
             tag, position = _varint(message, position, end)
         number, kind = tag >> 3, tag & 7
         if not number:
-            raise ValueError("not a protobuf message: field number 0")
+            raise ValueError("it is not a protobuf message: a field has the number 0")
         if kind == _LENGTH_DELIMITED:
             if position < end and message[position] < 0x80:
                 length = message[position]
@@ -94,7 +94,7 @@ def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, in
             else:
                 length, position = _varint(message, position, end)
             if length > end - position:
-                raise ValueError("not a protobuf message: a field ends beyond its message")
+                raise ValueError("it is not a protobuf message: a field ends beyond its message")
             if number == wanted and not groups:
                 return position, position + length
             position += length
@@ -106,16 +106,16 @@ def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, in
         elif kind in _FIXED:
             position += _FIXED[kind]
             if position > end:
-                raise ValueError("not a protobuf message: a field ends beyond its message")
+                raise ValueError("it is not a protobuf message: a field ends beyond its message")
         elif kind == _GROUP:
             groups.append(number)
             if len(groups) > MAX_DEPTH:
-                raise ValueError(f"not a protobuf message: more than {MAX_DEPTH} groups within each other")
+                raise ValueError(f"it is not a protobuf message: it has more than {MAX_DEPTH} groups within each other")
         elif kind == _GROUP_ENDS:
             if not groups or groups.pop() != number:
-                raise ValueError("not a protobuf message: a group ends that was not begun")
+                raise ValueError("it is not a protobuf message: a group ends that was not begun")
         else:
-            raise ValueError(f"not a protobuf message: wire type {kind}")
+            raise ValueError(f"it is not a protobuf message: a field has the unknown wire type {kind}")
     if position < end:
         raise ValueError(f"field {wanted} is not among the first {MAX_FIELDS} fields of the request")
     return None
@@ -130,4 +130,4 @@ def _varint(message: bytes, position: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-    raise ValueError("not a protobuf message: a number does not end")
+    raise ValueError("it is not a protobuf message: a number does not end")

@@ -51,4 +51,7 @@ async def pump(call: Call, stream: ReplyStream, headers: list[Header]) -> tuple[
 
 def broken(why: str) -> MeshError:
     """Returns the error for a call whose reply broke off, for the reason `why`."""
-    return MeshError(Reason.LOST, f"the connection to the pod was lost in the middle of the reply: {why}")
+    text = f"the connection to the pod was lost in the middle of the reply: {why}"
+    return MeshError(
+        Reason.LOST, f"{text}. The model has begun to answer: send the call again only if it may run twice"
+    )

@@ -45,7 +45,7 @@ class Inspector:
         check_id(model_id)
         seen = await self._status.look(model_id)
         if seen.registration is None:
-            raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+            raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
         record = seen.registration.record
         return explained(
             seen.registration,

@@ -112,7 +112,7 @@ class Registrar:
             lambda record: record.absolved() if record != record.absolved() else None,
         )
         if found is None:
-            raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+            raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
         return await self._status.of(model_id)
 
     async def reload(self, model_id: str) -> StatusInfo:
@@ -128,7 +128,7 @@ class Registrar:
         for _ in range(ROUNDS):
             registration = await self._registry.read(model_id, fresh=True)
             if registration is None:
-                raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+                raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
             if registration.record.sha256:
                 text = (
                     f"model {model_id} is registered with the sha256 of its file, so other content is never loaded "
@@ -162,5 +162,5 @@ class Registrar:
         await self._etcd.put(self._keys.want(model_id), b"")
         found = await self._registry.change(model_id, changed)
         if found is None:
-            raise MeshError(Reason.UNKNOWN_MODEL, "model not found")
+            raise MeshError(Reason.UNKNOWN_MODEL, f"model {model_id} is not registered")
         return await self._status.of(model_id)

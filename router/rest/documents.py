@@ -304,7 +304,8 @@ def encode_parts(
     in the message. Raises MeshError."""
     raw: Sequence[Piece] = response.raw_output_contents if raws is None else raws
     if raw and len(raw) != len(response.outputs):
-        text = f"the model server's answer has {len(response.outputs)} outputs, but raw contents for {len(raw)}"
+        counts = f"{len(response.outputs)} outputs, but raw contents for {len(raw)}"
+        text = f"the model server's answer has {counts}: check the model server"
         raise MeshError(Reason.INTERNAL, text)
     outputs: list[dict[str, Any]] = []
     blobs: Contents = []

@@ -44,7 +44,9 @@ def check(request: web.Request, *, loopback: bool) -> None:
         raise MeshError(Reason.FORBIDDEN, text)
     origin = request.headers.get("Origin")
     if origin is not None and not _same(origin, request.headers.get("Host", "")):
-        raise MeshError(Reason.FORBIDDEN, f"pages of {origin:.100} may not manage this mesh")
+        raise MeshError(
+            Reason.FORBIDDEN, f"pages of {origin:.100} may not manage this mesh: use a page of the mesh, or a program"
+        )
     if request.method in _READING or request.method == "DELETE":  # browsers ask first before they send a DELETE
         return
     if HEADER not in request.headers and not _is_json(request.headers.get("Content-Type", "")):

@@ -166,7 +166,9 @@ def json_from_raw(what: str, datatype: str, raw: bytes | memoryview) -> Data:
     try:
         array = np.frombuffer(raw, DTYPES[datatype])
     except (KeyError, ValueError) as error:
-        raise MeshError(Reason.INTERNAL, f"{what}: the model server's contents are broken: {error}") from error
+        raise MeshError(
+            Reason.INTERNAL, f"{what}: the data from the model server cannot be read ({error}): check the model server"
+        ) from error
     return _shown(what, array)
 
 
@@ -188,13 +190,18 @@ def raw_from_typed(what: str, datatype: str, contents: inference_pb2.InferTensor
     try:
         return np.array(values, DTYPES[datatype]).tobytes()
     except OverflowError as error:
-        raise MeshError(Reason.INTERNAL, f"{what}: the model server's contents are broken: {error}") from error
+        raise MeshError(
+            Reason.INTERNAL, f"{what}: the data from the model server cannot be read ({error}): check the model server"
+        ) from error
 
 
 def _typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents) -> Sequence[Any]:
     kind = OF_NAME.get(datatype)
     if kind is None or not kind.field:
-        raise MeshError(Reason.INTERNAL, f"{what}: the model server answered {datatype} in typed contents")
+        raise MeshError(
+            Reason.INTERNAL,
+            f"{what}: the model server sent {datatype} as typed contents, which V2 lacks: check the model server",
+        )
     values: Sequence[Any] = getattr(contents, kind.field)
     return values
 

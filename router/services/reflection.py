@@ -58,7 +58,7 @@ def _answer(pb: Any, request: Any) -> Any:
             _file_of(request.all_extension_numbers_of_type)  # the type must exist; proto3 has no extensions
             reply.all_extension_numbers_response.base_type_name = request.all_extension_numbers_of_type
         elif kind == "file_containing_extension":
-            raise MeshError(Reason.UNKNOWN_MODEL, "there are no extensions")
+            raise MeshError(Reason.UNKNOWN_MODEL, "no message of this server has extensions")
         else:
             reply.error_response.error_code = Code.INVALID_ARGUMENT
             reply.error_response.error_message = "the request names no file, symbol or type, and lists no services"

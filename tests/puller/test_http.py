@@ -4,6 +4,7 @@ secret is shown."""
 import asyncio
 import gzip
 import os
+import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -416,9 +417,8 @@ async def test_a_name_is_judged_by_the_address_connected_to(make_puller, store, 
     names["inner-2.test"] = [["127.0.0.1", "127.0.0.3"]]
     for host in ("inner.test", "inner-2.test"):
         text = await refused(puller, store.url("/small/a", host=host), PullErrorKind.FORBIDDEN)
-        assert text.endswith(
-            ": 127.0.0.1 is a loopback address, which the operator does not allow (--http-allow-private)"
-        )
+        told = r": 127\.0\.0\.[13] is a loopback address, which the operator does not allow \(--http-allow-private\)"
+        assert re.search(told + "$", text)
     names["both.test"] = [["127.0.0.1", "127.0.0.2"]]
     pulled = await puller.pull(Source(world.url("/small/a", host="both.test")), into="id")
     assert pulled.path.read_bytes() == CONTENT
