@@ -84,8 +84,10 @@ def parse(line: str) -> tuple[Question, RoomVerdict, tuple[str, ...]]:
             held,
         )
         return question, RoomVerdict(data["verdict"]), tuple(str(victim) for victim in data["victims"])
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError("it lacks a field of a decision, or has one of another type") from error
+    except KeyError as error:
+        raise ValueError(f"the decision lacks the field {error.args[0]}") from error
+    except (AttributeError, TypeError, RecursionError) as error:
+        raise ValueError("a field of the decision has a value of the wrong type") from error
 
 
 def _held(item: dict[str, Any]) -> ResidentCopy:

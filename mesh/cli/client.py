@@ -201,13 +201,14 @@ class Client:
             )
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             return MeshUnreachable(
-                f"{self.endpoint} presents a certificate that is not trusted: {error.certificate_error}. "
+                f"{self.endpoint} presents a certificate that is not trusted: "
+                f"{getattr(error.certificate_error, 'verify_message', '') or error.certificate_error}. "
                 "Set --ca or MESH_CA to its authority"
             )
         if isinstance(error, aiohttp.ClientConnectorError):
             return MeshUnreachable(f"{self.endpoint} cannot be reached: {error.os_error or error}. Check --endpoint")
         return MeshUnreachable(
-            f"the connection to {self.endpoint} was lost: {error or type(error).__name__}. Try again"
+            f"the connection to {self.endpoint} was lost: {str(error) or 'it was closed'}. Try again"
         )
 
     def _no_mesh(self, response: "aiohttp.ClientResponse") -> MeshUnreachable:

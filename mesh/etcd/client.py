@@ -209,7 +209,9 @@ class Etcd:
         while True:
             budget = min(self.settings.timeout, deadline - loop.time())
             if budget <= 0:
-                raise unsettled or EtcdUnavailable(f"update of {key!r}: not done within {whole:g} s")
+                raise unsettled or EtcdUnavailable(
+                    f"the key {key.decode(errors='replace')} was not updated within {whole:g} s"
+                )
             try:
                 before = await self.get(key, timeout=budget)
             except EtcdUnavailable as error:

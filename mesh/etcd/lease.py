@@ -120,7 +120,7 @@ class Lease:
         """Marks the lease as lost if a bug ends the renewing task. Otherwise nobody would notice the end."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("renewing a lease failed", lease=f"{self.id:x}", exc_info=error)
-            self._lose(f"renewing it failed: {error!r}")
+            self._lose(f"renewing it failed: {error}")
 
     def _renewed(self, sent: float, proof_ns: int, ttl: int) -> None:
         self._renewals += 1

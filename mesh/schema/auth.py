@@ -16,7 +16,7 @@ from typing import Any
 
 from mesh.access.grants import Grant, grant
 from mesh.access.principals import check_subject
-from mesh.schema.jsonfields import BAD, integer, read_object, write_object
+from mesh.schema.jsonfields import BAD, integer, read_object, why, write_object
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 """Pattern of the names of keys and of grants."""
@@ -95,7 +95,7 @@ def decode_key(value: bytes) -> KeyRecord:
         held = tuple(_secret(one) for one in data["secrets"])
         return KeyRecord(held, check_groups(data.get("groups", [])))
     except BAD as error:
-        raise ValueError(f"not a key's record: {error}") from error
+        raise ValueError(why(error)) from error
 
 
 def encode_grant(one: Grant) -> bytes:
@@ -125,10 +125,10 @@ def grant_of(data: dict[str, Any]) -> Grant:
 
 def _secret(data: Any) -> KeySecret:
     if unknown := data.keys() - {"sha256", "created", "expires"}:
-        raise ValueError(f"unknown attributes: {', '.join(sorted(unknown))}")
+        raise ValueError(f"it has unknown attributes: {', '.join(sorted(unknown))}")
     digest = data["sha256"]
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-        raise ValueError("sha256 is not a digest")
+        raise ValueError("sha256 is not 64 hexadecimal digits in lower case")
     expires = integer(data.get("expires", 0))
     if expires < 0:
         raise ValueError("expires is negative")
@@ -138,5 +138,5 @@ def _secret(data: Any) -> KeySecret:
 def _known(value: bytes, names: set[str]) -> dict[str, Any]:
     data = read_object(value)
     if unknown := data.keys() - names:
-        raise ValueError(f"unknown attributes: {', '.join(sorted(unknown))[:100]}")
+        raise ValueError(f"it has unknown attributes: {', '.join(sorted(unknown))[:100]}")
     return data

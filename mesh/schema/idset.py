@@ -49,7 +49,7 @@ class IdSet:
         try:
             raw = base64.b85decode(text)
         except ValueError as error:
-            raise ValueError(f"not a set of ids: {error}") from error
+            raise ValueError(f"the text is not a set of ids: {error}") from error
         if not 0 < len(raw) <= _MAX_BYTES:
             raise ValueError(f"a set of ids has 1 to {_MAX_BYTES} bytes, not {len(raw)}")
         return cls(int.from_bytes(raw, "little"), len(raw) * 8)

@@ -26,14 +26,23 @@ def text_of(value: Any) -> str:
     return text
 
 
+def why(error: Exception) -> str:
+    """Returns what is wrong with a record, from the error, one of `BAD`, that reading an attribute has raised."""
+    if isinstance(error, KeyError):
+        return f"it lacks the attribute {error.args[0]}"
+    if isinstance(error, TypeError | AttributeError):
+        return "one of its attributes has a value of the wrong type"
+    return f"one of its attributes cannot be used ({error})"
+
+
 def read_object(value: bytes) -> dict[str, Any]:
     """Reads a JSON object. Raises ValueError for anything else."""
     try:
         data = json.loads(value)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from error
+        raise ValueError(f"it is not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise ValueError("not a JSON object")
+        raise ValueError("it is not a JSON object")
     return data
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mesh.etcd import Op, count_op, counted
 from mesh.etcd.ranges import after_prefix
-from mesh.schema.jsonfields import read_object
+from mesh.schema.jsonfields import read_object, why
 from mesh.schema.keys import Keys
 from mesh.schema.records import ModelRecord
 
@@ -59,7 +59,7 @@ class Life:
                 lease=int(data.get("lease", 0)),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"not a life: {error!r}") from error
+            raise ValueError(why(error)) from error
 
     def encode(self) -> bytes:
         """Encodes the record as JSON."""
@@ -123,7 +123,7 @@ class RouterRecord:
             low, high = data["protocol"]
             return cls(str(data["address"]), str(data.get("probe", "")), int(data["workers"]), (int(low), int(high)))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"not a router's record: {error!r}") from error
+            raise ValueError(why(error)) from error
 
     def encode(self) -> bytes:
         """Encodes the record as JSON."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from mesh.options.values import parse_address
 from mesh.schema import copytoken
-from mesh.schema.jsonfields import BAD, integer, read_object, text_of, write_object
+from mesh.schema.jsonfields import BAD, integer, read_object, text_of, why, write_object
 from placement import blame
 from placement.blame import Blame
 from placement.copies import UNLIMITED, CopyLimits
@@ -252,7 +252,7 @@ class ModelRecord:
                 other_mesh=MappingProxyType({k: v for k, v in mesh.items() if k not in cls._KNOWN_MESH}),
             )
         except BAD as error:
-            raise ValueError(f"not a model record: {error}") from error
+            raise ValueError(why(error)) from error
 
     def encode(self) -> bytes:
         """Encodes the record as JSON."""
@@ -368,7 +368,7 @@ class PodRecord:
                 unobserved=text_of(data.get("unobserved", "")),
             )
         except BAD as error:
-            raise ValueError(f"not a pod record: {error!r}") from error
+            raise ValueError(why(error)) from error
 
     def encode(self) -> bytes:
         """Encodes the record as JSON."""
@@ -455,7 +455,7 @@ class CopyRecord:
                 version=text_of(data.get("version", "")),
             )
         except BAD as error:
-            raise ValueError(f"not a copy record: {error!r}") from error
+            raise ValueError(why(error)) from error
 
     def encode(self) -> bytes:
         """Encodes the record as JSON."""
@@ -491,7 +491,7 @@ class Reload:
         try:
             return cls(integer(data["generation"]), text_of(data.get("why", "")))
         except BAD as error:
-            raise ValueError(f"not a reload: {error!r}") from error
+            raise ValueError(why(error)) from error
 
     def encode(self) -> bytes:
         """Encodes the record as JSON."""

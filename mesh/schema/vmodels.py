@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from mesh.schema.jsonfields import BAD, integer, read_object, text_of, write_object
+from mesh.schema.jsonfields import BAD, integer, read_object, text_of, why, write_object
 from placement.vmodels.record import Mirror, VModelMore, VModelRecord
 
 _KNOWN = frozenset({"o", "amid", "tmid", "failed", "mesh"})
@@ -23,7 +23,7 @@ def decode(value: bytes) -> VModelRecord:
     try:
         active, target = text_of(data.get("amid") or ""), text_of(data.get("tmid") or "")
         if not (active or target):
-            raise ValueError("names no model")
+            raise ValueError("both amid and tmid are empty")
         return VModelRecord(
             active=active or target,
             target=target or active,
@@ -33,7 +33,7 @@ def decode(value: bytes) -> VModelRecord:
             other=MappingProxyType({name: one for name, one in data.items() if name not in _KNOWN}),
         )
     except BAD as error:
-        raise ValueError(f"not a vmodel record: {error}") from error
+        raise ValueError(why(error)) from error
 
 
 def encode(record: VModelRecord) -> bytes:

@@ -159,7 +159,7 @@ async def get(
     except TimeoutError as error:
         raise LocationError(f"{url} has not answered within {TIMEOUT:g} s") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise LocationError(f"{url} cannot be reached: {error or type(error).__name__}") from error
+        raise LocationError(f"{url} cannot be reached: {str(error) or 'the connection was lost'}") from error
 
 
 async def body(answer: aiohttp.ClientResponse) -> bytes:

@@ -150,7 +150,7 @@ def restore(
                 with _bar("comparing" if dry_run else "restoring", header.total) as progress:
                     outcome = await restorer.run(file.entries(stream), progress)
             except file.BackupError as error:
-                raise CommandError(f"{source}: {error}", reason="BAD_BACKUP") from error
+                raise CommandError(f"the backup {source} cannot be restored: {error}", reason="BAD_BACKUP") from error
         _tell_restored(header, base, outcome, dry_run=dry_run, as_json=as_json)
         return outcome
 

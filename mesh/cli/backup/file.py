@@ -33,6 +33,10 @@ class BackupError(Exception):
     """The error that a backup is damaged or cannot be used. The text is for the admin."""
 
 
+def _unusable(why: str) -> BackupError:
+    return BackupError(f"{why}: use another backup")
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """The header of a backup."""
@@ -99,18 +103,18 @@ def verify(stream: BinaryIO) -> Header:
         document = _parse(line, number)
         if isinstance(document, dict) and document.get("end") is True:
             if document.get("sha256") != digest.hexdigest():
-                raise BackupError("its checksum does not match: it was changed or damaged")
+                raise _unusable("its checksum does not match, so it was changed or damaged")
             ended = True
             continue
         if ended:
-            raise BackupError(f"line {number} comes after the end of the backup: the file was changed or damaged")
+            raise _unusable(f"line {number} comes after its end, so it was changed or damaged")
         digest.update(line)
         counts[_entry(document, number).kind] += 1
     if not ended:
-        raise BackupError("its end is missing: it was not written to the end, or was truncated")
+        raise _unusable("its end is missing, so it was not written to the end, or was truncated")
     if counts != dict(header.counts):
         found, stated = (", ".join(f"{those[kind]} {kind}" for kind in KINDS) for those in (counts, header.counts))
-        raise BackupError(f"it has {found} records, but its header says {stated}: the backup is damaged")
+        raise _unusable(f"it has {found} records, but its header says {stated}")
     return header
 
 
@@ -127,25 +131,25 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
         with gzip.GzipFile(fileobj=stream, mode="rb") as unzipped:
             while line := unzipped.readline(_MAX_LINE):
                 if not line.endswith(b"\n"):
-                    raise BackupError("a line has no end: it is not a backup of this program, or was truncated")
+                    raise _unusable("a line has no end, so it is not a backup of this program, or was truncated")
                 yield line
     except gzip.BadGzipFile as error:
-        raise BackupError("it is not a backup of this program, or is damaged (not gzip)") from error
+        raise _unusable("it is not gzip, so it is not a backup of this program, or is damaged") from error
     except (EOFError, zlib.error) as error:
-        raise BackupError(f"it is truncated or damaged ({error})") from error
+        raise _unusable(f"it is truncated or damaged ({error})") from error
 
 
 def _header(line: bytes) -> Header:
     document = _parse(line, 1) if line else None
     version = document.get(_MARK) if isinstance(document, dict) else None
     if not isinstance(document, dict) or type(version) is not int:
-        raise BackupError("it is not a backup of this program")
+        raise _unusable("it is not a backup of this program")
     if version != VERSION:
         raise BackupError(f"it has version {version}, but this program knows version {VERSION}: use a newer program")
     try:
         counts = {str(kind): int(count) for kind, count in document["counts"].items()}
         if counts.keys() != set(KINDS):
-            raise BackupError(f"its header counts {', '.join(counts) or 'nothing'}, not {', '.join(KINDS)}")
+            raise _unusable(f"its header counts {', '.join(counts) or 'nothing'}, not {', '.join(KINDS)}")
         return Header(
             base=str(document["base"]),
             revision=int(document["revision"]),
@@ -157,19 +161,19 @@ def _header(line: bytes) -> Header:
             version=version,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BackupError("its header lacks a value, or has one of another type: the backup is damaged") from error
+        raise _unusable("its header lacks a value, or has one of the wrong type") from error
 
 
 def _parse(line: bytes, number: int) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BackupError(f"line {number} is not JSON: it is not a backup of this program, or is damaged") from error
+        raise _unusable(f"line {number} is not JSON, so it is not a backup of this program, or is damaged") from error
 
 
 def _entry(document: Any, number: int) -> BackupEntry:
     if not isinstance(document, list) or len(document) != 3 or document[0] not in KINDS:
-        raise BackupError(f"line {number} is not a record of a known kind: the backup is damaged; use another one")
+        raise _unusable(f"line {number} is not a record of a known kind, so it is damaged")
     kind, name, value = document
     return BackupEntry(kind, _from_json(name, number), _from_json(value, number))
 
@@ -189,4 +193,4 @@ def _from_json(given: Any, number: int) -> bytes:
             return base64.b64decode(given["base64"], validate=True)
     except (ValueError, TypeError):
         pass
-    raise BackupError(f"line {number} has a value that is neither text nor base64: the backup is damaged")
+    raise _unusable(f"line {number} has a value that is neither text nor base64, so it is damaged")
