@@ -80,9 +80,7 @@ def verify(token: bytes, unverified: Unverified, keys: KeySet, algorithms: Seque
             f"the token is signed by {algorithm!r:.20}, which is not accepted: use one of {', '.join(algorithms)}"
         )
     if not keys.named(unverified.key_id):
-        raise UnknownKeyError(
-            f"the token's issuer has no key with the id {unverified.key_id!r:.100}: request a new token"
-        )
+        raise UnknownKeyError(f"the issuer of the token has no key {unverified.key_id!r:.100}: request a new token")
     candidates = keys.candidates(unverified.key_id, algorithm)
     for key in candidates:
         if (payload := _payload(token, key, algorithm)) is not None:

@@ -95,7 +95,7 @@ async def test_a_pod_that_says_not_here_again_and_again_is_given_up(core, carry)
     call = carry()
     assert await play(core, call, *["not_here"] * 20) == ["a"] * MAX_TRIES
     assert call.code is Code.UNAVAILABLE
-    assert "a does not hold it" in call.text
+    assert "a does not hold the model" in call.text
     assert _retry_after(call) == 1.0
 
 

@@ -111,7 +111,7 @@ def test_the_first_of_several_counts():
     ("message", "says"),
     [
         pytest.param(b"\x08\x01", "neither a string nor a message", id="a-number-at-the-path"),
-        pytest.param(b"\x02\x00", "field number 0", id="field-0"),
+        pytest.param(b"\x02\x00", "the number 0", id="field-0"),
         pytest.param(b"\x10" + b"\xff" * 11, "does not end", id="endless-number"),
         pytest.param(b"\x0a\x02\xff\xfe", "utf-8", id="not-text"),
         pytest.param(b"\x11\x00", "beyond", id="cut-64-bit"),

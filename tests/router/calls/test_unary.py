@@ -217,7 +217,7 @@ async def test_a_pod_that_keeps_saying_not_here_after_loads_is_given_up(core):
         (await core.reaches("a", count)).not_here()
     await core.answered(call)
     assert call.code is Code.UNAVAILABLE
-    assert "does not hold it" in call.text
+    assert "does not hold the model" in call.text
 
 
 async def test_a_client_cannot_pretend_that_a_model_is_not_here(core):
