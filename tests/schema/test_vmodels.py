@@ -78,7 +78,7 @@ def test_unknown_attributes_survive_at_both_levels():
 )
 def test_an_invalid_record_is_a_value_error(value):
     """Readers skip a record that raises ValueError. Any other error would end them."""
-    with pytest.raises(ValueError, match="it is not|it lacks|one of its attributes"):
+    with pytest.raises(ValueError, match=r"it is not|it lacks|one of its attributes"):
         vmodels.decode(value)
 
 
