@@ -12,7 +12,7 @@ they are used (`sound`), and callers who want more certainty may ask for that at
 
 Only blobs that no model's folder uses and no pull has picked may be removed, least recently used first. All blobs count
 against the budget, used or not; used ones are never removed to meet it, so a pull that does not fit next to them is
-refused.
+refused. Files that others have made of a model, such as the content of its archive, count like used ones (`made`).
 
 A blob can be used immediately and is written to disk afterwards, so that no model waits for the disk (an fsync takes 2
 ms here, a pull of a small model less than one). Until then it has a temporary name, and the next start of the process
@@ -108,8 +108,8 @@ class CacheStatistics:
     """The current number and bytes of files on disk, and counts of events."""
 
     blobs: int
-    bytes: int
-    used_bytes: int  # of models' folders and pulls, which cannot be removed
+    bytes: int  # including files that others have made of models
+    used_bytes: int  # of models' folders and pulls, and of the files that others have made: these cannot be removed
     hits: int
     misses: int
     evictions: int
@@ -139,6 +139,7 @@ class Cache:
         self._contents: dict[str, Blob] = {}  # by SHA-256
         self._idle: OrderedDict[Blob, None] = OrderedDict()  # removable ones, least recently used first
         self._made_of: dict[str, tuple[Blob, ...]] = {}  # model -> the blobs that it uses, or used last
+        self._made: dict[str, int] = {}  # model -> bytes of the files that others have made of it
         self._bytes = self._used_bytes = 0
         self._coming = 0  # reserved bytes that are not yet on disk
         self._reserved = 0  # reserved bytes that are not yet blobs, on disk or not
@@ -346,12 +347,27 @@ class Cache:
         self._on_change(into, True)
 
     def leave(self, into: str) -> None:
-        """Notes that the model's folder was removed; its blobs are kept while there is room. Call `trim` afterwards."""
+        """Notes that the model's folder was removed, and what others have made of it; its blobs are kept while there is
+        room. Call `trim` afterwards."""
         with self._lock:
+            self._count_made(into, 0)
             for blob in self._made_of.get(into, ()):
                 if into in blob.users:
                     blob.users.discard(into)
                     self._let_go(blob)
+
+    def made(self, into: str, size: int) -> None:
+        """Notes that another program has made files of `size` bytes in all of the model's files. They count against the
+        budget until `leave`, even if they exceed it. Call `trim` afterwards."""
+        with self._lock:
+            self._count_made(into, size)
+
+    def _count_made(self, into: str, size: int) -> None:
+        more = size - self._made.pop(into, 0)
+        if size:
+            self._made[into] = size
+        self._bytes += more
+        self._used_bytes += more
 
     def remembers(self, into: str) -> bool:
         """Returns whether all blobs that the model last used are still in the cache."""

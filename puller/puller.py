@@ -305,6 +305,13 @@ class Puller:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return self._cache.add(path, sha256=sha256, identities=[identity])
 
+    async def made(self, into: str, size: int) -> None:
+        """Counts files of `size` bytes that another program has made of the files in that folder against the budget,
+        until the folder is removed. Removes unused files if the budget is then exceeded."""
+        self._cache.made(into, size)
+        if self._cache.crowded():
+            await self._threads.run(self._cache.trim)
+
     async def remove(self, into: str) -> None:
         """Removes the folder of that name, if it exists. The model server must no longer need the files there.
 

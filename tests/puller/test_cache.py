@@ -286,6 +286,26 @@ def test_what_is_in_use_never_makes_way(cache):
     assert cache.look_up(["idle"], size=300) is not None
 
 
+def test_what_others_make_of_a_model_counts_until_the_model_goes(cache):
+    """Files that another program has made of a model's files, such as the content of an archive, count like the model's
+    own files: unused files make way for them, and a pull that needs their room says what must go."""
+    used, idle = put(cache, "used", b"x" * 300), put(cache, "idle", b"y" * 300)
+    cache.use("model", [used])
+    cache.drop([used, idle])
+    cache.made("model", 200)
+    assert not cache.crowded()
+    cache.made("model", 600)  # in place of the 200
+    assert cache.crowded()
+    cache.trim()
+    assert cache.look_up(["idle"]) is None
+    assert (cache.statistics().bytes, cache.statistics().used_bytes) == (900, 900)
+    with pytest.raises(PullError, match="900 are in use") as caught:
+        cache.room(200)
+    assert (caught.value.short, cache.short(200)) == (100, 100)
+    cache.leave("model")
+    assert (cache.statistics().bytes, cache.statistics().used_bytes) == (300, 0)
+
+
 def test_a_model_is_remembered_until_one_of_its_files_goes(tmp_path):
     """A model is remembered even if its folder is gone. The listener is called when the model is added and when it is
     forgotten."""
@@ -319,6 +339,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="cache-")) / "models"
         self.cache = opened(self.folder, self.BUDGET)
         self.made_of: dict[str, dict[str, bytes]] = {}
+        self.unpacked: dict[str, int] = {}  # bytes that others have made of a model
 
     @staticmethod
     def content(name: str) -> bytes:
@@ -347,6 +368,13 @@ class CacheMachine(RuleBasedStateMachine):
     def leave(self, model: str) -> None:
         self.cache.leave(model)
         self.made_of.pop(model, None)
+        self.unpacked.pop(model, None)
+
+    @rule(model=models, size=st.integers(0, 400))
+    def unpack(self, model: str, size: int) -> None:
+        self.cache.made(model, size)
+        self.cache.trim()
+        self.unpacked[model] = size
 
     @rule()
     def trim(self) -> None:
@@ -356,15 +384,16 @@ class CacheMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         self.cache.disk.close()
         self.cache = opened(self.folder, self.BUDGET)
-        self.made_of = {}
+        self.made_of, self.unpacked = {}, {}
 
     @invariant()
     def holds(self) -> None:
         statistics = self.cache.statistics()
-        assert statistics.bytes <= self.BUDGET
-        assert statistics.leftovers == 0
         in_use = {name: content for model in self.made_of.values() for name, content in model.items()}
-        assert statistics.used_bytes == sum(map(len, in_use.values()))
+        used_bytes = sum(map(len, in_use.values())) + sum(self.unpacked.values())
+        assert statistics.used_bytes == used_bytes
+        assert statistics.bytes <= max(self.BUDGET, used_bytes)
+        assert statistics.leftovers == 0
         for name, content in in_use.items():
             blob = self.cache.look_up([name], size=len(content))
             assert blob is not None, "a file in use is gone"

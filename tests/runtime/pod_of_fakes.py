@@ -150,6 +150,9 @@ class FakeFiles:
         digest, skipped = self.digests.get(source.path, ""), self.skipped.get(source.path, ())
         return Pulled(Path(source.path), size, source.path, source.key, digest=digest, skipped=skipped)
 
+    async def made(self, into: str, size: int) -> None:
+        self.sizes[into] += size
+
     def short(self, needs: int) -> int:
         return 0 if self.budget is None else max(0, sum(self.sizes.values()) + needs - self.budget)
 

@@ -3,6 +3,7 @@ in."""
 
 import os
 import sys
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ async def mesh(etcd_server, tmp_path_factory) -> AsyncIterator[LocalMesh]:
     rest = process.free_port("127.0.0.1")
     root = Path(__file__).resolve().parents[2]
     server = f"env PYTHONPATH={root} {sys.executable} -P -m tests.support.fakeovms --port {{port}} --rest_port {rest}"
-    options = ["--adapter", "ovms", "--capacity", "1GiB", "--server-rest", f"127.0.0.1:{rest}"]
+    options = ["--adapter", "ovms", "--capacity", "1GiB", "--disk-budget", "1MiB", "--server-rest", f"127.0.0.1:{rest}"]
     options += ["--server-command", f"{server} --config_path {{models}}/model_config_list.json"]
     folder = tmp_path_factory.mktemp("mesh")
     async with LocalMesh(folder, etcd_server, pods=1, runtime_options=options) as mesh:
@@ -41,8 +42,13 @@ async def mesh(etcd_server, tmp_path_factory) -> AsyncIterator[LocalMesh]:
 
 async def load(mesh: LocalMesh, number: int) -> modelmesh_pb2.ModelStatusInfo:
     """Registers and loads a model that multiplies by `number` + 1."""
-    info = modelmesh_pb2.ModelInfo(type="openvino_ir", path=(mesh.models / str(number)).as_uri())
-    request = modelmesh_pb2.RegisterModelRequest(modelId=f"by {number + 1}", modelInfo=info, loadNow=True, sync=True)
+    return await load_from(mesh, f"by {number + 1}", mesh.models / str(number))
+
+
+async def load_from(mesh: LocalMesh, model_id: str, path: Path, *, now: bool = True) -> modelmesh_pb2.ModelStatusInfo:
+    """Registers a model, and loads it unless `now` is False."""
+    info = modelmesh_pb2.ModelInfo(type="openvino_ir", path=path.as_uri())
+    request = modelmesh_pb2.RegisterModelRequest(modelId=model_id, modelInfo=info, loadNow=now, sync=now)
     return await mesh.management().registerModel(request, timeout=120)
 
 
@@ -86,3 +92,19 @@ async def test_a_server_that_is_killed_loses_nothing_for_long(mesh: LocalMesh) -
     os.kill(former, 9)
     await until(lambda: server_of(mesh) not in (0, former), timeout=60, why="it is started again")
     assert await times(mesh, 2) == 2.0
+
+
+async def test_unpacked_archives_count_in_the_disk_budget(mesh: LocalMesh) -> None:
+    """Two archives of a few kilobytes unpack to more than the budget together. The next call of another model then
+    evicts the one that was used least recently."""
+    for number in (11, 12):
+        with zipfile.ZipFile(mesh.models / f"{number}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in (("m.xml", XML), ("m.bin", str(number)), ("padding", "0" * 600_000)):
+                archive.writestr(name, content)
+        status = await load_from(mesh, f"by {number}", mesh.models / f"{number}.zip")
+        assert status.status == modelmesh_pb2.ModelStatusInfo.LOADED, status.errors
+        assert await times(mesh, number) == float(number)
+    await load_from(mesh, "by 3", mesh.models / "2", now=False)
+    assert await times(mesh, 3) == 3.0
+    states = {number: (await mesh.status(f"by {number}"))["status"] for number in (11, 12)}
+    assert states == {11: "NOT_LOADED", 12: "LOADED"}

@@ -30,6 +30,7 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
         self.sizes: dict[str, int] = {}  # sizes by path; 1000 for other paths
         self.failures: dict[str, tuple[grpc.StatusCode, str]] = {}  # by path
         self.notes: dict[str, str] = {}  # by path: the note that comes with the model's load
+        self.unpacked: dict[str, int] = {}  # by path: bytes of the files that the load makes of the model's
         self.stuck: set[str] = set()  # paths whose failed loads are reported as stuck
         self.on_device = False  # True if models take device memory and no host memory
         self.in_trailers = True  # whether loads return sizes, as the ONNX server's do, or `modelSize` returns them
@@ -96,7 +97,8 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
             host, device = (0, size) if self.on_device else (size, 0)
             sizes = (("mesh-host-bytes", str(host)), ("mesh-device-bytes", str(device)))
             note = self.notes.get(request.modelPath)
-            context.set_trailing_metadata((*sizes, *((("mesh-note-bin", note.encode()),) if note else ())))
+            disk = (("mesh-disk-bytes", str(self.unpacked.get(request.modelPath, 0))),)
+            context.set_trailing_metadata((*sizes, *disk, *((("mesh-note-bin", note.encode()),) if note else ())))
             return pb.LoadModelResponse(sizeInBytes=size)
         return pb.LoadModelResponse()
 

@@ -200,7 +200,8 @@ class Link:
         return True
 
     def note(self, trailers: Iterable[tuple[str, str | bytes]] | None) -> reported.Trailers:
-        """Notes what an answer of the server reports about its device. Returns the trailers for the agent."""
+        """Notes what an answer of the server reports about its device. Returns the trailers for the agent, also those
+        about the disk."""
         used = reported.used(trailers)
         if used is not None:
             self.device_bytes = used

@@ -27,6 +27,7 @@ from placement.footprint import NOTHING, Footprint
 HOST_BYTES = "mesh-host-bytes"
 DEVICE_BYTES = "mesh-device-bytes"
 DEVICE_TOTAL, DEVICE_USED = "mesh-device-total", "mesh-device-used"
+DISK_BYTES = "mesh-disk-bytes"
 
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
@@ -82,6 +83,7 @@ class Size:
 
     footprint: Footprint
     note: str = ""  # for operators
+    disk_bytes: int = 0  # of the files that the server's side has made of the model's, and keeps on the pod's disk
     growth: Growth | None = None  # of the server's memory during the load, if it was observed
 
 
@@ -142,9 +144,10 @@ class Spi:
             metadata.append((headers.SPI_OPTIMISED, optimised))
         request = pb.LoadModelRequest(modelId=model_id, modelType=model_type, modelPath=path, modelKey=key)
         reply, told = await self._call(self._stub.loadModel, request, timeout=timeout, metadata=metadata)
-        if (size := _told_size(told)) is not None:
-            return replace(size, note=told.get(headers.SPI_NOTE, ""))
-        return Size(Footprint(reply.sizeInBytes)) if reply.sizeInBytes else await self._size(model_id)
+        size = _told_size(told)
+        if size is None:
+            size = Size(Footprint(reply.sizeInBytes)) if reply.sizeInBytes else await self._size(model_id)
+        return replace(size, note=told.get(headers.SPI_NOTE, ""), disk_bytes=_number(told.get(DISK_BYTES)))
 
     async def _size(self, model_id: str) -> Size:
         try:

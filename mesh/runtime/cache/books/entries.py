@@ -74,7 +74,7 @@ class CacheEntry:
         self.size = NOTHING  # its size without the factor, once it is loaded
         self.guessed = False  # that size is a guess, and not to be remembered
         self.least_bytes = 0  # the measured part of a guess
-        self.disk_bytes = 0  # bytes of its files, once they are here
+        self.disk_bytes = 0  # bytes of its files, once they are here, and later also of what was made of them
         self.slot: int | None = None
         self.load_ms = 0
         self.usual_ms = 0  # duration of an earlier load, including pull and waiting; 0: unknown

@@ -37,6 +37,11 @@ class Files:
         """Returns the number of bytes of files in use that must be removed from the disk before `needs` bytes fit."""
         return self._puller.short(needs)
 
+    async def made(self, into: str, size: int) -> None:
+        """Counts files of `size` bytes that the model server's side has made of a model's files, until these are
+        removed."""
+        await self._puller.made(into, size)
+
     @property
     def removing(self) -> bool:
         """True while pulled files are being removed, or are about to be, so that the disk will have more room."""

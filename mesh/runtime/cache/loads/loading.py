@@ -125,6 +125,9 @@ class Loading:
         size = await self._admission.admit(want, entry, pulled, spares=verdict.spares, apart=apart)
         if not isinstance(size, Size):
             return size
+        if size.disk_bytes:
+            entry.disk_bytes += size.disk_bytes
+            await self._files.made(want.model_id, size.disk_bytes)
         if size.note:
             log.warning("model loaded with a note", model=want.model_id, note=size.note)
             entry.reason = f"{entry.reason}; {size.note}" if entry.reason else size.note

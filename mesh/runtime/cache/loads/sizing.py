@@ -5,6 +5,8 @@ stated the size of its last model, gets one load at a time, because only then do
 one model.
 """
 
+from dataclasses import replace
+
 from mesh.runtime.cache.books.account import Account
 from mesh.runtime.cache.books.entries import CacheEntry
 from mesh.runtime.cache.books.ledger import Ledger
@@ -83,4 +85,4 @@ class Sizing:
         entry.guessed = settled.guessed and size.growth is not None
         entry.least_bytes = settled.least_bytes
         log.debug("size settled", model=want.model_id, bytes=settled.bytes, why=settled.why, factor=factor)
-        return Size(Footprint(settled.bytes), size.note, size.growth)
+        return replace(size, footprint=Footprint(settled.bytes))

@@ -9,14 +9,18 @@ folder has a file for each model, which contains the id.
 import asyncio
 import contextlib
 import hashlib
+import os
 import re
 import shutil
+import stat
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from mesh.runtime.relay import reported
 from mesh.statuses import MeshError, Reason
 
 _Filled = TypeVar("_Filled")
@@ -93,6 +97,12 @@ class Folders:
             text = f"the pod cannot prepare the model's folder for the model server: {error.strerror or error}"
             raise MeshError(Reason.LOAD_FAILED, text) from error
 
+    async def reported(self, model_id: str) -> reported.Trailers:
+        """Returns the trailers of a load: the bytes of the files that were unpacked or copied for it, if there are any,
+        which the pod's disk holds in addition to what was pulled."""
+        size = await asyncio.to_thread(_own_bytes, self.of(model_id).files)
+        return ((reported.DISK, str(size)),) if size else ()
+
     def of(self, model_id: str) -> ModelFolders:
         """Returns the folders of a model, whether they exist or not."""
         name = self._named(model_id)
@@ -120,3 +130,18 @@ class Folders:
 
     def _note(self, model_id: str) -> Path:
         return self._root / _IDS / self._named(model_id)
+
+
+def _own_bytes(folder: Path) -> int:
+    """Returns the bytes of the files below a folder that have no other name outside of it. Files that cannot be looked
+    at do not count."""
+    names: Counter[tuple[int, int]] = Counter()
+    found: dict[tuple[int, int], os.stat_result] = {}
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(OSError):
+                info = os.lstat(os.path.join(parent, file))
+                names[info.st_dev, info.st_ino] += 1
+                found[info.st_dev, info.st_ino] = info
+    own = (info for inode, info in found.items() if stat.S_ISREG(info.st_mode) and names[inode] == info.st_nlink)
+    return sum(info.st_size for info in own)

@@ -136,7 +136,7 @@ class MLServer:
             if isinstance(meaning, MeshError):  # otherwise an unload follows
                 await asyncio.to_thread(self._folders.remove, model_id)
             raise meaning from error
-        return pb.LoadModelResponse(), ()
+        return pb.LoadModelResponse(), await self._folders.reported(model_id)
 
     async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
         """Has the server unload a model, and removes its folder. An unknown model is no error."""

@@ -81,7 +81,7 @@ class Ovms:
         if not state.available:
             await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
             raise refusals.cannot_load("OVMS", state.why, request, self._folders.of(model_id), name)
-        return pb.LoadModelResponse(), ()
+        return pb.LoadModelResponse(), await self._folders.reported(model_id)
 
     async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
         """Has the server drop a model with the next change, and removes its folder. An unknown model is no error.

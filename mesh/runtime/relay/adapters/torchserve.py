@@ -128,7 +128,7 @@ class TorchServe:
                 # A model whose process did not start may stay registered.
                 await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
             raise meaning from error
-        return pb.LoadModelResponse(), ()
+        return pb.LoadModelResponse(), await self._folders.reported(model_id)
 
     async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
         """Has the server end the model's process, and removes its folder. An unknown model is no error."""

@@ -85,7 +85,7 @@ class Triton:
             if isinstance(meaning, MeshError):  # otherwise an unload follows
                 await asyncio.to_thread(self._folders.remove, model_id)
             raise meaning from error
-        return pb.LoadModelResponse(), ()
+        return pb.LoadModelResponse(), await self._folders.reported(model_id)
 
     async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
         """Has the server unload a model, waits for a few seconds at most until it is gone, and removes its folder. An

@@ -188,6 +188,23 @@ async def test_copies_make_way_for_the_disk_as_for_memory(pod: FakePod) -> None:
     assert sum(1 for question, _ in pod.victims.questions if question.need.size.host_bytes == 1000) == 3
 
 
+async def test_what_was_unpacked_for_a_copy_makes_way_with_it(pod: FakePod) -> None:
+    """A copy whose files were unpacked holds both on the disk, so that its eviction is enough here, and the other copy
+    stays."""
+    pod.files.budget = 4_000
+    pod.server.unpacked["/a/1000"] = 2_000
+    for model_id in ("a", "b"):
+        assert isinstance(
+            await pod.loads.load(replace(pod.want(model_id, known=False), path=f"/{model_id}/1000")), Loaded
+        )
+        pod.later_ns += 1_000_000_000
+        pod.called(model_id)
+    assert pod.files.sizes == {"a": 3_000, "b": 1_000}
+    assert isinstance(await pod.loads.load(replace(pod.want("c", known=False), path="/c/2000")), Loaded)
+    assert pod.resident == {"b", "c"}
+    assert pod.files.sizes == {"b": 1_000, "c": 2_000}
+
+
 async def test_nothing_goes_from_the_disk_for_a_load_that_loses_its_claim(pod: FakePod) -> None:
     pod.files.budget = 1_000
     await pod.loads.load(replace(pod.want("a", known=False), path="/a/1000"))
