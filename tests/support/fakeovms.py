@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--rest_port", type=int, required=True)
     parser.add_argument("--config_path", type=Path, required=True)
+    parser.add_argument("--file_system_poll_wait_seconds", type=int, default=1)  # it never polls
     given = parser.parse_args()
     models = Models(given.config_path)
     if not given.config_path.is_file():
