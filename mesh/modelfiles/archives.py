@@ -2,9 +2,11 @@
 
 The archive comes from any caller who may register models, so what its headers say is not trusted. Entries are written
 only below the given folder, and only files and folders are: an archive with a link, a device, an absolute path or `..`
-is refused as a whole. Bytes are counted as they are written. If anything goes wrong, the folder is removed.
+is refused as a whole. Bytes are counted as they are written, and lists and headers are read within limits (`packed`).
+If anything goes wrong, the folder is removed.
 """
 
+import errno
 import gzip
 import lzma
 import os
@@ -15,10 +17,12 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
+
+from mesh.modelfiles import packed
 
 _CHUNK = 1 << 20
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
@@ -29,6 +33,10 @@ _DISK_SHARE = 0.5  # of the free space that one archive may fill
 
 class BadArchive(ValueError):
     """An archive that is not unpacked. The text says why."""
+
+
+class CannotWrite(OSError):
+    """An archive whose content the disk does not take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +59,25 @@ class _Entry:
 
 
 def is_archive(path: Path) -> bool:
-    """Returns whether a file is an archive that can be unpacked. Raises OSError."""
-    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    """Returns whether a file is an archive that can be unpacked, or would be within its limits. Raises OSError."""
+    return path.is_file() and (zipfile.is_zipfile(path) or _is_tar(path))
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        with packed.tar(path):
+            return True
+    except packed.TooLong:
+        return True
+    except _DAMAGE:
+        return False
 
 
 def unpack(path: Path, into: Path, limits: ArchiveLimits = LIMITS, *, stop: threading.Event | None = None) -> Path:
     """Unpacks an archive into a new folder, and returns the folder of its content: the only folder in it, or `into`.
 
-    Blocks. Ends early once `stop` is set. Raises BadArchive, and OSError if the disk cannot be read or written.
+    Blocks. Ends early once `stop` is set. Raises BadArchive; CannotWrite if the disk does not take the content; OSError
+    if the archive cannot be read.
     """
     into.mkdir(mode=0o755)
     try:
@@ -68,6 +87,8 @@ def unpack(path: Path, into: Path, limits: ArchiveLimits = LIMITS, *, stop: thre
         shutil.rmtree(into, ignore_errors=True)
         if isinstance(error, _DAMAGE):
             raise BadArchive(f"the archive is damaged ({error}): make it again, or copy it again") from error
+        if isinstance(error, packed.TooLong):
+            raise BadArchive(str(error)) from error
         if isinstance(error, BadArchive | OSError) or not isinstance(error, Exception):
             raise
         # What the libraries raise for encrypted files, rare methods, and headers that they did not expect.
@@ -81,19 +102,22 @@ def unpack(path: Path, into: Path, limits: ArchiveLimits = LIMITS, *, stop: thre
 def _entries(path: Path) -> Iterator[_Entry]:
     """Yields an archive's entries in order. Raises BadArchive for an entry that is neither a file nor a folder."""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with packed.zipped(path) as archive:
             for info in archive.infolist():
                 kind = info.external_attr >> 28  # the type bits of a Unix mode; 0 if the archive's maker has none
                 if info.is_dir():
                     yield _Entry(info.filename, True, None)
                 elif kind not in (0, 0o10):
                     raise _special(info.filename, link=kind == stat.S_IFLNK >> 12)
+                elif info.compress_type == zipfile.ZIP_LZMA:  # which may ask for gigabytes of memory
+                    raise BadArchive(f"the archive uses LZMA for {_shown(info.filename)}: pack it with deflate instead")
                 else:
                     with archive.open(info) as content:
                         yield _Entry(info.filename, False, content)
         return
-    with tarfile.open(path, "r:*") as tar:
+    with packed.tar(path) as (tar, bounded):
         for member in tar:
+            bounded.left = None
             if member.isdir():
                 yield _Entry(member.name, True, None)
             elif not member.isreg():
@@ -103,8 +127,12 @@ def _entries(path: Path) -> Iterator[_Entry]:
                 assert opened is not None  # as it is a regular file
                 with closing(opened) as content:
                     yield _Entry(member.name, False, content)
+            bounded.left = packed.TAR_HEADERS
+        if not packed.ended_well(bounded):
+            raise BadArchive("the archive is damaged (the header of an entry is not valid): make it again, or copy it again")
         # The checksum is behind the last entry. What comes before it counts like a file.
-        yield _Entry("", False, cast(IO[bytes], tar.fileobj))
+        bounded.left = None
+        yield _Entry("", False, cast(IO[bytes], bounded))
 
 
 def _special(name: str, *, link: bool) -> BadArchive:
@@ -135,13 +163,19 @@ class _Unpacking:
                 continue
             target = self._into.joinpath(*parts)
             try:
-                (target if entry.folder else target.parent).mkdir(parents=True, exist_ok=True)
+                with _writing():
+                    (target if entry.folder else target.parent).mkdir(parents=True, exist_ok=True)
                 if entry.content is not None:
                     self._write(target, entry.content)
             except (FileExistsError, IsADirectoryError, NotADirectoryError):
                 raise BadArchive(
                     f"the archive has two entries with the same path: {_shown(entry.name)}; leave one out"
                 ) from None
+            except CannotWrite as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    text = f"the archive holds a path that is too long for the pod's disk: {_shown(entry.name)}"
+                    raise BadArchive(f"{text}; shorten it") from None
+                raise
 
     def _parts(self, name: str) -> list[str]:
         """Returns the elements of an entry's path, and counts the entry. Raises BadArchive."""
@@ -166,8 +200,13 @@ class _Unpacking:
         return parts
 
     def _write(self, target: Path, content: IO[bytes]) -> None:
-        with target.open("xb") as file:
+        with _writing():
+            file = target.open("xb")
+        try:
             self._copy(content, file)
+        finally:
+            with _writing():
+                file.close()
 
     def _copy(self, content: IO[bytes], file: IO[bytes] | None) -> None:
         """Reads an entry to its end, where damage shows, and writes it to a file if there is one."""
@@ -184,7 +223,19 @@ class _Unpacking:
             if self._stop is not None and self._stop.is_set():
                 raise BadArchive("the unpacking was cancelled")
             if file is not None:
-                file.write(chunk)
+                with _writing():
+                    file.write(chunk)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Converts the errors of a disk that does not take what is written, which says nothing about the archive."""
+    try:
+        yield
+    except (FileExistsError, IsADirectoryError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise CannotWrite(*error.args) from error
 
 
 def _shown(name: str) -> str:

@@ -38,6 +38,9 @@ def opened(path: Path, folder: Path, stop: threading.Event) -> Path:
         return archives.unpack(path, folder / "unpacked", stop=stop)
     except archives.BadArchive as error:
         raise bad(str(error)) from error
+    except archives.CannotWrite as error:
+        text = f"{path.name} cannot be unpacked onto the pod's disk: {error.strerror or error}"
+        raise MeshError(Reason.LOAD_FAILED, text) from error
     except OSError as error:
         raise unreadable(path, error) from error
 
