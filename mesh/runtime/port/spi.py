@@ -20,6 +20,10 @@ STUCK = "stuck"
 ANSWERING = 2.0
 """Seconds before an unload's deadline that are reserved for the end of calls and the answer."""
 
+_TEXT = 2048
+"""Bytes of an error's text. gRPC encodes each as up to three. From 8 KiB of metadata on it may report
+RESOURCE_EXHAUSTED in place of the error, and from 16 KiB on it does."""
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -32,12 +36,18 @@ async def answered(context: Context) -> AsyncIterator[None]:
         yield
     except MeshError as error:
         stuck = ((headers.SPI_STUCK, "1"),) if STUCK in error.details else ()
-        await context.abort(_CODES[int(error.reason.code)], error.text, stuck)
+        await context.abort(_CODES[int(error.reason.code)], _sendable(error.text), stuck)
     except grpc.aio.AioRpcError as error:
-        await context.abort(error.code(), error.details() or "")
+        await context.abort(error.code(), _sendable(error.details() or ""))
     except Exception:
         log.exception("SPI call failed in this process's own code")
         await context.abort(_CODES[int(Reason.INTERNAL.code)], "internal error in the pod; its log has the cause")
+
+
+def _sendable(text: str) -> str:
+    """Returns a text as gRPC can send it. Names of files may have bytes that are no UTF-8: if a text contains them, gRPC
+    sends no answer at all."""
+    return text.encode("utf-8", "backslashreplace")[:_TEXT].decode("utf-8", "ignore")
 
 
 def sent(context: Context) -> dict[str, str]:
