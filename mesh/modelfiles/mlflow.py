@@ -30,10 +30,12 @@ def flavours(folder: Path) -> Mapping[str, Mapping[str, Any]]:
         if file.stat().st_size > _MAX_BYTES:
             raise BadDescription(f"{DESCRIPTION} has more than {_MAX_BYTES} bytes")
         described = yaml.safe_load(file.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise BadDescription(f"{DESCRIPTION} is not valid YAML: save the model again") from error
     except OSError as error:
         raise BadDescription(f"{DESCRIPTION} cannot be read: {error.strerror}") from error
+    except BadDescription:
+        raise
+    except Exception as error:  # PyYAML raises many kinds for values that do not fit their tags
+        raise BadDescription(f"{DESCRIPTION} is not valid YAML: save the model again") from error
     found = described.get("flavors") if isinstance(described, dict) else None
     if not isinstance(found, dict) or not found:
         raise BadDescription(f"{DESCRIPTION} names no flavors: save the model again")
@@ -61,9 +63,13 @@ def file_of(folder: Path, model_type: str) -> Path:
     name = found[model_type].get(attribute)
     if not isinstance(name, str) or not name:
         raise BadDescription(f"{DESCRIPTION} does not name the file of the flavor {model_type} ({attribute})")
-    file = (folder / name).resolve()
+    try:
+        file = (folder / name).resolve()
+        there = file.exists()
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL, names that are too long, links in a circle
+        raise BadDescription(f"{DESCRIPTION} names a file by no usable name: {name[:100]!r}") from error
     if not file.is_relative_to(folder.resolve()):
         raise BadDescription(f"{DESCRIPTION} names a file outside of the model's folder: {name!r}")
-    if not file.exists():
+    if not there:
         raise BadDescription(f"{name}, which {DESCRIPTION} names, is missing: copy all files of the model")
     return file

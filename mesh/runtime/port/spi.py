@@ -45,8 +45,8 @@ async def answered(context: Context) -> AsyncIterator[None]:
 
 
 def _sendable(text: str) -> str:
-    """Returns a text as gRPC can send it. Names of files may have bytes that are no UTF-8: if a text contains them, gRPC
-    sends no answer at all."""
+    """Returns a text as gRPC can send it. Names of files may have bytes that are no UTF-8, and gRPC sends no answer at
+    all if a text contains them."""
     return text.encode("utf-8", "backslashreplace")[:_TEXT].decode("utf-8", "ignore")
 
 

@@ -4,18 +4,21 @@ A server wants one file, or one folder. This module finds it by the names that t
 otherwise says which file is missing. It reads only names, and the first and last bytes of files.
 """
 
+import json
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mesh.modelfiles import archives, sniffing, usercode
 from mesh.modelfiles.sniffing import Kind
 from mesh.statuses import MeshError, Reason
 
 _SHOWN = 10  # names of a folder in an error
+_JSON_BYTES = 1 << 20  # of a file that describes a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +104,27 @@ def link(target: Path, name: Path) -> None:
 
 def mirror(folder: Path, name: Path) -> None:
     """Makes a folder with the same files as one that was pulled, for servers that refuse links: the files have second
-    names, or are copied if they are on another file system. Raises OSError."""
-    for parent, _, files in os.walk(folder, followlinks=True):
-        target = name / Path(parent).relative_to(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            source = (Path(parent) / file).resolve()
-            try:
-                os.link(source, target / file)
-            except OSError:
-                shutil.copyfile(source, target / file)
+    names, or are copied if they are on another file system. Raises OSError and MeshError."""
+
+    def put(source: Path, target: Path) -> None:
+        source = source.resolve()
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+
+    _same(folder, name, put)
 
 
 def tree_of_links(folder: Path, name: Path) -> None:
     """Makes a folder with the subfolders of one that was pulled, and with links to its files, so that what a server
     writes beside them does not reach what was pulled. Raises OSError and MeshError."""
+    _same(folder, name, link)
+
+
+def _same(folder: Path, name: Path, put: Callable[[Path, Path], None]) -> None:
+    """Makes a folder with the subfolders of another one, and has `put` make each file of it. Raises OSError and
+    MeshError."""
     left = archives.LIMITS.files
 
     def fill(source: Path, target: Path, depth: int) -> None:
@@ -131,7 +140,7 @@ def tree_of_links(folder: Path, name: Path) -> None:
             if entry.is_dir():
                 fill(entry, target / entry.name, depth + 1)
             else:
-                link(entry, target / entry.name)
+                put(entry, target / entry.name)
 
     fill(folder, name, 1)
 
@@ -146,6 +155,21 @@ def python_code(pulled: Path, name: Path) -> None:
         raise bad(f"the model is {kind.what}, instead of Python code or a folder with {usercode.CODE}")
     name.mkdir()
     link(pulled, name / usercode.CODE)
+
+
+def read_json(file: Path, name: str) -> Any:
+    """Returns the content of a JSON file. `name` is its name in errors. Raises MeshError, also if it has more than a
+    mebibyte."""
+    try:
+        if file.stat().st_size > _JSON_BYTES:
+            raise bad(f"{name} has more than {_JSON_BYTES:,} bytes")
+        return json.loads(file.read_bytes())
+    except OSError as error:
+        raise MeshError(Reason.LOAD_FAILED, f"{name} cannot be read: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise bad(f"{name} is nested too deeply") from error
+    except ValueError as error:
+        raise bad(f"{name} is not valid JSON: {error}") from error
 
 
 def bad(text: str) -> MeshError:

@@ -179,14 +179,14 @@ class MLServer:
 
     def _of_users(self, file: Path, place: ModelFolders) -> dict[str, Any]:
         """Returns the settings that came with a model, with their path made absolute. Raises MeshError."""
-        try:
-            settings = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise contents.bad(f"{SETTINGS} is not valid JSON: {error}") from error
+        settings = contents.read_json(file, SETTINGS)
         if not isinstance(settings, dict) or not isinstance(settings.get("parameters", {}), dict):
             raise contents.bad(f"{SETTINGS} must be a JSON object whose parameters, if any, are an object too")
         parameters = dict(settings.get("parameters", {}))
-        only_data = settings.get("implementation") in _NO_CODE
+        implementation = settings.get("implementation", "")
+        if not isinstance(implementation, str):
+            raise contents.bad(f"implementation in {SETTINGS} must be the name of a class, not {implementation!r:.100}")
+        only_data = implementation in _NO_CODE
         if (uri := parameters.get("uri", "." if only_data else None)) is not None:
             inside = _inside(file.parent, uri)
             contents.link(file.parent, place.files / _MODEL)
@@ -194,10 +194,9 @@ class MLServer:
         for name in _ENVIRONMENTS & parameters.keys():
             self._check_code(f"the Python environment that the model's {SETTINGS} names ({name})")
         if not only_data:
-            named = settings.get("implementation")
             self._check_code(
-                f"the implementation {named} that the model's {SETTINGS} names"
-                if named
+                f"the implementation {implementation} that the model's {SETTINGS} names"
+                if implementation
                 else f"a model whose {SETTINGS} names no implementation"
             )
             self._link_modules(file.parent, place)
@@ -285,13 +284,18 @@ def _find(model_type: str, runtime: Runtime, pulled: Path) -> contents.FoundMode
 
 def _inside(folder: Path, uri: Any) -> Path:
     """Returns the path that settings name, relative to their own folder, in which it must be."""
-    split = urlsplit(uri) if isinstance(uri, str) else None
-    if split is None or split.scheme not in ("", "file") or split.netloc:
-        raise contents.bad(f"parameters.uri in {SETTINGS} must be a path in the model's folder, not {uri!r}")
-    path = (folder / (unquote(split.path) if split.scheme else uri)).resolve()
+    try:
+        split = urlsplit(uri) if isinstance(uri, str) and "\0" not in uri else None
+        if split is None or split.scheme not in ("", "file") or split.netloc:
+            raise ValueError
+        path = (folder / (unquote(split.path) if split.scheme else uri)).resolve()
+        there = path.exists()
+    except (ValueError, OSError, RuntimeError) as error:  # names that are too long, and links that lead to themselves
+        text = f"parameters.uri in {SETTINGS} must be a path in the model's folder, not {uri!r:.200}"
+        raise contents.bad(text) from error
     if not path.is_relative_to(folder.resolve()):
         raise contents.bad(f"parameters.uri in {SETTINGS} leads out of the model's folder: {uri!r}")
-    if not path.exists():
+    if not there:
         raise contents.bad(f"{uri}, which {SETTINGS} names, is missing")
     return path.relative_to(folder.resolve())
 

@@ -1,6 +1,5 @@
 """The schema that may come with a model: the inputs and outputs that it states."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,7 @@ def schema_of(key: dict[str, Any]) -> dict[str, list[Any]]:
     path = key.get("schema_path")
     if not path:
         return {}
-    try:
-        schema = json.loads(Path(str(path)).read_bytes())
-    except OSError as error:
-        raise contents.unreadable(Path(str(path)), error) from error
-    except ValueError as error:
-        raise contents.bad(f"the schema is not valid JSON: {error}") from error
+    schema = contents.read_json(Path(str(path)), "the schema")
     if not isinstance(schema, dict):
         raise contents.bad("the schema is not an object with inputs and outputs")
     return {name: schema[name] for name in ("inputs", "outputs") if isinstance(schema.get(name), list)}

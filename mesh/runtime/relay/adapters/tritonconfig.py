@@ -6,6 +6,7 @@ formats of PyTorch, TensorFlow and TensorRT hold programs that can do more than 
 that is not known to be data only.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -25,7 +26,9 @@ _CODE_FIELDS = {
     "runtime": "names a runtime of its own",
     "model_repository_agents": "names repository agents",
 }
-_CODE_PARAMETERS = frozenset(("CPU_EXTENSION_PATH", "EXECUTION_ENV_PATH"))
+_CODE_PARAMETER = re.compile("path|librar|extension|plugin", re.IGNORECASE)
+"""Parameters that may name a library or an environment: OpenVINO's CPU_EXTENSION_PATH, Python's EXECUTION_ENV_PATH, and
+TRITON_BATCH_STRATEGY_PATH, by which Triton loads a library for models of every backend."""
 _FILES = {"python": "model.py", "onnxruntime": "model.onnx", "pytorch": "model.pt", "tensorrt": "model.plan"}
 """The file that each backend loads from a version's folder, unless the description names another one."""
 
@@ -53,7 +56,9 @@ def read(content: bytes) -> Message:
         raise contents.bad(f"{text}: register the ensemble's models, and call them in turn")
     for value in _strings(config):
         if value.startswith("/") or ".." in PurePosixPath(value).parts:
-            raise contents.bad(f"{CONFIG} names a path that leads out of the model's folder: {value!r}")
+            raise contents.bad(f"{CONFIG} names a path that leads out of the model's folder: {value[:200]!r}")
+        if "\0" in value:
+            raise contents.bad(f"{CONFIG} has a text with a NUL: {value[:200]!r}")
     return config.without("name")
 
 
@@ -74,8 +79,9 @@ def code_in(config: Message, files: Iterable[str]) -> str:
             return f"{does} in {CONFIG}"
     for parameter in config.all("parameters"):
         keys = parameter.all("key") if isinstance(parameter, Message) else []
-        if any(isinstance(key, bytes) and key.decode(errors="replace") in _CODE_PARAMETERS for key in keys):
-            return f"names a library in {CONFIG}"
+        for name in (key.decode(errors="replace") for key in keys if isinstance(key, bytes)):
+            if _CODE_PARAMETER.search(name):
+                return f"may name a library in {CONFIG} (the parameter {name[:100]!r})"
     return ""
 
 

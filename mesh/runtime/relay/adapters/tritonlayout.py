@@ -86,8 +86,8 @@ def _native(schema: dict[str, list[Any]], pulled: Path, read: Path, *, allow_cod
         raise contents.missing("a folder for the model's version, such as 1", pulled)
     wanted = tritonconfig.model_file(config)
     latest = max(versions, key=lambda entry: int(entry.name))
-    if wanted and not (latest / wanted).exists():
-        raise contents.bad(f"the version {latest.name} lacks the file {wanted}, which Triton's backend loads")
+    if wanted and not os.path.exists(latest / wanted):
+        raise contents.bad(f"the version {latest.name} lacks the file {wanted[:255]}, which Triton's backend loads")
     (read / CONFIG).write_text(pbtxt.to_text(tritonconfig.with_schema(config, schema)))
 
 
@@ -143,7 +143,11 @@ def _link(form: Format, model_type: str, source: Path, version: Path) -> None:
         if not (source / wanted).is_file() and form.holds:
             raise contents.missing(f"the file {wanted}", source)
         version.mkdir()
-        contents.link(source, version / form.folder)
+        if (source / wanted).is_file():
+            contents.link(source, version / form.folder)
+        else:
+            contents.tree_of_links(source, version / form.folder)
+            _rename(form, source, version / form.folder)
     else:
         contents.tree_of_links(source, version)
         _rename(form, source, version)
@@ -162,9 +166,10 @@ def _rename(form: Format, source: Path, version: Path) -> None:
     if (version / form.file).exists():
         return
     found = contents.find(source, (form.file,), form.suffixes)
-    (version / found.path.name).rename(version / form.file)
+    there = version / found.path.relative_to(source)
+    there.rename(version / form.file)
     if form.file.endswith(".xml"):  # OpenVINO's weights have the same name
-        weights = version / f"{found.path.stem}.bin"
+        weights = there.with_suffix(".bin")
         if not weights.exists():
             raise contents.missing(f"the file {weights.name}, which belongs to {found.path.name}", source)
         weights.rename(version / "model.bin")

@@ -89,7 +89,13 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         ({"g.pb": b"x"}, "g.pb", "tensorflow", {"1/model.graphdef": "g.pb"}),
         ({"p.py": ""}, "p.py", "triton-python", {"1/model.py": "p.py"}),
         ({"d/x.onnx": ONNX, "d/_schema.json": "{}"}, "d", "onnx", {"1/model.onnx": "d/x.onnx"}),
-        ({"d/x.onnx": ONNX, "d/weights": b""}, "d", "onnx", {"1/model.onnx": "d"}),
+        ({"d/model.onnx": ONNX, "d/weights": b""}, "d", "onnx", {"1/model.onnx": "d"}),
+        (
+            {"d/x.onnx": ONNX, "d/weights": b""},
+            "d",
+            "onnx",
+            {"1/model.onnx/model.onnx": "d/x.onnx", "1/model.onnx/weights": "d/weights"},
+        ),
         ({"d/saved_model.pb": b"", "d/variables/v": b""}, "d", "tensorflow", {"1/model.savedmodel": "d"}),
         ({"d/in/saved_model.pb": b""}, "d", "keras", {"1/model.savedmodel": "d/in"}),
         (
@@ -182,6 +188,7 @@ async def test_a_schema_becomes_inputs_and_outputs(served: Served) -> None:
         ({"m.zip": b"PK\x03\x04 damaged"}, "m.zip", "onnx", "a zip archive, but cannot be read"),
         ({"x": ""}, "x", "sklearn", "models of type sklearn need a folder with config.pbtxt"),
         ({"d/1/weights": ""}, "d", "triton", "no config.pbtxt, and has no file by whose name"),
+        ({"d/a": "", "d/b": ""}, "d", "onnx", r"lacks the model's file \(model.onnx.*has a, b"),
         (
             {"r/config.pbtxt": PYTHON, "r/x": ""},
             "r",
@@ -261,6 +268,14 @@ async def test_a_wrong_schema_is_refused(served: Served, schema: Any, says: str)
             "triton",
         ),
         ({"r/config.pbtxt": 'parameters {key: "CPU_EXTENSION_PATH" value {}}', "r/1/model.xml": ""}, "r", "triton"),
+        (
+            {
+                "r/config.pbtxt": 'backend: "fil" parameters {key: "TRITON_BATCH_STRATEGY_PATH" value {}}',
+                "r/1/x": "",
+            },
+            "r",
+            "triton",
+        ),
         ({"r/config.pbtxt": "max_batch_size: 4", "r/1/model.pt": ""}, "r", "triton"),
         ({"t/1/model.py": ""}, "t", "triton"),
     ],
