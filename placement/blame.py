@@ -38,6 +38,10 @@ KEPT = 16
 DIGESTS = 8
 """Requests kept for each blame."""
 
+UNKNOWN = "?"
+"""The digest of requests that nobody has recorded, as those of a foreign server. It counts as another request at each
+death, and no request is refused because of it."""
+
 _LOOKS = 3  # after the last sample, a pod may take this many times the memory that it took between the last two
 _LITTLE = 0.05  # of all memory
 
@@ -50,12 +54,17 @@ class Blame:
     at_ms: int
     text: str  # for people
     sure: bool = False  # nothing else can have caused it
-    digests: tuple[str, ...] = ()  # of its requests, in hex; none: it was being loaded, or unknown
+    digests: tuple[str, ...] = ()  # of its requests, in hex, or `UNKNOWN`; none: it was being loaded
 
     @property
     def requests(self) -> bool:
         """True if a call caused the death, rather than a load."""
         return bool(self.digests)
+
+    @property
+    def known(self) -> bool:
+        """True if a call caused the death, and its request can be recognised."""
+        return any(digest != UNKNOWN for digest in self.digests)
 
 
 def alive(blames: Iterable[Blame], now_ms: int) -> tuple[Blame, ...]:
@@ -85,7 +94,7 @@ def refused(blames: Iterable[Blame], now_ms: int) -> frozenset[str]:
     return frozenset(
         digest
         for blame in blames
-        if blame.sure and len(blame.digests) == 1 and now_ms - blame.at_ms < REFUSED_MS
+        if blame.sure and blame.known and len(blame.digests) == 1 and now_ms - blame.at_ms < REFUSED_MS
         for digest in blame.digests
     )
 
@@ -103,11 +112,11 @@ def exhausted(left_bytes: int, fallen_bytes: int, whole_bytes: int) -> bool:
 
 
 def _different(blames: Iterable[Blame]) -> int:
-    """Counts the blames that name a request which no earlier one names."""
+    """Counts the blames for requests that no earlier blame names, or that are unknown."""
     seen: set[str] = set()
     count = 0
     for blame in blames:
-        if not seen.issuperset(blame.digests):
+        if not blame.known or not seen.issuperset(blame.digests):
             count += 1
             seen.update(blame.digests)
     return count

@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.blame import EXPIRY_MS, REFUSED_MS, REQUESTS, Blame, alive, exhausted, on_probation, quarantine, refused
+from placement.blame import (
+    EXPIRY_MS,
+    REFUSED_MS,
+    REQUESTS,
+    UNKNOWN,
+    Blame,
+    alive,
+    exhausted,
+    on_probation,
+    quarantine,
+    refused,
+)
 
 NOW = 1_800_000_000_000
 GIB = 1 << 30
@@ -37,6 +48,11 @@ def call(*digests: str, pod: str = "a", ago: int = 0, sure: bool = True) -> Blam
         ),
         pytest.param([call("1", ago=EXPIRY_MS), call("2"), call("3")], False, id="a-request-that-has-expired"),
         pytest.param([load(), call("1")], False, id="a-load-and-a-call"),
+        pytest.param([call(UNKNOWN), call(UNKNOWN)], False, id="two-unknown-requests"),
+        pytest.param([call(UNKNOWN)] * 3, True, id="three-unknown-requests"),
+        pytest.param([call(UNKNOWN, sure=False)] * 3, False, id="three-that-may-be-anothers"),
+        pytest.param([call(UNKNOWN, pod=pod, sure=False) for pod in "aab"], True, id="three-of-two-pods-unknown"),
+        pytest.param([load(), call(UNKNOWN, pod="b")], False, id="a-load-and-an-unknown-request"),
     ],
 )
 def test_what_adds_up_to_a_quarantine(blames, guilty):

@@ -180,6 +180,7 @@ class FakeHistory:
         self.sizes: dict[str, int] = {}
         self.contents: dict[str, str] = {}  # digests of pulled contents that are not the registration's
         self.deaths: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, ...]] = []  # digests of the requests of each death
 
     def first(self, record: ModelRecord, digest: str, took: Took) -> ModelRecord:
         return replace(record, digest=digest, digest_ms=1000)
@@ -202,6 +203,7 @@ class FakeHistory:
         self, model_id: str, revision: int, text: str, *, sure: bool = False, digests: tuple[str, ...] = ()
     ) -> None:
         self.deaths.append((model_id, text))
+        self.requests.append(digests)
 
     async def changed(self, model_id: str, revision: int, digest: str) -> None:
         self.contents[model_id] = digest

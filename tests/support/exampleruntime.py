@@ -10,6 +10,7 @@ board. The last element of a model's path determines what the model does, and th
 | `SIZE_..._..._..._<lie>` | also states a wrong size: `small`, `large`, `zero`, `negative` or `huge` |
 | `FAIL_<text>` | fails its first load with INTERNAL and that text, and is loaded by later ones |
 | `HANG` | is never loaded: its load does not end |
+| `BLOCK` | is never loaded: its load blocks the whole server |
 | `CRASH` | kills the server when it is loaded |
 
 | text of a call | the answer |
@@ -41,6 +42,7 @@ import re
 import signal
 import struct
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,6 +134,8 @@ class ExampleRuntime(modelruntime_pb2_grpc.ModelRuntimeServicer):
             await context.abort(grpc.StatusCode.INTERNAL, what.removeprefix("FAIL_"))
         if what == "HANG":
             await asyncio.Event().wait()
+        if what == "BLOCK":
+            threading.Event().wait()
         if what == "CRASH":
             os.abort()
         await asyncio.sleep(_sizes(what)[1] / 1000)

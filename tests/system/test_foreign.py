@@ -232,6 +232,45 @@ async def test_a_load_that_does_not_end_fails_and_is_unloaded(foreign):
 
 
 @pytest.mark.foreign
+async def test_a_load_that_blocks_the_server_is_blamed_and_no_call(foreign):
+    """A server that does not answer after a load was ended is killed. The model is blamed whose load blocked the
+    server, and not the one whose call was in flight."""
+    async with foreign(*INJECTED, "--load-timeout-ms", "1500", way="child-socket") as it:
+        await it.register("good", now=True)
+        calling = asyncio.ensure_future(it.ask("good", "sleep 60", timeout=100))
+        await until(lambda: it.noted("predict good"), why="the call is in the server")
+        status = await it.register("blocking", "BLOCK", now=True)
+        assert status.status == modelmesh_pb2.ModelStatusInfo.LOADING_FAILED
+        assert "did not answer for 10 s after a load that was ended" in status.errors[0]
+        assert dict((await answered(it, "good")).results) == {"good": "hello"}
+        await asyncio.wait({calling})
+        assert calling.exception() is not None
+        assert (await it.mesh.status("blocking"))["killed"]
+        assert not (await it.mesh.status("good"))["killed"]
+
+
+@pytest.mark.foreign
+async def test_a_model_whose_calls_kill_servers_is_quarantined_after_three(foreign):
+    """The requests of a foreign server are not known. None is named or refused, and each death counts as another
+    request."""
+    async with foreign(way="child-socket") as it:
+        await it.register("killer", now=True)
+        for deaths in (1, 2, 3):
+            await answered(it, "killer")
+            with pytest.raises(grpc.aio.AioRpcError):
+                await it.ask("killer", "crash")
+
+            async def noted(deaths: int = deaths) -> bool:
+                return len((await it.mesh.status("killer"))["killed"]) == deaths
+
+            await until(noted, timeout=20, why="the death is noted")
+            status = await it.mesh.status("killer")
+            assert status["quarantined"] is (deaths == 3)
+            assert all("while it was running this model" in line for line in status["killed"])
+            assert not any("request" in line for line in status["killed"])
+
+
+@pytest.mark.foreign
 async def test_a_model_that_kills_its_server_in_a_load_is_blamed_alone(foreign):
     """A model whose load ends the server is blamed, even though the relay ends as well. The other models come back
     without blame."""

@@ -1,7 +1,8 @@
 """The work that was under way in a model server when it ended, read from the use board, which outlives the server.
 
-For each copy, the board says whether it was loading, running or being freed. For each thread, `atwork` says on which
-copy and request it worked. `placement.suspects` decides which models are suspect.
+For each copy, the board says whether it was loading, running or being freed. For each thread of Mesh's own server,
+`atwork` says on which copy and request it worked; a foreign server's threads are not known. `placement.suspects`
+decides which models are suspect.
 """
 
 from collections.abc import Iterable
@@ -9,14 +10,15 @@ from typing import TypeVar
 
 from mesh.runtime.sharedmemory.atwork import AtWork
 from mesh.runtime.sharedmemory.slot import SlotState, Use
+from placement.blame import UNKNOWN
 from placement.suspects import Work, WorkKind
 
 T = TypeVar("T")
 
 
 def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
-    """Returns the work of each copy that was at work. `held` has the owner, slot and use of each copy in memory. Call
-    this function before the board is reset."""
+    """Returns the work of each copy that was at work in Mesh's own server. `held` has the owner, slot and use of each
+    copy in memory. Call this function before the board is reset."""
     found: list[Work[T]] = []
     unaccounted: list[T] = []  # one more runs than the threads show
     threads = at_work.threads()
@@ -38,9 +40,16 @@ def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
     return found + [Work(whose, WorkKind.RUNNING) for whose in unaccounted]
 
 
+def behind_a_relay(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:
+    """Returns the work of each copy that was at work in a foreign server, from the board of its relay, which shows
+    calls, but neither threads nor requests."""
+    return [
+        Work(one.model, one.doing, digest=UNKNOWN if one.doing is WorkKind.RUNNING else "") for one in working(uses)
+    ]
+
+
 def working(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:
-    """Returns the work of each copy that was at work, from the board alone, for a server whose threads are not
-    recorded."""
+    """Returns the work of each copy that was at work, from the states of the copies alone."""
     return [Work(whose, doing) for whose, use in uses if (doing := _doing(use)) is not None]
 
 

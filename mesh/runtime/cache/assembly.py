@@ -166,6 +166,7 @@ class Cache:
             files=below.files,
             presence=below.presence,
             history=below.history,
+            foreign=account.foreign,
         )
         self.losses = Losses(ledger, self.unloads, below.lost)
         meters.follow_loads(self.admission.queued, self.admission.sizes)

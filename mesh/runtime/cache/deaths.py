@@ -17,6 +17,7 @@ from mesh.runtime.presence.publishing import Presence
 from mesh.runtime.servers.endings import Death
 from mesh.runtime.sharedmemory.atwork import AtWork
 from mesh.telemetry import logs
+from placement.blame import UNKNOWN
 from placement.suspects import suspects as judge
 
 log = logs.get(__name__)
@@ -37,7 +38,9 @@ class Deaths:
         files: Files,
         presence: Presence,
         history: History,
+        foreign: bool = False,
     ) -> None:
+        """Makes the clean-up. `foreign` is True if the servers are behind a relay."""
         self._ledger = ledger
         self._unloads = unloads
         self._space = space
@@ -45,6 +48,7 @@ class Deaths:
         self._files = files
         self._presence = presence
         self._history = history
+        self._foreign = foreign
 
     def happened(self, death: Death, at_work: AtWork) -> None:
         """Cleans up after a death. Call this method while the use board still shows which models were loading and
@@ -65,19 +69,24 @@ class Deaths:
 
     def _accuse(self, death: Death, gone: list[CacheEntry], at_work: AtWork) -> None:
         held = [(one, one.slot, use) for one in gone if one.slot is not None and (use := self._ledger.use(one))]
-        accused = judge(death.cause, suspects.work(held, at_work), thread=death.thread)
+        if self._foreign:
+            work = suspects.behind_a_relay((one, use) for one, _, use in held)
+        else:
+            work = suspects.work(held, at_work)
+        accused = judge(death.cause, work, thread=death.thread)
         for suspect in accused:
             entry, doing = suspect.model, suspect.doing.value
             text = f"the model server {death.how} while it was {doing} this model"
-            if suspect.digests:
-                text += f" (request {', '.join(suspect.digests[:3])})"
+            requests = [digest for digest in suspect.digests if digest != UNKNOWN]
+            if requests:
+                text += f" (request {', '.join(requests[:3])})"
             log.warning(
                 "this model may have killed the model server",
                 model=entry.model_id,
                 doing=doing,
                 sure=suspect.sure,
                 why=suspect.why,
-                requests=",".join(suspect.digests[:10]),
+                requests=",".join(requests[:10]),
             )
             # If another model may be the cause, waiters for this load learn that this pod could not take it.
             entry.suspect = suspect.sure or len(accused) == 1

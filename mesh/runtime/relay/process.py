@@ -144,8 +144,12 @@ async def serve(settings: RelaySettings) -> int:
     if link.ended.done():
         journal.discard()
         await asyncio.sleep(_LAST_WORDS)
-        if silence is not None:
-            silence.mark((*table.copies, *table.going.values()))
+        copies = (*table.copies, *table.going.values())
+        if servicer.blocked:
+            for copy in copies:
+                copy.row.accuse(False)
+        elif silence is not None:
+            silence.mark(copies)
         # At once: tasks that are cancelled would take their work from the use board, which shows it to the agent.
         logging.shutdown()
         sys.stderr.flush()

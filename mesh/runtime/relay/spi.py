@@ -61,6 +61,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         silence: Silence | None = None,
     ) -> None:
         self.ready = asyncio.Event()
+        self.blocked = False  # the server is given up because of a load, and no call is to blame
         self._settings = settings
         self._link = link
         self._table = table
@@ -173,6 +174,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
                 await self._link.holds("", timeout=within)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self.blocked = True
                 self._link.give_up(f"did not answer for {within:.0f} s after a load that was cancelled")
 
     async def _clean_up(self, model_id: str) -> None:
@@ -183,6 +185,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise
+            self.blocked = True
             why = f"did not answer for {_CLEAN_UP:g} s after a load that was ended"
             # After the answer, by which the agent learns which model is to blame.
             asyncio.get_running_loop().call_later(_LAST_WORDS, self._link.give_up, why)

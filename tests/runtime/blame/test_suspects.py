@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mesh.runtime.blame.suspects import work
+from mesh.runtime.blame.suspects import behind_a_relay, work
 from mesh.runtime.sharedmemory.board import Board
 from mesh.runtime.sharedmemory.slot import SlotState as SlotState
 from mesh.runtime.sharedmemory.slot import Use
 from mesh.wire import requestdigest
+from placement.blame import UNKNOWN
 from placement.suspects import Work, WorkKind
 from tests.runtime.pod_of_fakes import FakePod
 
@@ -65,3 +66,19 @@ async def test_who_was_at_work_when_the_server_died(pod: FakePod) -> None:
     pod.board.uses[slot] = Use(SlotState.LOADED, 1, 2, 1, 0, 9, 0, 0)  # a run that no thread has noted
     assert [one.model for one in at_work() if not one.thread] == ["freeing", "idle", "looping"]
     board.close()
+
+
+def test_a_relay_shows_calls_but_no_requests() -> None:
+    """A foreign server has no threads on the board. What the board holds about the event loop is the relay's own, and
+    says nothing about the server."""
+    uses = [
+        ("idle", Use(SlotState.LOADED, 1, 0, 0, 0, 9, 0, 0)),
+        ("running", Use(SlotState.LOADED, 1, 2, 1, 0, 9, 0, 0)),
+        ("loading", Use(SlotState.LOADING, 1, 0, 0, 0, 0, 0, 0)),
+        ("freeing", Use(SlotState.UNLOADING, 1, 0, 0, 0, 9, 0, 0)),
+    ]
+    assert behind_a_relay(uses) == [
+        Work("running", WorkKind.RUNNING, digest=UNKNOWN),
+        Work("loading", WorkKind.LOADING),
+        Work("freeing", WorkKind.FREEING),
+    ]

@@ -5,9 +5,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from mesh.runtime.cache.books.space import Space
+from mesh.runtime.cache.deaths import Deaths
 from mesh.runtime.cache.loads.outcomes import Loaded, Refused
 from mesh.runtime.servers.endings import Death
 from mesh.runtime.sharedmemory.board import Board
+from placement.blame import UNKNOWN
 from placement.suspects import EndCause
 from tests.runtime.pod_of_fakes import FakePod
 from tests.support.waiting import until
@@ -41,6 +44,20 @@ async def test_who_was_at_work_is_named_and_all_is_gone(pod: FakePod, board: Boa
     assert not pod.files.present
     assert pod.ledger.committed.total_bytes == pod.ledger.physical.total_bytes == 0
     assert pod.meters.server_deaths.value == 1
+
+
+@pytest.mark.parametrize("cause", [EndCause.HANG, EndCause.EXIT, EndCause.MEMORY])
+async def test_no_request_of_a_foreign_server_is_named(pod: FakePod, board: Board, cause: EndCause) -> None:
+    """The relay's board shows no requests, so none is blamed: neither in the text nor by a digest."""
+    files, presence, history = pod.files, pod.keys, pod.history
+    deaths = Deaths(
+        pod.ledger, pod.unloads, Space(), pod.meters, files=files, presence=presence, history=history, foreign=True
+    )
+    await pod.fill("idle", "busy", size=100_000)
+    pod.busy("busy")
+    deaths.happened(Death("does not answer", cause), board.at_work)
+    assert history.deaths == [("busy", "the model server does not answer while it was running this model")]
+    assert history.requests == [(UNKNOWN,)]
 
 
 async def test_a_death_from_outside_is_held_against_nobody(pod: FakePod, board: Board) -> None:

@@ -72,6 +72,7 @@ async def test_a_load_that_was_ended_is_unloaded(by: str) -> None:
         await spi._load(pb.LoadModelRequest(modelId="m"))
     assert control.unloads == ["m"]
     assert not link.ended.done()
+    assert not spi.blocked
     await link.close()
 
 
@@ -87,6 +88,7 @@ async def test_a_load_that_is_cancelled_may_have_blocked_the_server(stuck: bool)
     assert within == pytest.approx(11.0, abs=1.0)
     if stuck:
         await until(link.ended.done, why="the server is given up")
+    assert spi.blocked == stuck
     await spi._tasks.close()
     assert link.ended.done() == stuck
     await link.close()
@@ -98,6 +100,7 @@ async def test_a_server_that_is_stuck_in_a_load_counts_as_hung() -> None:
     with pytest.raises(MeshError, match="after a load that was ended") as error:
         await spi._load(pb.LoadModelRequest(modelId="m"))
     assert STUCK in error.value.details
+    assert spi.blocked, "the calls in flight are not to blame"
     assert not link.ended.done()
     await until(link.ended.done, why="the server is given up")
     assert link.ended.result() == HUNG

@@ -103,7 +103,7 @@ class Loading:
         record = verdict.record
         entry.usual_ms = record.load_ms
         entry.generation = record.generation
-        entry.blamed = any(one.requests for one in record.blames)
+        entry.blamed = any(one.known for one in record.blames)
         if record.quarantined:
             return Refused(Reason.QUARANTINED, record.quarantine(want.model_id))
         former = self._ledger.entries.get(want.model_id)
