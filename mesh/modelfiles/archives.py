@@ -129,7 +129,9 @@ def _entries(path: Path) -> Iterator[_Entry]:
                     yield _Entry(member.name, False, content)
             bounded.left = packed.TAR_HEADERS
         if not packed.ended_well(bounded):
-            raise BadArchive("the archive is damaged (the header of an entry is not valid): make it again, or copy it again")
+            raise BadArchive(
+                "the archive is damaged (the header of an entry is not valid): make it again, or copy it again"
+            )
         # The checksum is behind the last entry. What comes before it counts like a file.
         bounded.left = None
         yield _Entry("", False, cast(IO[bytes], bounded))

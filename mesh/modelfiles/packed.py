@@ -81,7 +81,7 @@ class Bounded:
         return True
 
     def close(self) -> None:
-        """Does nothing: whoever opened the file closes it."""
+        """Does nothing: the code that opened the file closes it."""
 
 
 class _XzReader(io.RawIOBase):
