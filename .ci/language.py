@@ -4,7 +4,8 @@
 
 - A function's docstring begins with a verb in the third person (VERBS), a property's or fixture's with a noun phrase or
   such a verb, a class's or module's with a noun phrase. A test's is a sentence that stands alone (not CONTINUING).
-- Words in BANNED (except as names of attributes) and phrases in UNCLEAR, over which readers stumble, do not occur in code, comments, docs and charts.
+- Words in BANNED (except as names of attributes) and phrases in UNCLEAR, over which readers stumble, do not occur in
+  code, comments, docs and charts.
 - A function's docstring does not open with a phrase in OPENINGS, which only repeats the signature.
 - The help of an option begins with a noun phrase or an imperative, and names the unit of a number.
 
