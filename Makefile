@@ -48,7 +48,7 @@ test-stores: $(DEV)  ## tests the puller against versitygw, azurite and fake-gcs
 	@$(RUN) tests.support.programs
 	@$(RUN) pytest tests/stores $(ARGS)
 
-test-clients: $(DEV)  ## tests third-party clients and proxies: Java, Go, Node (built first), nginx, ab, curl (minutes)
+test-clients: $(DEV)  ## tests third-party clients, proxies and gRPC servers: Java, Go, Node (built first), nginx, ab, curl (minutes)
 	@$(RUN) tests.doors.clients
 	@$(RUN) pytest tests/doors -m "" -rs $(ARGS)
 

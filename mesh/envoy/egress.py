@@ -66,6 +66,8 @@ def bootstrap(settings: EgressSettings) -> dict[str, Any]:
 
 
 def _listener(settings: EgressSettings) -> dict[str, Any]:
+    authority = "localhost" if settings.server.startswith("unix:") else settings.server
+    route = {"cluster": _CLUSTER, "timeout": "0s", "host_rewrite_literal": authority}
     manager = {
         "@type": _TYPE + "filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "egress",
@@ -94,7 +96,7 @@ def _listener(settings: EgressSettings) -> dict[str, Any]:
                     "name": "all",
                     "domains": ["*"],
                     "request_headers_to_remove": ["x-forwarded-proto", "x-envoy-external-address", "x-envoy-internal"],
-                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": _CLUSTER, "timeout": "0s"}}],
+                    "routes": [{"match": {"prefix": "/"}, "route": route}],
                 }
             ],
         },

@@ -1,10 +1,11 @@
-"""Client programs that must be compiled or fetched before they can call a mesh. They are kept in `.cache/clients`.
+"""Foreign programs that must be compiled or fetched first: clients of a mesh, and gRPC servers behind its relay. They
+are kept in `.cache/clients`.
 
     python -m tests.doors.clients     (`make test-clients` does it)
 
-The machine's own tools fetch Java's clients from Maven Central, Go's and grpcurl from the module proxy, and Node's from
-npm. Without caches that takes some minutes, so `make test` does not do it: it runs the clients that exist, and says
-which are missing.
+The machine's own tools fetch Java's programs from Maven Central, Go's and grpcurl from the module proxy, and Node's
+from npm. Without caches that takes some minutes, so `make test` does not do it: it runs the programs that exist, and
+says which are missing.
 """
 
 import os
@@ -23,10 +24,10 @@ _GRPCURL = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A client program. `argv` is the command that runs it, to which arguments are appended."""
+    """A client or a server. `argv` is the command that runs it, to which arguments are appended."""
 
     name: str
-    tools: tuple[str, ...]  # programs on PATH that make or run the client
+    tools: tuple[str, ...]  # programs on PATH that make or run it
     argv: tuple[str, ...]
     making: Callable[[Path], None]
 
@@ -44,10 +45,10 @@ class Program:
         """Returns the reason why the program cannot be run, with the way out, or "" if it can be run."""
         absent = [tool for tool in self.tools if shutil.which(tool) is None]
         if absent:
-            return f"the clients in {self.name} need {' and '.join(absent)} on PATH"
+            return f"the programs in {self.name} need {' and '.join(absent)} on PATH"
         if self._done.exists() and self._done.read_text() == self._sum():
             return ""
-        return f"the clients in {self.name} are not built: run `make test-clients`"
+        return f"the programs in {self.name} are not built: run `make test-clients`"
 
     def make(self) -> None:
         """Makes the program. Raises OSError or subprocess.SubprocessError if that fails."""
@@ -64,11 +65,13 @@ def _run(*argv: str, cwd: Path, **environment: str) -> None:
 def _java(folder: Path) -> None:
     shutil.copy(_SOURCES / "java" / "pom.xml", folder)
     _run("mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib", cwd=folder)
-    _run("javac", "-cp", "lib/*", "-d", "classes", str(_SOURCES / "java" / "Calls.java"), cwd=folder)
+    sources = [str(path) for path in (_SOURCES / "java").glob("*.java")]
+    _run("javac", "-cp", "lib/*", "-d", "classes", *sources, cwd=folder)
 
 
 def _go(folder: Path) -> None:
     _run("go", "build", "-o", str(folder / "calls"), ".", cwd=_SOURCES / "go")
+    _run("go", "build", "-o", str(folder / "server"), "./server", cwd=_SOURCES / "go")
 
 
 def _grpcurl(folder: Path) -> None:
@@ -88,6 +91,10 @@ GRPCURL = Program("grpcurl", ("go",), (str(_FOLDER / "grpcurl" / "grpcurl"), "-p
 NODE = Program("node", ("node", "npm"), ("node", str(_FOLDER / "node" / "calls.mjs")), _node)
 NODE_GRPC = Program("node", ("node", "npm"), ("node", str(_FOLDER / "node" / "grpc.mjs")), _node)
 ALL = (JAVA, GO, GRPCURL, NODE)
+
+JAVA_SERVER = Program("java", JAVA.tools, ("java", "-cp", _CLASSES, "Methods"), _java)
+GO_SERVER = Program("go", GO.tools, (str(_FOLDER / "go" / "server"),), _go)
+NODE_SERVER = Program("node", NODE.tools, ("node", str(_FOLDER / "node" / "server.mjs")), _node)
 
 
 def main() -> None:

@@ -56,11 +56,18 @@ class Peer(asyncio.Transport):
         super().__init__()
         self.sent = bytearray()
         self.ended = ""  # "closed" or "aborted"
+        self.paused = False
         self.encoder = hpack.Encoder()
         self.encoder.header_table_size = 0
         self.decoder = hpack.Decoder()
+        self.faults: list[str] = []
         self.connection = Connection(
-            "peer", limit=limit, budget=budget or Budget(64 << 20), policy=pieces or Pieces(), authority=b"peer"
+            "peer",
+            limit=limit,
+            budget=budget or Budget(64 << 20),
+            policy=pieces,
+            authority=b"peer",
+            on_fault=lambda fault: self.faults.append(str(fault)),
         )
         self.connection.connection_made(self)
 
@@ -81,6 +88,17 @@ class Peer(asyncio.Transport):
 
     def abort(self) -> None:
         self.ended = "aborted"
+
+    def pause_reading(self) -> None:
+        assert not self.paused
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        assert self.paused
+        self.paused = False
+
+    def is_closing(self) -> bool:
+        return bool(self.ended)
 
     # --- the server ---
 
@@ -104,8 +122,10 @@ class Peer(asyncio.Transport):
         return self
 
     def send(self, *parts: bytes) -> None:
-        """Sends bytes in one read."""
+        """Sends bytes, which the client takes at once."""
         self.connection.data_received(b"".join(parts))
+        while self.paused and not self.ended:
+            self.connection._turn()
 
     def call(
         self, message: bytes = b"m", *, sink: Sink | None = None, headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -117,9 +137,16 @@ class Peer(asyncio.Transport):
         return sink, exchange
 
     def headers(self, stream: int, fields: Any = HEAD, *, ends: bool = False) -> bytes:
-        """Returns a HEADERS frame."""
-        flags = frames.END_HEADERS | (frames.END_STREAM if ends else 0)
-        return frames.frame(frames.HEADERS, flags, stream, self.encoder.encode(fields, huffman=True))
+        """Returns a HEADERS frame, and what continues it."""
+        block = self.encoder.encode(fields, huffman=True)
+        parts = [block[at : at + frames.SIZE] for at in range(0, len(block), frames.SIZE)]
+        made = [
+            frames.frame(frames.CONTINUATION if at else frames.HEADERS, 0 if at else ends, stream, part)
+            for at, part in enumerate(parts[:-1])
+        ]
+        flags = frames.END_HEADERS | (ends if len(parts) == 1 else 0)
+        kind = frames.HEADERS if len(parts) == 1 else frames.CONTINUATION
+        return b"".join((*made, frames.frame(kind, flags, stream, parts[-1])))
 
     def data(self, stream: int, content: bytes) -> bytes:
         """Returns DATA frames of the content."""

@@ -7,9 +7,10 @@ other egress.
 """
 
 import asyncio
+from weakref import WeakSet
 
 from mesh.options.values import parse_address
-from mesh.runtime.relay.egress import Answer, Egress, Outgoing
+from mesh.runtime.relay.egress import SERVER, Answer, Egress, Outgoing
 from mesh.telemetry import logs
 from mesh.wire import metadata
 from mesh.wire.budget import Budget
@@ -25,7 +26,7 @@ log = logs.get(__name__)
 
 _CONNECTING = 5.0  # seconds for a connection and the server's settings
 _PAUSES = (0.05, 5.0)  # seconds between attempts to connect: at first, and at most
-_BROKEN = 60.0  # seconds until the next attempt if the server does not speak HTTP/2 as it should
+_BROKEN = 60.0  # seconds until the next attempt once the server has broken the protocol
 
 
 class DirectEgress:
@@ -39,8 +40,9 @@ class DirectEgress:
         self._server = server
         self._max_message = max_message
         self._budget = budget
-        self._pieces = Pieces().below(max_message) if other.takes_pieces else Pieces(above=max_message)
-        self._connection: Connection | None = None
+        self._pieces = Pieces().below(max_message) if other.takes_pieces else None
+        self._connection: Connection | None = None  # for new calls
+        self._connections: WeakSet[Connection] = WeakSet()  # this one, and former ones that finish their calls
         self._connecting: asyncio.Task[None] | None = None
         self._not_before = 0.0
         self._pause = _PAUSES[0]
@@ -127,8 +129,8 @@ class DirectEgress:
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
-        if self._connection is not None:
-            self._connection.close()
+        for connection in tuple(self._connections):
+            connection.close()
         await self._other.close()
 
     # --- the connection ---
@@ -149,32 +151,43 @@ class DirectEgress:
     async def _connected(self) -> None:
         """Connects once. If that fails, calls go through the other egress, and a later call tries again."""
         made: Connection | None = None
+        self._not_before = self._loop.time() + self._pause  # also after a success, as the server may hang up at once
+        self._pause = min(2 * self._pause, _PAUSES[1])
         try:
             async with asyncio.timeout(_CONNECTING):
                 made = await self._opened()
                 await made.ready
-        except ProtocolError:  # the connection has logged what the server did
-            self._not_before = self._loop.time() + _BROKEN
-        except (OSError, TimeoutError) as error:
-            self._not_before = self._loop.time() + self._pause
-            self._pause = min(2 * self._pause, _PAUSES[1])
+            self._connections.add(made)
+            self._connection, made = made, None
+            self._pause = _PAUSES[0]
+        except (ProtocolError, OSError, TimeoutError) as error:
             log.debug("no connection for calls of one message", server=self._server, why=str(error))
+        finally:
             if made is not None:
                 made.transport.abort()
-        else:
-            self._connection = made  # the former one closes itself when its calls have ended
-            self._pause = _PAUSES[0]
+
+    def _broken(self, fault: ProtocolError) -> None:
+        """Has calls go through the other egress for a while, because the server would break the protocol again."""
+        self._not_before = self._loop.time() + _BROKEN
+        log.warning(
+            "the model server violates HTTP/2: calls of one message go through the egress for a while",
+            server=self._server,
+            why=str(fault),
+            code=fault.code.name,
+            seconds=_BROKEN,
+        )
 
     async def _opened(self) -> Connection:
         path = self._server.removeprefix("unix:") if self._server.startswith("unix:") else None
 
         def make() -> Connection:
             return Connection(
-                self._server,
+                SERVER,
                 limit=self._max_message,
                 budget=self._budget,
                 policy=self._pieces,
                 authority=b"localhost" if path is not None else self._server.encode(),
+                on_fault=self._broken,
             )
 
         if path is not None:

@@ -14,6 +14,9 @@ from mesh.wire.call import Header, Headers
 from mesh.wire.client import Exchange, ReplyStream, Sink
 from mesh.wire.reply import Lost, Reply
 
+SERVER = "the model server"
+"""The server's name in texts that callers see: its address may be a path on the pod's disk."""
+
 
 class Answer(Protocol):
     """An answer that is read message by message."""

@@ -22,15 +22,20 @@ TABLE_SIZE = 0
 MAX_BYTES = 64 * 1024
 """Bytes of the largest list of headers that is accepted."""
 
+ENTRY = 32
+"""Bytes that each header counts in a list, beyond those of its name and its value."""
+
 _METHOD = re.compile(rb"/[\x21-\x7e]*")
 _VALUE = re.compile(rb"[\x21-\x7e]+")
 _PLAIN = bytes(range(0x20, 0x7F))
 _MAX_KEPT = 4096
-_MAX_FIELD = 256  # bytes of a field that is kept
+_MAX_FIELD = 256  # bytes of a method or a field that is kept
+_MAX_PAIRS = 64  # metadata of a block whose meaning is kept: two bytes of a block can mean a pair
 
 _POST, _HTTP = b"\x83", b"\x86"  # complete entries 3 and 6 of the static table (Appendix A)
 _PATH, _AUTHORITY, _CONTENT_TYPE = b"\x04", b"\x01", b"\x0f\x10"  # names 4, 1 and 31 of it, each before a value
 _NEW = b"\x00"  # before a name and a value
+_RESIZED = b"\x20\x20\x20"  # more changes of the table's size, which has to remain 0, than a block may begin with
 
 
 @dataclass(slots=True)
@@ -75,18 +80,26 @@ class Encoder:
                 *(_CONTENT_TYPE, _text(b"application/grpc"), _NEW, _text(b"te"), _text(b"trailers")),
             )
         )
-        if len(self._methods) < _MAX_KEPT:
+        if len(method) <= _MAX_FIELD:
+            if len(self._methods) >= _MAX_KEPT:
+                self._methods.clear()
             self._methods[method] = made
         return made
 
     def _field(self, header: call.Header) -> bytes:
         name, value = header
         made = _NEW + _text(name) + _text(value) if metadata.encode_headers((header,)) else b""
-        if len(made) <= _MAX_FIELD:
+        if len(name) + len(value) <= _MAX_FIELD:
             if len(self._fields) >= _MAX_KEPT:
                 self._fields.clear()
             self._fields[header] = made
         return made
+
+
+def size(block: bytes) -> int:
+    """Returns the size of a request's list of headers, in bytes, as servers limit it (RFC 9113, 6.5.2)."""
+    pairs = hpack.Decoder(max_header_list_size=1 << 30).decode(block, raw=True)
+    return sum(len(name) + len(value) + ENTRY for name, value in pairs)
 
 
 class Decoder:
@@ -98,17 +111,24 @@ class Decoder:
         self._decoder.max_allowed_table_size = TABLE_SIZE
         self._decoder.header_table_size = TABLE_SIZE
 
-    def fields(self, block: bytes) -> Fields:
-        """Returns the fields of a block, which may be shared: do not change them. Raises ProtocolError."""
+    def fields(self, block: bytes) -> Fields | None:
+        """Returns the fields of a block, which may be shared: do not change them. Returns None if they have more than
+        `MAX_BYTES`; the next block can be read all the same. Raises ProtocolError."""
         known = self._memo.get(block)
         if known is not None:
             self._memo.missed = 0
             return known
+        if len(block) > MAX_BYTES:
+            return None
         try:
+            if block.startswith(_RESIZED):
+                raise hpack.HPACKDecodingError("the size of the table is changed again and again")
             read = _fields(self._decoder.decode(block, raw=True))
+        except hpack.OversizedHeaderListError:
+            return None
         except hpack.HPACKError as error:
             raise ProtocolError(f"headers cannot be decoded: {error}", Code.COMPRESSION_ERROR) from error
-        if self._memo.worth(block):
+        if len(read.metadata) <= _MAX_PAIRS and self._memo.worth(block):
             self._memo.keep(block, read)
         return read
 

@@ -2,13 +2,14 @@
 
 The connection begins with the settings of both ends, and is `usable` once the server's have arrived. `post` sends a
 call at once, or returns None if the server takes no more calls, or not all of the call's bytes may wait here. A server
-that breaks the protocol loses the connection, with a log line that says what it did; so no state has to be repaired.
+that breaks the protocol loses the connection; so no state has to be repaired.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from mesh.telemetry import logs
+from mesh import statuses
 from mesh.wire import budget as budgets
 from mesh.wire import call, exchange, pieces
 from mesh.wire import reply as replies
@@ -16,15 +17,17 @@ from mesh.wire.http2 import blocks, frames
 from mesh.wire.http2.frames import Code, ProtocolError, Setting
 from mesh.wire.http2.stream import WINDOW, Stream
 
-log = logs.get(__name__)
-
 _FRAME = 64 * 1024  # bytes of the longest frame that the server may send
 _CONNECTION = 16 << 20  # bytes that the server may send on all streams before the client has read them
 _MAX_UNSENT = 8 << 20  # bytes of requests that wait for the server's windows
 _MAX_STREAM = frames.MAX_STREAM - 1
 _SOON = 0.002  # seconds in which the end of a reply usually follows its only message, if it comes in another read
 _MAX_WRITTEN = 1 << 20  # bytes that the server has not read above which it gets no more calls
+_OWN = 10  # headers of a request beyond its metadata, with some bytes that the block has only as numbers
 _MAX_FLUSH = 1000  # answers to PING and SETTINGS while the server reads nothing
+_MAX_FRAMES = 1000  # that are taken before other work gets its turn: 4 ms of tiny ones ...
+_MAX_BYTES = 128 * 1024  # ... and their bytes: 20 ms of headers in Huffman codes
+_MAX_BLOCK = 1 << 20  # bytes of headers that are read to their end, so that only their call fails if they are too many
 
 _SETTINGS = {
     Setting.HEADER_TABLE_SIZE: blocks.TABLE_SIZE,
@@ -61,30 +64,43 @@ class Connection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(
-        self, address: str, *, limit: int, budget: budgets.Budget, policy: pieces.Pieces, authority: bytes
+        self,
+        name: str,
+        *,
+        limit: int,
+        budget: budgets.Budget,
+        policy: pieces.Pieces | None,
+        authority: bytes,
+        on_fault: Callable[[ProtocolError], None],
     ) -> None:
-        """Makes a connection. `limit` is the size of the largest message that is held whole, in bytes; `budget` counts
-        the bytes of replies."""
-        self.address = address
+        """Makes a connection. `name` stands for the server in texts, which callers may see. `limit` is the size of the
+        largest message that is held whole, in bytes; `budget` counts the bytes of replies. Without a `policy`, no
+        message is taken in pieces. `on_fault` learns how the server has broken the protocol."""
+        self.name = name
         self.limit = limit
         self.budget = budget
         self.pieces = policy
+        self._on_fault = on_fault
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._encoder = blocks.Encoder(authority)
         self._decoder = blocks.Decoder()
         self._streams: dict[int, Stream] = {}
         self._next = 1
         self._calls = 0
-        self._rest = b""  # the beginning of an incomplete frame
+        self._rest = b""  # what was read and not taken, such as the beginning of an incomplete frame
+        self._crowded = False  # whole frames are among it
         self._block: tuple[int, bool, bytearray] | None = None  # stream, whether it ends, and headers to be continued
         self._leaving = False  # the server takes no new calls, or none are possible
         self._lost = False
         self._stalled = False  # the server does not take what is written
         self._flushed = 0  # answers written while it does not
+        self._answers: list[bytes] = []  # to be written at the end of this turn
         self._window = frames.WINDOW  # bytes that the server takes on all streams
         self._initial = frames.WINDOW  # bytes that it takes on a new stream
+        self._moved = False  # a window has changed in the current read
         self._frame = frames.SIZE  # bytes of the longest frame that it takes
         self._most = _MAX_STREAM  # streams that it takes at once
+        self._headers = frames.MAX_WINDOW  # bytes of the largest list of headers that it takes
         self._unsent = 0
         self._waiting: dict[int, Stream] = {}  # streams with bytes that wait for a window, in order
         self._may_come = frames.WINDOW  # bytes that the server may still send
@@ -100,7 +116,7 @@ class Connection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """True if calls can be sent, as far as this end knows."""
-        return self.ready.done() and not self._stalled and not self.ended
+        return self.ready.done() and not self._stalled and not self.ended and not self.transport.is_closing()
 
     def post(
         self,
@@ -114,8 +130,11 @@ class Connection(asyncio.Protocol):
     ) -> exchange.Exchange | None:
         """Sends a request of one message; `sink` gets the outcome later, never from within this method. Returns None,
         and sends nothing, if this connection cannot take the call now. Raises ValueError for a `method`, `timeout` or
-        `encoding` that is not valid."""
+        `encoding` that is not valid, and MeshError if the server takes no such large headers: some servers would end
+        the connection."""
         block = self._encoder.block(method, headers, timeout=timeout, encoding=encoding)
+        if len(block) + blocks.ENTRY * (len(headers) + _OWN) > self._headers:  # or it is not worth counting
+            self._check(blocks.size(block))
         size = len(frame)
         waits = size > self._window or size > self._initial or bool(self._waiting)
         if (
@@ -131,7 +150,7 @@ class Connection(asyncio.Protocol):
         if self._next > _MAX_STREAM:
             self._leaving = True
         owner = exchange.Exchange(_LINE, sink, (), True)
-        stream = Stream(self, owner, number, self._initial)
+        stream = Stream(self, owner, number)
         self._streams[number] = stream
         begin = frames.frame(frames.HEADERS, frames.END_HEADERS, number, block)
         if waits:
@@ -150,13 +169,22 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Ends the connection; calls in flight are lost."""
-        if not self._lost:
-            self.transport.write(frames.goodbye(Code.NO_ERROR))
-            self.transport.close()
+        self._leaving = True
+        if not self.transport.is_closing():
+            self._part(frames.goodbye(Code.NO_ERROR))
 
     def statistics(self) -> ConnectionStatistics:
         """Returns the current state."""
         return ConnectionStatistics(len(self._streams), self._calls, self._unsent, self.usable)
+
+    def _check(self, size: int) -> None:
+        """Raises MeshError if the server does not take headers of this size."""
+        if size > self._headers:
+            text = (
+                f"the call has {size} bytes of headers, and {self.name} takes at most {self._headers}: send fewer or "
+                "shorter ones"
+            )
+            raise statuses.MeshError(statuses.Reason.TOO_LARGE, text, details={"limit_bytes": str(self._headers)})
 
     # --- for streams ---
 
@@ -165,15 +193,14 @@ class Connection(asyncio.Protocol):
         if self._streams.pop(stream.number, None) is None:
             return
         self._forget(stream)
-        if code is not None and not self._lost:
-            self.transport.write(frames.reset(stream.number, code))
-        if self._leaving and not self._streams and not self._lost:
+        if code is not None:
+            self._write(frames.reset(stream.number, code))
+        if self._leaving and not self._streams:
             self.close()
 
     def grant(self, stream: Stream, more: int) -> None:
         """Lets the server send more bytes on a stream."""
-        if not self._lost:
-            self.transport.write(frames.window_update(stream.number, more))
+        self._write(frames.window_update(stream.number, more))
 
     # --- callbacks of the transport ---
 
@@ -187,19 +214,46 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Takes the frames of one read."""
+        self._rest = self._rest + data if self._rest else data
+        self._turn()
+
+    def _turn(self) -> None:
+        """Takes the frames that have been read. If they are very many, takes some, and the others after other work of
+        this process: the event loop reads on while a server sends fast enough, and would do nothing else for seconds.
+        """
         if self._lost:
             return
-        if self._rest:
-            data = self._rest + data
         try:
-            at = self._read(data)
+            crowded = self._read()
         except ProtocolError as error:
             self._break(error)
             return
-        self._rest = data[at:]
+        if crowded != self._crowded and not self.transport.is_closing():
+            self._crowded = crowded
+            if crowded:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+        if crowded:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        if self._answers:
+            answers, self._answers = self._answers, []
+            self._write(b"".join(answers))
+        if self._moved:
+            self._moved = False
+            self._pump()
         if self._messages:
             waiting, self._messages = self._messages, []
             asyncio.get_running_loop().call_later(_SOON, self._begin, waiting)
+
+    def _next_turn(self) -> None:
+        """Takes more frames. After an error, nothing would ever read the rest, so the connection ends, as it does if
+        `data_received` fails."""
+        try:
+            self._turn()
+        except Exception:
+            self.transport.abort()
+            raise
 
     def eof_received(self) -> bool:
         """Treats the connection as ended, because the server will send no more answers."""
@@ -208,7 +262,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Notifies all calls in flight of the end."""
-        self._lose("the server closed the connection" if exc is None else f"the connection broke: {exc}")
+        why = f"{self.name} closed the connection" if exc is None else f"connection to {self.name} broke: {exc}"
+        self._lose(why)
 
     def pause_writing(self) -> None:
         """Takes no more calls: the server does not read."""
@@ -222,12 +277,19 @@ class Connection(asyncio.Protocol):
 
     # --- frames ---
 
-    def _read(self, data: bytes) -> int:
-        """Takes all complete frames. Returns the offset of the first incomplete one. Raises ProtocolError."""
-        at, end = 0, len(data)
+    def _read(self) -> bool:
+        """Takes complete frames, as many as one turn allows. Returns whether it has left some. Raises ProtocolError."""
+        data = self._rest
+        at, end, count = 0, len(data), 0
         while end - at >= frames.HEAD:
+            if count >= _MAX_FRAMES or at >= _MAX_BYTES:
+                self._rest = data[at:]
+                return True
+            count += 1
             upper, lowest, kind, flags, number = frames.head_of(data, at)
             size = upper << 8 | lowest
+            if not self.ready.done() and kind != frames.SETTINGS:
+                raise ProtocolError("the first frame is not SETTINGS: it does not speak HTTP/2")
             if size > _FRAME:
                 raise ProtocolError(
                     f"a frame has {size} bytes, more than the {_FRAME} that are allowed", Code.FRAME_SIZE_ERROR
@@ -240,8 +302,6 @@ class Connection(asyncio.Protocol):
             number &= frames.MAX_STREAM
             if self._block is not None and kind != frames.CONTINUATION:
                 raise ProtocolError("headers are interrupted by another frame")
-            if not self.ready.done() and kind != frames.SETTINGS:
-                raise ProtocolError("the first frame is not SETTINGS: it does not speak HTTP/2")
             content = data[begin:after]
             if kind == frames.DATA:
                 self._on_data(number, flags, content)
@@ -250,7 +310,8 @@ class Connection(asyncio.Protocol):
             elif kind in _STEERING:
                 _STEERING[kind](self, number, flags, content)
             # PRIORITY, and frames of extensions, have no meaning here (5.5)
-        return at
+        self._rest = data[at:]
+        return False
 
     def _on_data(self, number: int, flags: int, content: bytes) -> None:
         size = len(content)
@@ -258,7 +319,7 @@ class Connection(asyncio.Protocol):
         if self._may_come < 0:
             raise ProtocolError("it sends more than it may", Code.FLOW_CONTROL_ERROR)
         if self._may_come < _CONNECTION // 2:
-            self.transport.write(frames.window_update(0, _CONNECTION - self._may_come))
+            self._write(frames.window_update(0, _CONNECTION - self._may_come))
             self._may_come = _CONNECTION
         stream = self._streams.get(number)
         if stream is None:
@@ -284,17 +345,18 @@ class Connection(asyncio.Protocol):
             raise ProtocolError("headers are continued that have not begun")
         _, ends, block = self._block
         block += content
-        if len(block) > blocks.MAX_BYTES or not (content or flags & frames.END_HEADERS):
-            raise ProtocolError(f"headers have more than {blocks.MAX_BYTES} bytes", Code.ENHANCE_YOUR_CALM)
+        if len(block) > _MAX_BLOCK or not (content or flags & frames.END_HEADERS):
+            raise ProtocolError("headers do not end", Code.ENHANCE_YOUR_CALM)
         if flags & frames.END_HEADERS:
             self._block = None
             self._on_block(number, bytes(block), ends=ends)
 
     def _on_block(self, number: int, block: bytes, *, ends: bool) -> None:
-        fields = self._decoder.fields(block)
         stream = self._streams.get(number)
         if stream is None:
             self._known(number)
+        elif (fields := self._decoder.fields(block)) is None:
+            stream.too_many_headers()
         else:
             stream.fields(fields, ends=ends)
 
@@ -311,17 +373,17 @@ class Connection(asyncio.Protocol):
             return
         for name, value in frames.read_settings(content):
             if name == Setting.INITIAL_WINDOW_SIZE:
-                more, self._initial = value - self._initial, value
-                for stream in self._streams.values():
-                    stream.room += more
+                self._initial = value
+                self._moved = True
             elif name == Setting.MAX_FRAME_SIZE:
                 self._frame = min(value, _FRAME)
             elif name == Setting.MAX_CONCURRENT_STREAMS:
                 self._most = value
+            elif name == Setting.MAX_HEADER_LIST_SIZE:
+                self._headers = value
         self._flush(frames.frame(frames.SETTINGS, frames.ACK, 0))
         if not self.ready.done():
             self.ready.set_result(None)
-        self._pump()
 
     def _on_ping(self, number: int, flags: int, content: bytes) -> None:
         if len(content) != 8:
@@ -332,11 +394,10 @@ class Connection(asyncio.Protocol):
     def _on_goaway(self, number: int, flags: int, content: bytes) -> None:
         last = frames.number(content)
         self._leaving = True
-        why = f"the server ends the connection: {frames.named(frames.number(content, 4))}"
+        why = f"{self.name} ends the connection: {frames.named(frames.number(content, 4))}"
         for stream in [one for one in self._streams.values() if one.number > last]:
-            self.leave(stream, None)
-            stream.lost(replies.Lost(replies.LostKind.UNSENT, why, self.address))
-        if not self._streams and not self._lost:
+            stream.lost(replies.Lost(replies.LostKind.UNSENT, why))
+        if not self._streams:
             self.close()
 
     def _on_window_update(self, number: int, flags: int, content: bytes) -> None:
@@ -345,12 +406,11 @@ class Connection(asyncio.Protocol):
             self._window += more
             if not more or self._window > frames.MAX_WINDOW:
                 raise ProtocolError("a window is out of bounds", Code.FLOW_CONTROL_ERROR)
-        elif (stream := self._streams.get(number)) is not None:
-            stream.room += more
-            if not more or stream.room > frames.MAX_WINDOW:
+        elif (stream := self._waiting.get(number)) is not None:
+            stream.more_room += more
+            if not more or self._initial + stream.more_room > frames.MAX_WINDOW:
                 raise ProtocolError("a window is out of bounds", Code.FLOW_CONTROL_ERROR)
-        if self._waiting:
-            self._pump()
+        self._moved = True
 
     def _on_push(self, number: int, flags: int, content: bytes) -> None:
         raise ProtocolError("it pushes a reply, which is not allowed")
@@ -369,12 +429,12 @@ class Connection(asyncio.Protocol):
                 return
             rest = stream.unsent
             assert rest is not None
-            count = min(len(rest), self._window, stream.room)
+            count = min(len(rest), self._window, self._initial + stream.more_room)
             if count <= 0:
                 continue
             self._window -= count
             self._unsent -= count
-            stream.room -= count
+            stream.more_room -= count
             ends = count == len(rest)
             self.transport.writelines(self._data(stream.number, rest[:count], ends=ends))
             if ends:
@@ -395,14 +455,20 @@ class Connection(asyncio.Protocol):
         ]
 
     def _flush(self, answer: bytes) -> None:
-        """Sends an answer to a frame that steers. A server that keeps asking and does not read loses the connection."""
+        """Sends an answer to a frame that steers, at the end of this turn. A server that keeps asking and does not read
+        loses the connection."""
         if self._stalled:
             self._flushed += 1
             if self._flushed > _MAX_FLUSH:
                 raise ProtocolError(
                     "it keeps sending frames that need an answer, but does not read the answers", Code.ENHANCE_YOUR_CALM
                 )
-        self.transport.write(answer)
+        self._answers.append(answer)
+
+    def _write(self, frame: bytes) -> None:
+        """Sends a frame, unless the connection is ending."""
+        if not self.transport.is_closing():
+            self.transport.write(frame)
 
     # --- ends ---
 
@@ -418,10 +484,14 @@ class Connection(asyncio.Protocol):
 
     def _break(self, error: ProtocolError) -> None:
         """Ends a connection on which the server breaks the protocol."""
-        log.warning("the model server violates HTTP/2", server=self.address, why=str(error), code=error.code.name)
+        self._on_fault(error)
         self._fail(error)
-        self.transport.write(frames.goodbye(error.code, str(error)))
-        self._lose(f"the server violates HTTP/2: {error}")
+        self._lose(f"{self.name} violates HTTP/2: {error}")
+        self._part(frames.goodbye(error.code, str(error)))
+
+    def _part(self, goodbye: bytes) -> None:
+        """Closes the connection after a last frame."""
+        self.transport.write(goodbye)
         if self._stalled:
             self.transport.abort()  # the close would wait for the server to read
         else:
@@ -437,13 +507,13 @@ class Connection(asyncio.Protocol):
         if self._lost:
             return
         self._lost = True
-        self._fail(ConnectionError(f"{self.address}: {why}"))
+        self._fail(ConnectionError(why))
         streams, self._streams = self._streams, {}
         self._waiting.clear()
         self._unsent = 0
         self._rest = b""
         for stream in streams.values():
-            stream.lost(replies.Lost(stream.how_far, why, self.address))
+            stream.lost(replies.Lost(stream.how_far, why))
 
 
 _STEERING = {

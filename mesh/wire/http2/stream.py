@@ -13,7 +13,7 @@ from mesh import statuses
 from mesh.wire import budget as budgets
 from mesh.wire import exchange, failures, framing, inbox, pieces, refusals
 from mesh.wire import reply as replies
-from mesh.wire.http2.blocks import Fields
+from mesh.wire.http2.blocks import MAX_BYTES, Fields
 from mesh.wire.http2.frames import Code, named
 
 WINDOW = 1 << 20
@@ -28,10 +28,10 @@ class Shared(Protocol):
     """The connection, as its streams see it, with the settings that they share."""
 
     transport: asyncio.Transport
-    address: str
+    name: str
     limit: int  # bytes of the largest message that is held whole
     budget: budgets.Budget
-    pieces: pieces.Pieces
+    pieces: pieces.Pieces | None  # None: no message is taken in pieces
 
     def leave(self, stream: "Stream", code: Code | None) -> None:
         """Forgets a stream that is over, and resets it at the server if there is a code."""
@@ -54,17 +54,16 @@ class Stream:
         "_owner",
         "_shared",
         "_window",
+        "more_room",
         "number",
-        "room",
         "stalled",
         "transport",
         "unsent",
     )
 
-    def __init__(self, shared: Shared, owner: exchange.Exchange, number: int, room: int) -> None:
-        """Makes a stream. `room` is the number of bytes that the server takes at first."""
+    def __init__(self, shared: Shared, owner: exchange.Exchange, number: int) -> None:
         self.number = number
-        self.room = room
+        self.more_room = 0  # bytes that the server takes beyond its initial window; counted only for what waits
         self.unsent: memoryview | None = None  # the rest of the request
         self.transport = shared.transport
         self.stalled = False
@@ -109,6 +108,11 @@ class Stream:
         elif ends:
             self._finish(fields)
 
+    def too_many_headers(self) -> None:
+        """Ends the call because a list of headers is too large."""
+        text = f"the reply has more than {MAX_BYTES} bytes of headers"
+        self._refuse(failures.failure(statuses.Reason.TOO_LARGE, text))
+
     def data(self, data: bytes, size: int, *, ends: bool) -> bool:
         """Takes a piece of the body; `size` counts its padding too. Returns False if it exceeds the window."""
         self._window -= size
@@ -135,15 +139,11 @@ class Stream:
         """Ends the call because the server has reset the stream."""
         unsent = code == Code.REFUSED_STREAM and self._head is None
         kind = replies.LostKind.UNSENT if unsent else self.how_far
-        self._leave(None)
-        self.lost(replies.Lost(kind, f"the server has reset the call: {named(code)}", self._shared.address))
+        self._end(replies.Lost(kind, f"{self._shared.name} has reset the call: {named(code)}"), None)
 
     def lost(self, lost: replies.Lost) -> None:
-        """Ends the call because its connection is lost."""
-        self._free()
-        if self._box is not None:
-            self._box.fail(lost, drop=False)
-        self._owner.lost(lost)
+        """Ends the call because its connection is lost, or does not carry it."""
+        self._end(lost, None)
 
     # --- the reply ---
 
@@ -159,8 +159,9 @@ class Stream:
                 self._body = bytearray(self._body)
             self._body += data
         body, shared = self._body, self._shared
-        whole = framing.announced(body, framing.MAX_LENGTH)
-        if whole > shared.pieces.above + framing.PREFIX and self._owner.takes_pieces:
+        whole = framing.announced(body, _MOST)
+        policy = shared.pieces
+        if policy is not None and whole > policy.above + framing.PREFIX and self._owner.takes_pieces:
             self._in_pieces = True
             self.begin()
             return
@@ -254,8 +255,14 @@ class Stream:
 
     def _lose(self, what: str, code: Code) -> None:
         """Ends the call because the server breaks the protocol."""
+        lost = replies.Lost(self.how_far, f"{self._shared.name} {what}")
+        self._end(lost, code)
+
+    def _end(self, lost: replies.Lost, code: Code | None) -> None:
+        if self._box is not None:
+            self._box.fail(lost, drop=False)
         self._leave(code)
-        self.lost(replies.Lost(self.how_far, f"the server {what}", self._shared.address))
+        self._owner.lost(lost)
 
     def _refuse(self, reply: replies.Reply) -> None:
         """Ends the call with this reply instead of the received one."""
@@ -268,6 +275,7 @@ class Stream:
     def _leave(self, code: Code | None) -> None:
         self._free()
         self._body = b""
+        self._box = None  # which refers to this stream
         self._shared.leave(self, code)
 
     def _free(self) -> None:

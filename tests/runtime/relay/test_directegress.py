@@ -1,6 +1,8 @@
 """Calls of one message over the relay's own HTTP/2 connection, to a real gRPC server, and what goes the other way."""
 
 import asyncio
+import contextlib
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -8,20 +10,20 @@ from typing import Any
 import grpc
 import pytest
 
-from mesh.runtime.relay.directegress import DirectEgress, Posted
-from mesh.runtime.relay.egress import WithoutPost
+from mesh.envoy.egress import EgressMinder, EgressSettings
+from mesh.envoy.egress import bootstrap as of_egress
+from mesh.runtime.relay import directegress
+from mesh.runtime.relay.directegress import Posted
 from mesh.statuses import Code
 from mesh.wire import framing
-from mesh.wire.budget import Budget
-from mesh.wire.call import Header
+from mesh.wire.http2 import frames
 from mesh.wire.pieces import ABOVE
 from mesh.wire.reply import Lost, LostKind, Reply
 from mesh.wire.streams import ReplyStream
+from tests.support.direct import LIMIT, Direct
 from tests.support.http2peer import Sink
+from tests.support.http2server import GRPC, FrameServer, data, headers
 from tests.support.waiting import until
-
-LIMIT = 16 << 20
-METADATA: list[Header] = [(b"name", b"value"), (b"name-bin", b"AP8")]
 
 
 class Server(grpc.GenericRpcHandler):
@@ -64,62 +66,40 @@ class Server(grpc.GenericRpcHandler):
             self.cancelled += 1
 
 
-class Other(WithoutPost):
-    """The other egress: it notes what it is asked to carry."""
+@contextlib.asynccontextmanager
+async def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """Runs an Envoy that speaks HTTP/2 in front of a server. Yields its address."""
 
-    takes_pieces = True
+    def bootstrap(settings: EgressSettings) -> dict[str, Any]:
+        made = of_egress(settings)
+        manager = made["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+        manager["codec_type"] = "HTTP2"
+        del manager["http_protocol_options"]
+        return made
 
-    def __init__(self) -> None:
-        self.posted = self.sent = self.opened = 0
-
-    async def up(self) -> None:
-        """Returns at once."""
-
-    def post(self, *_: object, **__: object) -> None:
-        self.posted += 1
-
-    def send(self, *_: object, **__: object) -> Any:
-        self.sent += 1
-
-    def open(self, *_: object, **__: object) -> Any:
-        self.opened += 1
-
-    async def close(self) -> None:
-        """Ends nothing."""
+    with tempfile.TemporaryDirectory(prefix="mesh-", dir="/tmp") as folder:
+        settings = EgressSettings(listen=f"{folder}/s", admin_socket=f"{folder}/admin", server=server)
+        minder = EgressMinder(settings, run_dir=Path(folder))
+        with monkeypatch.context() as patched:
+            patched.setattr("mesh.envoy.egress.bootstrap", bootstrap)
+            await minder.start()
+        yield f"unix:{settings.listen}"
+        await minder.stop()
 
 
-class Direct:
-    """An egress to a server at this address."""
-
-    def __init__(self, address: str) -> None:
-        self.other = Other()
-        other: Any = self.other
-        self.egress = DirectEgress(other, address, max_message=LIMIT, budget=Budget(512 << 20))
-
-    async def connected(self) -> None:
-        await self.egress.up()
-        await until(lambda: self.egress.connected)
-
-    def post(self, method: str, message: bytes = b"", *, timeout: float | None = None) -> tuple[Sink, Any]:
-        sink = Sink()
-        sent = self.egress.post(
-            f"/test.Test/{method}".encode(), METADATA, framing.pack(message), sink, timeout=timeout, encoding=b""
-        )
-        return sink, sent
-
-    async def answer(self, method: str, message: bytes = b"") -> Any:
-        sink, sent = self.post(method, message)
-        assert sent is not None
-        await until(lambda: sink.outcome is not None)
-        return sink.outcome
-
-
-@pytest.fixture(params=["tcp", "unix"])
-async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Server, str]]:
+@pytest.fixture(params=["tcp", "unix", "behind Envoy"])
+async def server(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Server, str]]:
     path = f"unix:{tmp_path}/s"
-    server = Server("127.0.0.1:0" if request.param == "tcp" else path)
+    server = Server(path if request.param == "unix" else "127.0.0.1:0")
     await server.server.start()
-    yield server, f"127.0.0.1:{server.port}" if request.param == "tcp" else path
+    address = path if request.param == "unix" else f"127.0.0.1:{server.port}"
+    if request.param == "behind Envoy":
+        async with proxy(address, monkeypatch) as before:
+            yield server, before
+    else:
+        yield server, address
     await server.server.stop(None)
 
 
@@ -273,6 +253,94 @@ async def test_a_server_that_does_not_speak_http2_gets_all_calls_the_other_way()
     assert connected == 1  # and no attempt for each call
     await direct.egress.close()
     server.close()
+
+
+async def test_a_server_that_breaks_the_protocol_gets_its_next_calls_the_other_way() -> None:
+    """The server would break it again, and each direct call would be lost."""
+    server = FrameServer(lambda stream: frames.frame(frames.PUSH_PROMISE, frames.END_HEADERS, stream, bytes(4)))
+    direct = Direct(await server.start())
+    await direct.connected()
+    sink, sent = direct.post("echo")
+    assert sent is not None
+    await until(lambda: sink.outcome is not None)
+    assert isinstance(sink.outcome, Lost)
+    for _ in range(10):
+        assert direct.post("echo")[1] is None
+        assert not direct.egress.connecting
+    assert server.connections == 1
+    await direct.egress.close()
+    await server.stop()
+
+
+async def test_a_server_that_hangs_up_after_its_settings_is_not_called_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(directegress, "_PAUSES", (60.0, 60.0))
+    server = FrameServer(lambda _: None)
+    direct = Direct(await server.start())
+    await direct.connected()
+    sink, _ = direct.post("echo")
+    await until(lambda: sink.outcome is not None)
+    for _ in range(10):
+        assert direct.post("echo")[1] is None
+        assert not direct.egress.connecting
+    assert server.connections == 1
+    await direct.egress.close()
+    await server.stop()
+
+
+async def test_the_close_ends_calls_of_a_connection_that_takes_no_new_ones() -> None:
+    goaway = frames.frame(frames.GOAWAY, 0, 0, frames.MAX_STREAM.to_bytes(4, "big") + bytes(4))
+    server = FrameServer(lambda stream: goaway if stream == 1 else b"")
+    direct = Direct(await server.start())
+    await direct.connected()
+    sink, _ = direct.post("echo")
+    await until(lambda: not direct.egress.connected)
+    await until(lambda: direct.post("echo")[1] is not None)
+    assert sink.outcome is None
+    await direct.egress.close()
+    await until(lambda: isinstance(sink.outcome, Lost))
+    await server.stop()
+
+
+async def test_a_server_that_accepts_and_says_nothing_gets_its_calls_the_other_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(directegress, "_CONNECTING", 0.05)
+    server = FrameServer(lambda _: b"", greeting=b"")
+    direct = Direct(await server.start())
+    await direct.egress.up()
+    await until(lambda: server.connections == 1)
+    assert direct.post("echo")[1] is None
+    await until(lambda: not server.open)
+    assert direct.post("echo")[1] is None
+    await direct.egress.close()
+    await server.stop()
+
+
+async def test_the_close_ends_a_connection_that_has_not_begun() -> None:
+    server = FrameServer(lambda _: b"", greeting=b"")
+    direct = Direct(await server.start())
+    await direct.egress.up()
+    await until(lambda: server.connections == 1)
+    await direct.egress.close()
+    await until(lambda: not server.open)
+    await server.stop()
+
+
+async def test_a_reply_in_one_piece_has_the_limit_of_messages() -> None:
+    """An egress that takes no pieces has the limit, so the direct way has it too, although the caller takes pieces."""
+    server = FrameServer(lambda stream: headers(stream, *GRPC) + data(stream, framing.prefix(LIMIT + 1)))
+    direct = Direct(await server.start(), pieces=False)
+    await direct.connected()
+    sink = Sink(takes_pieces=True)
+    direct.post("echo", sink=sink)
+    await until(lambda: sink.outcome is not None)
+    assert isinstance(sink.outcome, Reply)
+    assert sink.outcome.code == Code.RESOURCE_EXHAUSTED
+    assert "--max-message" in sink.outcome.text
+    await direct.egress.close()
+    await server.stop()
 
 
 async def test_a_posted_call_writes_nothing_more() -> None:

@@ -1,5 +1,8 @@
 """Blocks of headers: what is written means the same to the library hpack, and what hpack writes is read."""
 
+import tracemalloc
+from collections.abc import Callable
+
 import hpack
 import pytest
 from hypothesis import given
@@ -81,6 +84,12 @@ def test_a_block_that_uses_the_dynamic_table_is_an_error() -> None:
         decoder.fields(second)
 
 
+def test_a_number_that_does_not_end_is_refused() -> None:
+    """Reading all of it would take seconds."""
+    with pytest.raises(ProtocolError, match="too long"):
+        Decoder().fields(b"\xff" * 60_000)
+
+
 @given(st.binary(max_size=80))
 def test_arbitrary_bytes_are_read_or_refused(block: bytes) -> None:
     try:
@@ -91,5 +100,41 @@ def test_arbitrary_bytes_are_read_or_refused(block: bytes) -> None:
 
 def test_a_list_of_headers_above_the_limit_is_refused() -> None:
     """A few bytes of a block can mean many headers."""
-    with pytest.raises(ProtocolError):
-        Decoder().fields(b"\x82" * 3000)
+    assert Decoder().fields(b"\x82" * 3000) is None
+
+
+def remembered(act: Callable[[], object]) -> int:
+    """Returns the bytes that are held after an action and were not before."""
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("what", ["methods", "metadata", "metadata that cannot be sent"])
+def test_what_is_remembered_of_requests_is_bounded(what: str) -> None:
+    """Callers choose methods and metadata."""
+    encoder = Encoder(b"host")
+    name = b"Name" if "cannot" in what else b"name"
+
+    def encode() -> None:
+        for number in range(500):
+            text = b"%d" % number * 10_000
+            method, pairs = (b"/" + text, []) if what == "methods" else (b"/m", [(name, text)])
+            encoder.block(method, pairs, timeout=None, encoding=b"")
+
+    assert remembered(encode) < 1 << 20
+
+
+def test_what_is_remembered_of_replies_is_bounded() -> None:
+    """A byte of a block can mean a pair of metadata."""
+    decoder = Decoder()
+
+    def decode() -> None:
+        for number in range(100):
+            for _ in range(2):
+                decoder.fields(b"\x88" + b"\x8f" * 1300 + b"\x00\x01n\x04%4d" % number)
+
+    assert remembered(decode) < 1 << 20

@@ -1,6 +1,7 @@
 """An HTTP/2 connection whose server is a test: calls and replies, the accounts of flow control, faults of servers."""
 
 import asyncio
+import gc
 import itertools
 
 import hpack
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.statuses import Code as Status
+from mesh.statuses import MeshError, Reason
 from mesh.wire import framing
 from mesh.wire.budget import Budget
 from mesh.wire.http2 import frames, stream
@@ -242,6 +244,28 @@ async def test_a_reply_without_room_in_the_budget_is_refused_and_nothing_stays_c
     assert budget.held == 0
 
 
+@pytest.mark.parametrize("where", ["head", "trailers", "trailers of a stream"])
+@pytest.mark.parametrize("size", [70_000, 300_000], ids=["one block", "many frames"])
+async def test_a_reply_with_too_many_headers_ends_its_call_only(where: str, size: int) -> None:
+    """The other calls of the connection are calls of other models."""
+    peer = Peer().begin()
+    (sink, _), (other, _) = peer.call(), peer.call()
+    large = [(b"a", b"0" * size)]  # five bits for each byte: the smaller one fits into a block of 64 KiB
+    if where == "head":
+        peer.send(peer.headers(1, [*HEAD, *large]))
+    else:
+        peer.send(peer.headers(1), peer.data(1, BODY))
+        if where == "trailers of a stream":
+            await until(lambda: sink.outcome is not None)
+        peer.send(peer.headers(1, [*TRAILERS, *large], ends=True))
+    reply = await sink.outcome.result() if isinstance(sink.outcome, ReplyStream) else sink.outcome
+    assert isinstance(reply, Reply)
+    assert (reply.code, reply.text) == (Status.RESOURCE_EXHAUSTED, "the reply has more than 65536 bytes of headers")
+    peer.send(peer.reply(3, b"answer"))
+    assert isinstance(other.outcome, Reply)
+    assert other.outcome.code == 0
+
+
 async def test_broken_framing_is_a_failure_of_the_server() -> None:
     peer = Peer().begin()
     sink, _ = peer.call()
@@ -316,6 +340,59 @@ async def test_a_frame_is_no_longer_than_the_server_takes() -> None:
     assert [one.flags for one in parts] == [0] * (len(parts) - 1) + [frames.END_STREAM]
 
 
+async def test_a_server_may_open_its_window_for_a_request_that_has_been_sent() -> None:
+    """Together with a large initial window, such an update would exceed the largest window if the request, which was
+    sent at once, did not count."""
+    peer = Peer().begin({Setting.INITIAL_WINDOW_SIZE: frames.MAX_WINDOW})
+    sink, _ = peer.call(bytes(100))
+    peer.send(frames.window_update(1, 105), peer.reply(1, b"answer"))
+    assert isinstance(sink.outcome, Reply)
+    assert not peer.connection.ended
+
+
+async def test_windows_that_open_bit_by_bit_cost_no_more_than_the_reads_that_bring_them() -> None:
+    """A server could otherwise stop the relay for seconds by a small window for each of a thousand requests."""
+    peer = Peer().begin({Setting.INITIAL_WINDOW_SIZE: 1})
+    for _ in range(20):
+        peer.call(bytes(5000))
+    peer.taken()
+    peer.send(*(frames.window_update(number, 1) for number in range(1, 41, 2) for _ in range(40)))
+    taken = peer.taken()
+    assert [len(one.content) for one in taken] == [40] * 20
+    peer.send(*(frames.settings({Setting.INITIAL_WINDOW_SIZE: size}) for size in range(2, 102)))
+    assert [len(one.content) for one in peer.taken() if one.kind == frames.DATA] == [100] * 20
+
+
+@pytest.mark.parametrize("unit", [frames.frame(0x42, 0, 1), frames.frame(0x42, 0, 1, bytes(frames.SIZE))])
+async def test_a_flood_of_frames_leaves_turns_for_other_work(unit: bytes) -> None:
+    peer = Peer().begin()
+    sink, _ = peer.call()
+    peer.connection.data_received(unit * (300_000 // len(unit)) + peer.reply(1, b"answer"))
+    assert peer.paused, "the event loop would read on, and do nothing else"
+    turns = 0
+    while sink.outcome is None:
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 2
+    assert not peer.paused
+    peer.connection.data_received(unit * 2000)
+    peer.connection.connection_lost(None)
+    await asyncio.sleep(0)
+
+
+async def test_a_fault_of_the_client_in_a_later_turn_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing would read the rest, and calls would wait for it forever."""
+    peer = Peer().begin()
+    peer.call()
+    monkeypatch.setattr(peer.connection, "_on_data", lambda *_: 1 / 0)
+    faults = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
+    peer.connection.data_received(frames.frame(0x42, 0, 1) * 1500 + peer.data(1, BODY))
+    await until(lambda: bool(peer.ended))
+    assert peer.ended == "aborted"
+    assert isinstance(faults[0], ZeroDivisionError)
+
+
 async def test_no_more_calls_are_sent_than_the_server_takes_at_once() -> None:
     peer = Peer().begin({Setting.MAX_CONCURRENT_STREAMS: 2})
     peer.call()
@@ -324,6 +401,34 @@ async def test_no_more_calls_are_sent_than_the_server_takes_at_once() -> None:
     assert post(b"/m", (), BODY, Sink(), timeout=None, encoding=b"") is None
     peer.send(peer.reply(1, b"answer"))
     assert post(b"/m", (), BODY, Sink(), timeout=None, encoding=b"") is not None
+
+
+@given(st.integers(0, 600) | st.just(20_000), st.integers(0, 5))
+def test_a_call_with_more_headers_than_the_server_takes_is_refused(size: int, count: int) -> None:
+    """Netty ends the connection, and so all calls, if a request has many more headers than it takes."""
+    limit = 800
+    headers = ((b"name", b"v" * size), *((b"x%d" % number, b"") for number in range(count)))
+
+    async def run() -> None:
+        peer = Peer().begin({Setting.MAX_HEADER_LIST_SIZE: limit})
+        try:
+            peer.call(headers=headers)
+        except MeshError as error:
+            assert error.reason is Reason.TOO_LARGE
+            assert f"peer takes at most {limit}" in error.text
+            refused = True
+        else:
+            refused = False
+        other = Peer().begin()
+        if size < 20_000:  # a longer block goes the other way, where the server takes it
+            other.call(headers=headers)
+            pairs = hpack.Decoder().decode(other.taken()[0].content, raw=True)
+            assert refused == (sum(len(name) + len(value) + 32 for name, value in pairs) > limit)
+        else:
+            assert refused
+        peer.call()
+
+    asyncio.run(run())
 
 
 async def test_a_server_that_does_not_read_gets_no_more_calls() -> None:
@@ -402,6 +507,50 @@ async def test_a_server_that_leaves_finishes_the_calls_that_it_has_taken() -> No
     assert peer.ended == "closed"
 
 
+async def test_a_server_that_has_taken_no_call_loses_the_connection_at_once() -> None:
+    peer = Peer().begin()
+    sink, _ = peer.call()
+    peer.taken()
+    peer.send(frames.frame(frames.GOAWAY, 0, 0, bytes(8)))
+    assert isinstance(sink.outcome, Lost)
+    assert sink.outcome.kind is LostKind.UNSENT
+    assert kinds(peer) == [frames.GOAWAY]
+    assert peer.ended == "closed"
+
+
+@pytest.mark.parametrize("end", ["by the server", "by the client"])
+async def test_an_ending_connection_takes_no_call(end: str) -> None:
+    """What would be written then is lost, but the call would count as sent."""
+    peer = Peer().begin()
+    if end == "by the server":
+        peer.connection.eof_received()
+    else:
+        peer.connection.close()
+        peer.connection.close()
+    assert peer.ended
+    assert peer.connection.post(b"/m", (), BODY, Sink(), timeout=None, encoding=b"") is None
+
+
+async def test_a_connection_that_the_server_does_not_read_is_not_left_open() -> None:
+    peer = Peer().begin()
+    peer.call()
+    peer.connection.pause_writing()
+    peer.connection.close()
+    assert peer.ended == "aborted"
+
+
+async def test_the_last_number_of_a_stream_is_the_end_of_its_connection() -> None:
+    peer = Peer().begin()
+    peer.connection._next = frames.MAX_STREAM - 2
+    sink, _ = peer.call()
+    assert peer.connection.post(b"/m", (), BODY, Sink(), timeout=None, encoding=b"") is None
+    assert peer.connection.ended
+    assert not peer.ended
+    peer.send(peer.reply(frames.MAX_STREAM - 2, b"answer"))
+    assert isinstance(sink.outcome, Reply)
+    assert peer.ended == "closed"
+
+
 async def test_calls_are_lost_with_their_connection() -> None:
     peer = Peer().begin()
     (one, _), (two, _) = peer.call(), peer.call()
@@ -426,6 +575,31 @@ async def test_a_stream_is_lost_after_what_has_arrived() -> None:
         await sink.outcome.read()
 
 
+@pytest.mark.parametrize("end", ["whole", "lost", "cancelled"])
+async def test_nothing_keeps_a_stream_that_has_ended(end: str) -> None:
+    """The messages of a stream count in the budget as long as it exists, and the collector of cycles may run much
+    later."""
+    budget = Budget(1 << 20)
+    peer = Peer(budget=budget).begin()
+    sink, exchange = peer.call()
+    peer.send(peer.headers(1), peer.data(1, BODY + BODY))
+    await until(lambda: sink.outcome is not None)
+    assert budget.held > 0
+    if end == "whole":
+        peer.send(peer.headers(1, TRAILERS, ends=True))
+    elif end == "lost":
+        peer.send(frames.reset(1, Code.INTERNAL_ERROR))
+    else:
+        exchange.cancel()
+    gc.disable()
+    try:
+        sink.outcome = None
+        del exchange
+        assert budget.held == 0
+    finally:
+        gc.enable()
+
+
 async def test_pings_are_answered() -> None:
     peer = Peer().begin()
     peer.send(frames.frame(frames.PING, 0, 0, b"12345678"), frames.frame(frames.PING, frames.ACK, 0, b"87654321"))
@@ -444,11 +618,13 @@ FAULTS = {
     "not continued": frames.frame(frames.HEADERS, 0, 1, b"") + frames.frame(frames.PING, 0, 0, bytes(8)),
     "continued by another": frames.frame(frames.HEADERS, 0, 1, b"") + frames.frame(frames.CONTINUATION, 0, 3, b"x"),
     "continuation of nothing": frames.frame(frames.CONTINUATION, 0, 1, b"x"),
+    "size of the table, again and again": frames.frame(frames.HEADERS, frames.END_HEADERS, 1, b"\x20" * 3),
     "empty continuation": frames.frame(frames.HEADERS, 0, 1, b"") + frames.frame(frames.CONTINUATION, 0, 1, b""),
     "endless headers": frames.frame(frames.HEADERS, 0, 1, b"")
-    + 5 * frames.frame(frames.CONTINUATION, 0, 1, b"\x82" * 15_000),
+    + 80 * frames.frame(frames.CONTINUATION, 0, 1, b"\x82" * 15_000),
     "stream window": frames.window_update(1, 0),
     "window": frames.window_update(0, 0),
+    "stream window out of bounds": 2 * frames.window_update(1, frames.MAX_WINDOW),
     "window out of bounds": 2 * frames.window_update(0, frames.MAX_WINDOW),
     "ping": frames.frame(frames.PING, 0, 0, b"1"),
     "settings": frames.frame(frames.SETTINGS, 0, 0, b"1"),
@@ -459,12 +635,12 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_a_server_that_breaks_the_protocol_loses_the_connection(fault: bytes) -> None:
-    peer = Peer().begin()
+    peer = Peer().begin({Setting.INITIAL_WINDOW_SIZE: 3})  # the request waits
     sink, _ = peer.call()
     peer.taken()
     peer.send(fault)
     assert isinstance(sink.outcome, Lost)
-    assert "violates HTTP/2" in sink.outcome.why
+    assert sink.outcome.why == f"peer violates HTTP/2: {peer.faults[0]}"
     assert peer.connection.ended
     assert peer.ended
     assert kinds(peer)[-1] == frames.GOAWAY
