@@ -82,18 +82,18 @@ ANSWERS: dict[str, tuple[Sent, int, str]] = {
     "HTTP 404": (
         failed((b":status", b"404"), (b"content-type", b"text/plain")),
         Code.UNIMPLEMENTED,
-        "the model server answered with HTTP status 404, not with gRPC",
+        "the server answered with HTTP status 404, not with gRPC",
     ),
     "HTTP 503": (
         failed((b":status", b"503")),
         Code.UNAVAILABLE,
-        "the model server answered with HTTP status 503, not with gRPC",
+        "the server answered with HTTP status 503, not with gRPC",
     ),
     "HTTP 503 with a status of gRPC": (failed((b":status", b"503"), GRPC[1], *status(8)), 8, ""),
     "not gRPC": (
         answered(b"<html>", *OK, head=((b":status", b"200"), (b"content-type", b"text/html"))),
         Code.UNKNOWN,
-        "the model server answered with HTTP status 200, not with gRPC",
+        "the server answered with HTTP status 200, not with gRPC",
     ),
     "a part of a message": (
         answered(BODY[:-1], *OK),

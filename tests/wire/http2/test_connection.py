@@ -489,7 +489,7 @@ async def test_a_call_that_the_server_resets_is_lost(code: int, begun: bool, kin
     peer.send(frames.frame(frames.RST_STREAM, 0, 1, code.to_bytes(4, "big")))
     assert isinstance(sink.outcome, Lost)
     assert sink.outcome.kind is kind
-    assert "the server has reset the call" in sink.outcome.why
+    assert "peer has reset the call" in sink.outcome.why
     peer.call()  # the connection remains
 
 
