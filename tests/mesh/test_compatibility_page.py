@@ -24,10 +24,10 @@ def named_in(path: str) -> frozenset[str]:
     return frozenset(node.name for node in found if node.name.startswith("test_"))
 
 
-def test_the_page_begins_with_the_table() -> None:
-    title, _, first = PAGE.read_text().splitlines()[:3]
+def test_the_table_follows_the_title_and_a_short_legend() -> None:
+    title, *rest = PAGE.read_text().splitlines()
     assert title == "# Compatibility with ModelMesh"
-    assert first.startswith("|")
+    assert any(line.startswith("|") for line in rest[:12])
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row[0][:50])

@@ -367,6 +367,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(model=models)
     def leave(self, model: str) -> None:
         self.cache.leave(model)
+        self.cache.trim()
         self.made_of.pop(model, None)
         self.unpacked.pop(model, None)
 

@@ -11,7 +11,7 @@ from mesh.wire import framing
 from mesh.wire.budget import Budget
 from mesh.wire.exchange import Exchange
 from mesh.wire.http2 import frames
-from mesh.wire.http2.connection import Connection
+from mesh.wire.http2.connection import Http2Connection
 from mesh.wire.http2.frames import Setting
 from mesh.wire.pieces import Pieces
 from mesh.wire.reply import Lost, Reply
@@ -61,7 +61,7 @@ class Peer(asyncio.Transport):
         self.encoder.header_table_size = 0
         self.decoder = hpack.Decoder()
         self.faults: list[str] = []
-        self.connection = Connection(
+        self.connection = Http2Connection(
             "peer",
             limit=limit,
             budget=budget or Budget(64 << 20),

@@ -16,7 +16,7 @@ from mesh.wire import metadata
 from mesh.wire.budget import Budget
 from mesh.wire.call import Headers
 from mesh.wire.client import Exchange, Sink
-from mesh.wire.http2.connection import Connection
+from mesh.wire.http2.connection import Http2Connection
 from mesh.wire.http2.frames import ProtocolError
 from mesh.wire.pieces import ABOVE, Pieces
 from mesh.wire.reply import Lost, LostKind, Reply
@@ -41,8 +41,8 @@ class DirectEgress:
         self._max_message = max_message
         self._budget = budget
         self._pieces = Pieces().below(max_message) if other.takes_pieces else None
-        self._connection: Connection | None = None  # for new calls
-        self._connections: WeakSet[Connection] = WeakSet()  # this one, and former ones that finish their calls
+        self._connection: Http2Connection | None = None  # for new calls
+        self._connections: WeakSet[Http2Connection] = WeakSet()  # this one, and former ones that finish their calls
         self._connecting: asyncio.Task[None] | None = None
         self._not_before = 0.0
         self._pause = _PAUSES[0]
@@ -150,7 +150,7 @@ class DirectEgress:
 
     async def _connected(self) -> None:
         """Connects once. If that fails, calls go through the other egress, and a later call tries again."""
-        made: Connection | None = None
+        made: Http2Connection | None = None
         self._not_before = self._loop.time() + self._pause  # also after a success, as the server may hang up at once
         self._pause = min(2 * self._pause, _PAUSES[1])
         try:
@@ -177,11 +177,11 @@ class DirectEgress:
             seconds=_BROKEN,
         )
 
-    async def _opened(self) -> Connection:
+    async def _opened(self) -> Http2Connection:
         path = self._server.removeprefix("unix:") if self._server.startswith("unix:") else None
 
-        def make() -> Connection:
-            return Connection(
+        def make() -> Http2Connection:
+            return Http2Connection(
                 SERVER,
                 limit=self._max_message,
                 budget=self._budget,

@@ -15,7 +15,7 @@ from mesh.wire import call, exchange, pieces
 from mesh.wire import reply as replies
 from mesh.wire.http2 import blocks, frames
 from mesh.wire.http2.frames import Code, ProtocolError, Setting
-from mesh.wire.http2.stream import WINDOW, Stream
+from mesh.wire.http2.stream import WINDOW, Http2Stream
 
 _FRAME = 64 * 1024  # bytes of the longest frame that the server may send
 _CONNECTION = 16 << 20  # bytes that the server may send on all streams before the client has read them
@@ -48,17 +48,17 @@ class ConnectionStatistics:
     usable: bool
 
 
-class _Line:
+class _NoLine:
     """The line of a call that has its connection from the beginning."""
 
     def forget(self, owner: exchange.Exchange) -> None:
         """Does nothing."""
 
 
-_LINE = _Line()
+_LINE = _NoLine()
 
 
-class Connection(asyncio.Protocol):
+class Http2Connection(asyncio.Protocol):
     """The client's end of one connection. For use in the event loop's thread only."""
 
     transport: asyncio.Transport
@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._encoder = blocks.Encoder(authority)
         self._decoder = blocks.Decoder()
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, Http2Stream] = {}
         self._next = 1
         self._calls = 0
         self._rest = b""  # what was read and not taken, such as the beginning of an incomplete frame
@@ -102,9 +102,9 @@ class Connection(asyncio.Protocol):
         self._most = _MAX_STREAM  # streams that it takes at once
         self._headers = frames.MAX_WINDOW  # bytes of the largest list of headers that it takes
         self._unsent = 0
-        self._waiting: dict[int, Stream] = {}  # streams with bytes that wait for a window, in order
+        self._waiting: dict[int, Http2Stream] = {}  # streams with bytes that wait for a window, in order
         self._may_come = frames.WINDOW  # bytes that the server may still send
-        self._messages: list[Stream] = []  # streams with a message and no end, in the current read
+        self._messages: list[Http2Stream] = []  # streams with a message and no end, in the current read
 
     # --- for the egress ---
 
@@ -150,7 +150,7 @@ class Connection(asyncio.Protocol):
         if self._next > _MAX_STREAM:
             self._leaving = True
         owner = exchange.Exchange(_LINE, sink, (), True)
-        stream = Stream(self, owner, number)
+        stream = Http2Stream(self, owner, number)
         self._streams[number] = stream
         begin = frames.frame(frames.HEADERS, frames.END_HEADERS, number, block)
         if waits:
@@ -188,7 +188,7 @@ class Connection(asyncio.Protocol):
 
     # --- for streams ---
 
-    def leave(self, stream: Stream, code: Code | None) -> None:
+    def leave(self, stream: Http2Stream, code: Code | None) -> None:
         """Forgets a stream that is over, and resets it at the server if there is a code."""
         if self._streams.pop(stream.number, None) is None:
             return
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
         if self._leaving and not self._streams:
             self.close()
 
-    def grant(self, stream: Stream, more: int) -> None:
+    def grant(self, stream: Http2Stream, more: int) -> None:
         """Lets the server send more bytes on a stream."""
         self._write(frames.window_update(stream.number, more))
 
@@ -472,12 +472,12 @@ class Connection(asyncio.Protocol):
 
     # --- ends ---
 
-    def _begin(self, streams: list[Stream]) -> None:
+    def _begin(self, streams: list[Http2Stream]) -> None:
         """Turns replies into streams whose end has not followed their first message."""
         for stream in streams:
             stream.begins()
 
-    def _forget(self, stream: Stream) -> None:
+    def _forget(self, stream: Http2Stream) -> None:
         """Drops what waits of a stream's request."""
         if self._waiting.pop(stream.number, None) is not None and stream.unsent is not None:
             self._unsent -= len(stream.unsent)
@@ -517,11 +517,11 @@ class Connection(asyncio.Protocol):
 
 
 _STEERING = {
-    frames.RST_STREAM: Connection._on_reset,
-    frames.SETTINGS: Connection._on_settings,
-    frames.PUSH_PROMISE: Connection._on_push,
-    frames.PING: Connection._on_ping,
-    frames.GOAWAY: Connection._on_goaway,
-    frames.WINDOW_UPDATE: Connection._on_window_update,
-    frames.CONTINUATION: Connection._on_continuation,
+    frames.RST_STREAM: Http2Connection._on_reset,
+    frames.SETTINGS: Http2Connection._on_settings,
+    frames.PUSH_PROMISE: Http2Connection._on_push,
+    frames.PING: Http2Connection._on_ping,
+    frames.GOAWAY: Http2Connection._on_goaway,
+    frames.WINDOW_UPDATE: Http2Connection._on_window_update,
+    frames.CONTINUATION: Http2Connection._on_continuation,
 }

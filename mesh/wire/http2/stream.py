@@ -33,14 +33,14 @@ class Shared(Protocol):
     budget: budgets.Budget
     pieces: pieces.Pieces | None  # None: no message is taken in pieces
 
-    def leave(self, stream: "Stream", code: Code | None) -> None:
+    def leave(self, stream: "Http2Stream", code: Code | None) -> None:
         """Forgets a stream that is over, and resets it at the server if there is a code."""
 
-    def grant(self, stream: "Stream", more: int) -> None:
+    def grant(self, stream: "Http2Stream", more: int) -> None:
         """Lets the server send more bytes on a stream."""
 
 
-class Stream:
+class Http2Stream:
     """One call and its reply."""
 
     __slots__ = (
