@@ -171,8 +171,8 @@ def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tun
 
 
 def _granted(target: Target, settings: StoreSettings, grant: Grant) -> Target:
-    """Allows the client to connect to hosts that the operator named, and to ask for an identity. Hosts that a
-    registration named get no such exception."""
+    """Lets the client connect to the hosts that the operator named, even if they are not open to all, and ask for the
+    pod's identity if the target uses it. Does neither if a registration chose the servers."""
     if not chosen(settings):
         named = [target.endpoint, settings.text("authority_host"), *map(os.environ.get, _ENDPOINTS)]
         splits = [urlsplit(url) for url in named if url]

@@ -63,8 +63,8 @@ class Cluster:
             ) from error
 
     def trust(self) -> "ssl.SSLContext | bool":
-        """Returns what aiohttp takes as `ssl`: a context that trusts the cluster's authority, or True without one.
-        Raises StoreError."""
+        """Returns what aiohttp takes as `ssl`: a context that trusts the cluster's authority, or True if the
+        URL is not https. Raises StoreError if the authority cannot be read."""
         if not self.url.startswith("https:"):
             return True
         text = self.read("ca.crt")

@@ -85,11 +85,11 @@ def import_models(
     `{"id": "fraud/de", "type": "onnx", "path": "/models/fraud-de.onnx"}`. Add a `key` if the model's store needs one,
     and the file's `sha256` if pods are to accept only this file.
 
-    If the source is a folder, every .onnx file below the folder is registered. A model's id is the file's path without
-    the suffix. If a model has external data, its folder is registered instead of the file. A folder of versions
-    (`dense/1/model.onnx`, `dense/2/model.onnx`) is one model, `dense`. A `manifest.json` lists models explicitly:
-    `{"models": [{"id": "a", "file": "a.onnx"}]}`. A model may also have a `type` and a `key`, and a `path` (a URI)
-    instead of a `file` beside the manifest.
+    If the source is a folder without a `manifest.json`, every .onnx file below it is registered. A model's id is the
+    file's path without the suffix. If a model has external data, its folder is registered instead of the file. A folder
+    of versions (`dense/1/model.onnx`, `dense/2/model.onnx`) is one model, `dense`. If the folder has a `manifest.json`,
+    or the source is one, only the models that it lists are registered: `{"models": [{"id": "a", "file": "a.onnx"}]}`. A
+    model may also have a `type` and a `key`, and a `path` (a URI) instead of a `file` beside the manifest.
 
     Models already registered with the same attributes stay unchanged. The exit code is 1 if any line failed.
 
