@@ -93,7 +93,7 @@ class CacheEntry:
 
     @property
     def measured(self) -> Footprint:
-        """The size of a loaded model without the pod's factor, or, until it is known, what is reserved for the model."""
+        """The size of a loaded model without the pod's factor; until it is known, what is reserved for the model."""
         return self.size if self.size.total_bytes else self.footprint
 
     @property
