@@ -151,7 +151,7 @@ async def test_memory_of_conversions_is_freed_when_none_follows(monkeypatch):
     late.close()
     assert made._files.sizes == [], "a file that is returned after that is not kept"
     await made.close()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # fewer if something of an earlier test was closed
 
 
 LARGE, _ = body_of(tensor("x", "INT32", [50_000], data=[7] * 50_000))
@@ -209,7 +209,7 @@ async def test_callers_that_leave_keep_nothing_and_harm_nobody(converter):
     assert converter.count == 3, "only conversions that had begun, or whose callers stayed, are made"
     assert len(converter._files.sizes) <= papers.FILES
     converter._trim()
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(os.listdir("/proc/self/fd")) <= files  # fewer if something of an earlier test was closed
     assert converter.starts == 1
 
 

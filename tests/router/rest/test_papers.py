@@ -146,7 +146,7 @@ def test_files_are_kept_within_bounds(monkeypatch):
     kept.clear()
     assert kept.sizes == []
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # fewer if something of an earlier test was closed
 
 
 def test_lengths_that_the_file_does_not_have_are_refused(pair):
