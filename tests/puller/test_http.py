@@ -344,11 +344,16 @@ class Only(HttpPolicy):
 
 
 @pytest.fixture
-async def world():
-    """A server at the one address that `Only` allows."""
-    store = Store()
-    runner = await serve(store, "127.0.0.2")
-    yield store
+async def world(store):
+    """A server at the one address that `Only` allows, and at another port than `store`: with the same port, one name
+    for both would be one origin, whose connection is used again."""
+    world = Store()
+    runner = await serve(world, "127.0.0.2")
+    while world.port == store.port:
+        other = await serve(world, "127.0.0.2")
+        await runner.cleanup()
+        runner = other
+    yield world
     await runner.cleanup()
 
 
