@@ -15,6 +15,7 @@ from placement.vmodels.record import Mirror, VModelMore, VModelRecord
 
 _KNOWN = frozenset({"o", "amid", "tmid", "failed", "mesh"})
 _KNOWN_MESH = frozenset({"versions", "keep", "weights", "sticky", "mirror", "wait", "why"})
+_SALVAGED = 40  # models: valid records name fewer, and the deletion of all must fit into one transaction
 
 
 def decode(value: bytes) -> VModelRecord:
@@ -34,6 +35,34 @@ def decode(value: bytes) -> VModelRecord:
         )
     except BAD as error:
         raise ValueError(why(error)) from error
+
+
+def salvaged(value: bytes) -> VModelRecord:
+    """Returns what can be read of an invalid record, for its deletion: the owner, and the models that it names, at most
+    `_SALVAGED`. All of these models but the active one and the target are returned as versions. Never raises."""
+    try:
+        data = read_object(value)
+    except ValueError:
+        data = {}
+    mesh = _dict(data.get("mesh"))
+    versions, weights, mirror = (_dict(mesh.get(name)) for name in ("versions", "weights", "mirror"))
+    listed = map(_text, (*versions.values(), *weights, mirror.get("target")))
+    named = list(dict.fromkeys(name for name in listed if name))[:_SALVAGED]
+    active, target, owner = (_text(data.get(name)) for name in ("amid", "tmid", "o"))
+    more = VModelMore(versions=MappingProxyType({name: name for name in named}))
+    return VModelRecord(active or target, target or active, owner, more=more)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    """Returns a text that may be a part of a key, or "" for anything else."""
+    try:
+        return text_of(value) if isinstance(value, str) and "\0" not in value else ""
+    except BAD:
+        return ""
 
 
 def encode(record: VModelRecord) -> bytes:

@@ -48,7 +48,7 @@ _NOTHING = VModelMore()
 class VModelRecord:
     """The record of a virtual model."""
 
-    active: str  # the model that serves calls, unless they are split
+    active: str  # the model that serves calls, unless they are split; "" only in what is left of a damaged record
     target: str  # the model that it moves to; equal to `active` when it does not move
     owner: str = ""
     failed: bool = False  # the last attempt to load the target failed
@@ -62,4 +62,4 @@ class VModelRecord:
 
     def names(self) -> frozenset[str]:
         """Returns all models that the vmodel names, in any role. Each of these counts the vmodel once in its `refs`."""
-        return self.more.names() | {self.active, self.target}
+        return (self.more.names() | {self.active, self.target}) - {""}

@@ -16,7 +16,7 @@ from mesh.schema.lives import Tombstone, all_present, census
 from mesh.schema.records import ModelRecord
 from mesh.statuses import MeshError
 from router.fencing.withdrawal import Withdrawal
-from router.state.registry import Registry, decode
+from router.state.registry import Registry, decode_for_removal
 
 BATCH = 40
 """Largest number of models in one transaction: each needs three deletions, and etcd allows 128 operations."""
@@ -84,11 +84,7 @@ class Removal:
                 self._registry.forget(model_id)
                 outcomes[model_id] = MISSING
                 continue
-            try:
-                registered = decode(model_id, found[0]).record
-            except MeshError as error:
-                outcomes[model_id] = error
-                continue
+            registered = decode_for_removal(model_id, found[0]).record
             idle = present and not etcds.found(copies_found) and self._withdrawal.idle(model_id)
             if idle and not registered.refs:
                 free[model_id] = found[0], registered

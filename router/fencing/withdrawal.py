@@ -17,7 +17,7 @@ from mesh.statuses import MeshError, Reason
 from mesh.telemetry import logs
 from router.fencing.tombstones import Tombstones
 from router.loads.agents import Agent, Unreachable
-from router.state.registry import Registry, decode
+from router.state.registry import Registry, decode_for_removal
 from router.state.view import View
 
 log = logs.get(__name__)
@@ -70,7 +70,7 @@ class Withdrawal:
             if not found:
                 self._registry.forget(model_id)
                 return False
-            registration = decode(model_id, found[0])
+            registration = decode_for_removal(model_id, found[0])
             if registration.record.refs > 0:
                 raise MeshError(Reason.PRECONDITION, f"Model {model_id} has referents")
             # Pods that may answer for the model after this: those with a copy, or cut off. Usually there are none.

@@ -121,12 +121,13 @@ class VModels:
         return replace(info, created=change.before is None)
 
     async def delete(self, vmodel_id: str, owner: str = "") -> bool:
-        """Deletes a vmodel. Returns False if it has another owner or does not exist. Raises REGISTRY_AWAY."""
+        """Deletes a vmodel, also one whose record cannot be read. Returns False if it has another owner or does not
+        exist. Raises REGISTRY_AWAY."""
 
         def decide(before: VModelRecord | None, models: Models) -> Change:
             return changes.delete_vmodel(before, models, owner)
 
-        change, _ = await self._store.change(vmodel_id, decide)
+        change, _ = await self._store.change(vmodel_id, decide, deletes=True)
         if not change.nothing:
             log.info("a vmodel is deleted", vmodel=vmodel_id)
         return not change.nothing

@@ -161,11 +161,21 @@ class Registry:
         await self._tasks.close()
 
 
+def decode_for_removal(model_id: str, kv: KeyValue) -> Registration:
+    """Returns a registration that is to be removed. If its record cannot be read, the returned record is empty, because
+    otherwise such a registration could only be removed in etcd."""
+    try:
+        return decode(model_id, kv)
+    except MeshError:
+        return Registration(model_id, ModelRecord(type=""), kv.create_revision, kv.mod_revision)
+
+
 def decode(model_id: str, kv: KeyValue) -> Registration:
     """Returns a registration from a key of etcd. Raises MeshError INTERNAL if the record cannot be read."""
     try:
         record = ModelRecord.decode(kv.value)
     except ValueError as error:
         log.warning("a model record in etcd cannot be read", model=model_id, error=str(error))
-        raise MeshError(Reason.INTERNAL, f"the record of model {model_id} cannot be read: {error}") from error
+        text = f"the record of model {model_id} cannot be read ({error}): unregister the model, and register it again"
+        raise MeshError(Reason.INTERNAL, text) from error
     return Registration(model_id, record, kv.create_revision, kv.mod_revision)

@@ -142,20 +142,23 @@ class VModelStore:
         names: Iterable[str] = (),
         new: NewModel | None = None,
         repeatable: bool = True,
+        deletes: bool = False,
     ) -> tuple[Change, Models]:
         """Changes a vmodel. Returns the change that was written, and the models as they were before.
 
         `names` are models that the decision needs besides those that the vmodel names. `repeatable` means that the
-        decision may be made again after a write that etcd has not confirmed. Raises the refusal as a MeshError,
-        LingeringCopiesError, UNAVAILABLE if others keep changing the same records, REGISTRY_AWAY.
+        decision may be made again after a write that etcd has not confirmed. `deletes` means that the vmodel is to be
+        deleted: of records that cannot be read, the decision then gets what is left, and models with such a record
+        count as not registered. Raises the refusal as a MeshError, LingeringCopiesError, UNAVAILABLE if others keep
+        changing the same records, REGISTRY_AWAY, INTERNAL if a record cannot be read.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE
         wanted = set(names) | ({new.model_id} if new is not None else set())
         attempt = 0
         while True:
-            kv, known = await self._look(vmodel_id, wanted)
-            before = self._decode(vmodel_id, kv)
+            kv, known = await self._look(vmodel_id, wanted, deletes=deletes)
+            before = self._decode(vmodel_id, kv, deletes=deletes)
             if new is not None:
                 known[new.model_id] = _compared(known[new.model_id], new.record)
             models = {model: read.named for model, read in known.items()}
@@ -188,17 +191,21 @@ class VModelStore:
 
     # --- reads ---
 
-    async def _look(self, vmodel_id: str, wanted: Iterable[str]) -> tuple[KeyValue | None, dict[str, ReadModel]]:
+    async def _look(
+        self, vmodel_id: str, wanted: Iterable[str], *, deletes: bool
+    ) -> tuple[KeyValue | None, dict[str, ReadModel]]:
         """Reads a vmodel, the models that it names, and the models in `wanted`."""
-        kv, known = await self._read(vmodel_id, sorted(wanted)[:_BATCH])
-        record = self._decode(vmodel_id, kv)
+        kv, known = await self._read(vmodel_id, sorted(wanted)[:_BATCH], deletes=deletes)
+        record = self._decode(vmodel_id, kv, deletes=deletes)
         more = sorted((set(wanted) | (record.names() if record is not None else set())) - known.keys())
         for start in range(0, len(more), _BATCH):
-            _, found = await self._read(vmodel_id, more[start : start + _BATCH])
+            _, found = await self._read(vmodel_id, more[start : start + _BATCH], deletes=deletes)
             known |= found
         return kv, known
 
-    async def _read(self, vmodel_id: str, models: Sequence[str]) -> tuple[KeyValue | None, dict[str, ReadModel]]:
+    async def _read(
+        self, vmodel_id: str, models: Sequence[str], *, deletes: bool
+    ) -> tuple[KeyValue | None, dict[str, ReadModel]]:
         ops = [etcds.get_op(self._keys.vmodel(vmodel_id))]
         for model in models:
             copies = self._keys.copies(model)
@@ -206,13 +213,20 @@ class VModelStore:
         responses = (await self._etcd.txn([], ops)).responses
         known = {}
         for model, record, copies_found in zip(models, responses[1::2], responses[2::2], strict=True):
-            known[model] = self._model(model, etcds.found(record), etcds.found(copies_found))
+            known[model] = self._model(model, etcds.found(record), etcds.found(copies_found), deletes=deletes)
         return next(iter(etcds.found(responses[0])), None), known
 
-    def _model(self, model_id: str, found: Sequence[KeyValue], copies: tuple[KeyValue, ...]) -> ReadModel:
+    def _model(
+        self, model_id: str, found: Sequence[KeyValue], copies: tuple[KeyValue, ...], *, deletes: bool
+    ) -> ReadModel:
         if not found:
             return ReadModel(None, NamedModel(registered=False), copies)
-        registration = decode(model_id, found[0])
+        try:
+            registration = decode(model_id, found[0])
+        except MeshError:
+            if not deletes:
+                raise
+            return ReadModel(None, NamedModel(registered=False), copies)
         states = [state for kv in copies if (state := self._state(kv, registration.created))]
         record = registration.record
         loaded = states.count(records.LOADED)
@@ -230,16 +244,17 @@ class VModelStore:
             return ""
         return copy.state if copy.create_revision == created else ""
 
-    def _decode(self, vmodel_id: str, kv: KeyValue | None) -> VModelRecord | None:
+    def _decode(self, vmodel_id: str, kv: KeyValue | None, *, deletes: bool = False) -> VModelRecord | None:
         if kv is None:
             return None
         try:
             return vmodels.decode(kv.value)
         except ValueError as error:
             log.warning("a vmodel record in etcd cannot be read", vmodel=vmodel_id, error=str(error))
+            if deletes:
+                return vmodels.salvaged(kv.value)
             text = f"the record of vmodel {vmodel_id} in etcd cannot be read ({error})"
-            key = kv.key.decode(errors="replace")
-            raise MeshError(Reason.INTERNAL, f"{text}: an admin has to delete the key {key} from etcd") from error
+            raise MeshError(Reason.INTERNAL, f"{text}: delete the vmodel, and set it again") from error
 
     # --- writes ---
 

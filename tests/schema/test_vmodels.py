@@ -119,3 +119,24 @@ def test_a_model_is_the_latest_of_its_versions():
     """If a model is registered as several versions, its version is the latest of them."""
     more = VModelMore({"1": "a", "2": "b", "3": "a"})
     assert [more.version_of(model) for model in ("a", "b", "c")] == ["3", "2", ""]
+
+
+@given(value=st.binary(max_size=40), data=st.data())
+def test_whatever_a_record_is_its_models_can_be_read_or_left_out(value, data):
+    """What is left of a damaged record names only models that can be parts of keys."""
+    if data.draw(st.booleans()):
+        fields = json.loads(vmodels.encode(WHOLE))
+        inner = data.draw(st.booleans())
+        name = data.draw(st.sampled_from(_MESH_NAMES if inner else _NAMES))
+        (fields["mesh"] if inner else fields)[name] = data.draw(json_values)
+        value = as_json(fields).encode("utf-8", "surrogatepass")
+    left = vmodels.salvaged(value)
+    assert all(name and "\0" not in name and name.encode() for name in left.names())
+
+
+@given(names=st.lists(st.text(min_size=1, max_size=5).filter(str.isalnum), min_size=5, max_size=5, unique=True))
+def test_a_whole_record_loses_no_name(names):
+    """Of a valid record, all names are read."""
+    active, target, version, weight, mirror = names
+    more = VModelMore(versions={"1": version}, weights={weight: 1}, mirror=Mirror(mirror, 1.0))
+    assert vmodels.salvaged(vmodels.encode(VModelRecord(active, target, "me", more=more))).names() == set(names)

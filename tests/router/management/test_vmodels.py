@@ -540,6 +540,65 @@ async def test_a_record_that_cannot_be_read_is_an_internal_error(desk):
     assert [name for name, _ in page.vmodels] == ["w"]
 
 
+UNREADABLE = {
+    "no JSON": (b"\xff\0", set()),
+    "no object": (b"[]", set()),
+    "no model": (b"{}", set()),
+    "a bad weight": (b'{"amid":"a","mesh":{"weights":{"a":1,"b":-1}}}', {"a", "b"}),
+    "a bad version": (b'{"tmid":"a","mesh":{"versions":{"1":"b","2":7,"3":null}}}', {"a", "b"}),
+    "a bad mirror": (b'{"amid":"a","tmid":"b","mesh":{"mirror":{"target":"c","share":101}}}', {"a", "b", "c"}),
+    "bad names": (b'{"amid":"\\ud800","tmid":7,"mesh":{"versions":{"1":"a\\u0000","2":"\\udfff","3":"c"}}}', {"c"}),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+async def test_a_record_that_cannot_be_read_can_be_deleted(desk, kind):
+    """The deletion takes back the references of all models that can still be read, so that these can be unregistered.
+    A model that was registered with its alias goes with it. The status says what to do before."""
+    value, named = UNREADABLE[kind]
+    await register(desk, "a", "b", "c")
+    for model in named:
+        await desk.change(model, refs=1, auto_delete=model == "b")
+    await desk.etcd.put(desk.keys.vmodel("v"), value)
+    call_ = await desk.call(SERVICE + "getVModelStatus", pb.GetVModelStatusRequest(vModelId="v"))
+    assert (call_.code, "delete the vmodel, and set it again" in call_.text) == (Code.INTERNAL, True)
+    await call(desk, "deleteVModel", pb.DeleteVModelRequest(vModelId="v"), pb.DeleteVModelResponse)
+    assert await desk.etcd.get(desk.keys.vmodel("v")) is None
+    left = {model: await desk.etcd.get(desk.keys.model(model)) for model in "abc"}
+    assert {model for model, kv in left.items() if kv is None} == named & {"b"}
+    assert all(ModelRecord.decode(kv.value).refs == 0 for kv in left.values() if kv is not None)
+    await set_vmodel(desk, targetModelId="a")
+    assert (await status(desk)).activeModelId == "a"
+
+
+async def test_a_record_that_cannot_be_read_is_not_deleted_for_another_owner(desk):
+    """The owner counts if it can be read. A request that names an owner deletes no record without a readable one."""
+    for owner in (b'"me"', b"7"):
+        await desk.etcd.put(desk.keys.vmodel("v"), b'{"o":%s,"amid":"","tmid":""}' % owner)
+        request = pb.DeleteVModelRequest(vModelId="v", owner="other")
+        await call(desk, "deleteVModel", request, pb.DeleteVModelResponse)
+        assert await desk.etcd.get(desk.keys.vmodel("v")) is not None
+    await desk.etcd.put(desk.keys.vmodel("v"), b'{"o":"me"}')
+    await call(desk, "deleteVModel", pb.DeleteVModelRequest(vModelId="v", owner="me"), pb.DeleteVModelResponse)
+    assert await desk.etcd.get(desk.keys.vmodel("v")) is None
+
+
+async def test_a_model_whose_record_cannot_be_read_can_be_unregistered(desk):
+    """Alone, together with others, or while a vmodel names it. The vmodel can be deleted too."""
+    await register(desk, "a", "b", "c", "d")
+    await set_vmodel(desk, targetModelId="c")
+    for model in "abc":
+        await desk.etcd.put(desk.keys.model(model), b"damaged")
+    call_ = await desk.call(SERVICE + "getModelStatus", pb.GetStatusRequest(modelId="a"))
+    assert "unregister the model, and register it again" in call_.text
+    assert await desk.management.unregister("a")
+    assert await desk.management.handlers.registration.unregister_many(["b", "d"]) == [None, None]
+    await call(desk, "deleteVModel", pb.DeleteVModelRequest(vModelId="v"), pb.DeleteVModelResponse)
+    assert await desk.management.unregister("c")
+    assert [kv async for kv in desk.etcd.scan(desk.keys.registry)] == []
+    await register(desk, "a")
+
+
 async def test_vmodels_are_listed_page_by_page(desk):
     for name in ("a1", "b1", "b2", "b3"):
         await put(desk, name, amid="m", tmid="m")
