@@ -104,8 +104,8 @@ class _XzReader(io.RawIOBase):
         while not self._ended:
             data = b""
             if self._stream.eof:
-                data = (self._stream.unused_data or self._file.read(_CHUNK)).lstrip(b"\0")
-                self._ended = not data and not self._file.peek(1)
+                data = self._behind(self._stream.unused_data)
+                self._ended = not data
                 self._stream, self._whole = self._new(), True
             elif self._stream.needs_input:
                 data = self._file.read(_CHUNK)
@@ -115,6 +115,14 @@ class _XzReader(io.RawIOBase):
                 buffer[: len(found)] = found
                 return len(found)
         return 0
+
+    def _behind(self, data: bytes) -> bytes:
+        """Returns what follows a stream and its padding, or b"" at the end. `data` has been read already."""
+        while not (rest := data.lstrip(b"\0")):
+            data = self._file.read(_CHUNK)
+            if not data:
+                return b""
+        return rest
 
     def _decompressed(self, data: bytes, most: int) -> bytes:
         """Returns at most that many bytes. What follows a whole stream and is none itself ends the content."""
@@ -159,7 +167,8 @@ def zipped(path: Path) -> Iterator[zipfile.ZipFile]:
 
 def _plain(file: io.BufferedReader) -> IO[bytes]:
     """Returns the content of a file that may be compressed."""
-    magic = file.peek(len(_XZ))
+    magic = file.read(len(_XZ))
+    file.seek(0)
     if magic.startswith(_GZIP):
         return cast(IO[bytes], gzip.GzipFile(fileobj=file))
     if magic.startswith(_BZIP2):

@@ -136,7 +136,6 @@ def test_whatever_a_record_is_its_models_can_be_read_or_left_out(value, data):
 
 @given(names=st.lists(st.text(min_size=1, max_size=5).filter(str.isalnum), min_size=5, max_size=5, unique=True))
 def test_a_whole_record_loses_no_name(names):
-    """Of a valid record, all names are read."""
     active, target, version, weight, mirror = names
     more = VModelMore(versions={"1": version}, weights={weight: 1}, mirror=Mirror(mirror, 1.0))
     assert vmodels.salvaged(vmodels.encode(VModelRecord(active, target, "me", more=more))).names() == set(names)
