@@ -69,8 +69,8 @@ def test_every_choice_is_allowed_and_every_pod_is_accounted_for(pods, size, excl
 
 @given(pods=pods, size=st.integers(0, 150))
 def test_a_waiting_caller_is_refused_only_for_what_the_text_says(pods, size):
-    """A load with a waiting caller (idle_ms 0) is never refused for its age. It is refused only if no pod accepts loads
-    and is large enough."""
+    """A load with a waiting caller (idle_ms 0) is never refused for its age. It is refused only if no pod both accepts
+    loads and is large enough."""
     choice = choose("m", size, pods)
     assert (choice.verdict is ChoiceVerdict.CHOSEN) == any(pod.accepts and size <= pod.capacity_bytes for pod in pods)
     assert choice.verdict is not ChoiceVerdict.NO_ROOM
@@ -242,8 +242,9 @@ def gpu_pod(name: str, **changes) -> Candidate:
     idle_ms=st.integers(0, 1200),
 )
 def test_the_whole_contract_of_a_choice(pods, size, constraint, zones, idle_ms):
-    """The chosen pod may hold the model. An outgoing pod is chosen only if all ranked pods are outgoing, and a pod in a
-    zone that has a copy only if the ranking offers no other zone."""
+    """The chosen pod may hold the model. An outgoing pod is chosen only if all ranked pods are outgoing. A pod in a
+    zone that has a copy is chosen only if the ranked pods that are outgoing (or not) like this one offer no other zone.
+    """
     choice = choose("m", size, pods, constraint=constraint, zones=zones, idle_ms=idle_ms)
     by_name = {pod.name: pod for pod in pods}
     may_hold = [
@@ -302,8 +303,8 @@ def test_device_memory_is_a_capacity_of_its_own():
 
 
 def test_a_model_known_from_cpu_pods_has_its_weights_on_a_device():
-    """A model known from CPU pods is expected to have its weights on a device. A full device evicts for it although
-    host memory is free, and a small device does not get it."""
+    """A model known from CPU pods is expected to have its weights on a device. A full device evicts copies for it
+    although host memory is free, and a pod with a small device does not get it."""
     size = Footprint(500 * MIB)
     assert choose("m", size, [gpu_pod("g", device_used_bytes=GIB)]).ranking[0].evicts
     assert not choose("m", size, [gpu_pod("g", used_bytes=GIB - MIB)]).ranking[0].evicts
@@ -346,7 +347,6 @@ def test_what_kind_of_place_is_preferred(better, worse):
 
 
 def test_pods_without_a_zone_share_no_zone():
-    """Two pods without a zone do not count as being in the same zone."""
     pods = [a_pod("a"), a_pod("b", loads_in_progress=5)]
     assert choose("m", MIB, pods, zones=["", ""]).pod == "a"
 

@@ -84,8 +84,8 @@ def test_a_second_copy_where_there_is_plenty_of_room():
 
 
 def test_minimum_maximum_and_pinned():
-    """A minimum is kept even if the model has no copy and others must be evicted for it. A maximum overrides every
-    reason for more. A pin means at least one copy."""
+    """A minimum is kept even if the model has no copy and others must be evicted for it. A maximum limits even a model
+    with a high rate. A pin means at least one copy."""
     assert len(loads(plan([model(limits=CopyLimits(minimum=2), idle_ms=10**9)], FULL))) == 2
     assert len(loads(plan([model(limits=CopyLimits(pinned=True), idle_ms=10**9)], FULL))) == 1
     assert plan([model(ReportedCopy("a", rate=9000), limits=CopyLimits(maximum=1))], PODS).actions == ()
@@ -107,8 +107,8 @@ def test_limits_of_a_model_stand_over_those_of_its_type():
 
 
 def test_a_copy_too_many_goes_slowly():
-    """A surplus copy is unloaded only if room is scarce, no copy is new, has a queue or many calls in flight, and the
-    peak load of the last minutes permits it."""
+    """A surplus copy is unloaded only if room is scarce and the peak load of the last minutes permits it, and only
+    while no copy is new, has a queue, or has many calls in flight."""
     calm = [ReportedCopy(pod, rate=100, peak_rate=800, age_ms=10**6) for pod in "abc"]
     assert unloads(plan([model(*calm)], FULL)) == [("m", "a")]
     assert plan([model(*calm)], PODS, settings=MEAN).actions == ()
@@ -166,7 +166,7 @@ def test_a_copy_on_a_pod_that_its_type_may_no_longer_use_is_moved():
 
 
 def test_what_was_lost_with_a_pod_comes_back():
-    """Copies lost with a pod are loaded again if they were used recently: into free memory, or in place of copies idle
+    """Copies lost with a pod are loaded again if they were used recently, even in place of copies that have been idle
     for longer. Others are not loaded."""
     assert len(loads(plan([model(lost=True, idle_ms=50_000)], FULL))) == 1
     assert plan([model(lost=True, idle_ms=4_000_000)], PODS).actions == ()
@@ -242,8 +242,8 @@ pods_ = st.lists(
 
 @given(models=models_, pods=pods_)
 def test_the_laws_of_a_plan(models, pods):
-    """A plan is bounded and deterministic, keeps maxima and allowed pods, never unloads the last loaded copy, and
-    requests no load twice."""
+    """A plan is bounded and deterministic, and respects maxima and constraints. It never unloads the last loaded copy,
+    and requests no load twice."""
     constraints = Constraints({"net": Constraint(frozenset({"gpu"}))})
     made = plan(models, pods, constraints=constraints)
     assert plan(models[::-1], pods[::-1], constraints=constraints) == made

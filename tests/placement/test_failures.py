@@ -46,8 +46,7 @@ def test_a_failure_of_unknown_cause_holds_until_it_expires():
 
 @pytest.mark.parametrize("kind", SOON)
 def test_other_kinds_are_tried_again_from_a_second_on(kind):
-    """A failure of another kind is retried after a second at first, and later about every half minute, however long the
-    cause lasts."""
+    """A failure of another kind is retried after a second at first, and later about every half minute."""
     failures = Failures()
     now, tries = 0, 0
     while now < 10 * 60_000:
@@ -90,8 +89,8 @@ def test_a_store_that_asks_to_be_left_alone_is_asked_by_no_pod():
 )
 @settings(deadline=None)
 def test_what_has_passed_is_served_again_after_at_most_as_long_again(kind, outage, took, pods):
-    """After an outage of any length, the next try comes within the same time again, at most half a minute. The number
-    of tries during the outage is bounded."""
+    """After an outage, the next try comes after at most as long again as the outage lasted (or a second, if that is
+    longer), and after half a minute at most. The number of tries during the outage is bounded."""
     failures = Failures()
     now = tries = 0
     while now <= outage:
@@ -176,8 +175,7 @@ def unhealthy(failures: Failures, pod: str = "a", now_ms: int = 0) -> None:
 
 
 def test_a_pod_where_everything_fails_is_not_the_models_fault():
-    """A pod in which all loads fail gets no more loads, and its failures do not count towards a model's bound of
-    tries."""
+    """A pod in which all loads fail gets no more loads, and its failures do not count among the tries of a model."""
     failures = Failures()
     unhealthy(failures)
     assert "4 models that loaded elsewhere" in failures.avoided(PODS, 10)["a"]
@@ -208,7 +206,7 @@ def test_a_copy_elsewhere_is_evidence_at_once():
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["loads afterwards", "is loaded"])
 def test_what_a_pods_own_rules_forbid_is_no_evidence_against_it(elsewhere):
-    """A pod that allows no code, for example, refuses models that other pods load. Other models still find the pod."""
+    """A pod that allows no code, for example, refuses models that other pods load. The pod still counts as healthy."""
     failures = Failures()
     for number in range(2 * UNHEALTHY):
         failures.failed(f"m{number}", "a", number, "no code here", kind=FailureKind.RULES, elsewhere=elsewhere)

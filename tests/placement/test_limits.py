@@ -1,4 +1,4 @@
-"""Limits by type: errors in the document that an operator writes."""
+"""Limits of copies by type: the document that an operator writes, and the errors in it."""
 
 import pytest
 

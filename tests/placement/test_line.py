@@ -147,7 +147,7 @@ class Pod:
         return "growing" if waiter.in_memory and other in self.waiting else "loading"
 
     def serve(self) -> None:
-        """Repeats the line's decisions until nothing changes, as the agent does whenever memory was freed."""
+        """Repeats the line's decisions until nothing changes, as the agent does whenever memory is freed."""
         while self._look():
             pass
 

@@ -193,7 +193,7 @@ def test_gdsf_forgets_what_is_not_used_any_more():
 
 
 def test_gdsf_knows_the_time_of_a_use_that_it_learns_late():
-    """`gdsf` values a use that is reported late by the inflation at the time of the use, not of the report."""
+    """If a use is reported late, `gdsf` values it by the inflation at the time of the use, not of the report."""
     late, prompt = Pod("gdsf"), Pod("gdsf")
     for pod in (late, prompt):
         pod.load("a", cost=100)

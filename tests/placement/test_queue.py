@@ -24,7 +24,7 @@ def test_callers_first_then_the_most_recently_used():
 
 
 def test_a_caller_lifts_what_is_queued():
-    """A caller raises the rank of a queued load, and a later request without a caller never lowers it."""
+    """A caller raises the rank of a queued load, and a later request without a caller does not lower it."""
     queue: LoadQueue[str] = LoadQueue()
     queue.push("a", waiting=False, idle_ms=5)
     queue.push("b", waiting=False, idle_ms=50)

@@ -9,7 +9,7 @@ OLD, NEW = 3, 4
 
 
 def test_one_goes_first_and_the_others_follow_at_once() -> None:
-    """If the new content cannot be loaded, this costs only one load."""
+    """A reload begins with one copy, so content that cannot be loaded costs only one load."""
     copies = [ReloadingCopy("b", OLD), ReloadingCopy("a", OLD), ReloadingCopy("c", 1)]
     first = step(copies, NEW, {})
     assert (first.beside, first.elsewhere, first.unload) == (("a",), False, ())

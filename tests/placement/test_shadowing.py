@@ -82,7 +82,7 @@ def test_a_shadow_that_every_call_begins_beside_has_to_pause():
 
 
 def test_a_time_of_zero_is_no_error():
-    """A call may take no time, because the clock did not advance. That is not an error."""
+    """The clock may not advance during a short call."""
     shadowing = Shadowing()
     for beside in (True, False) * ENOUGH:
         shadowing.noted(0.0, beside=beside)

@@ -32,7 +32,8 @@ def test_measured_before_learned_before_default():
 
 
 def test_one_odd_model_decides_nothing():
-    """Two odd measurements, with a ratio of 1000 among ordinary ones of 2, do not change the estimate of their type."""
+    """Two odd measurements, of 1000 times the file, among five ordinary ones, of twice the file, do not change the
+    estimate of their type."""
     sizes = Sizes()
     learn(sizes, 2.0, times=5)
     learn(sizes, 1000.0, times=2)
@@ -86,8 +87,8 @@ def test_a_guess_evicts_about_twice_the_file_at_most():
     device=st.booleans(),
 )
 def test_whatever_was_learned_a_guess_evicts_no_more_than_that(loads, file_bytes, free, device):
-    """Whatever loads were learned, one step evicts for an estimate at most twice the file and a session beyond the free
-    memory. The last step evicts at most the file and a session."""
+    """Whatever loads were learned, each step of an estimate evicts copies for at most twice the file and a session
+    beyond the free memory, and the last step for at most the file and a session."""
     sizes = Sizes()
     for file, took in loads:
         sizes.learn(
@@ -126,7 +127,7 @@ def test_a_line_is_found_whatever_one_odd_model_takes(base, ratio, files, small,
 
 
 def test_what_is_learned_follows_the_times():
-    """If a server takes half as much from now on, the learned estimate follows within 30 loads."""
+    """If a server begins to take half as much, the learned estimate follows within 30 loads."""
     sizes = Sizes()
     learn(sizes, 4.0, times=100)
     learn(sizes, 2.0, times=30)

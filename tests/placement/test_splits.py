@@ -48,7 +48,6 @@ def test_a_split_without_a_usable_weight_is_refused(weights):
 
 @given(TARGETS, POINTS)
 def test_a_model_without_weight_gets_no_call(weights, point):
-    """A model with a weight of zero stays in the record but gets no calls."""
     split = Split({**weights, "idle-model": 0})
     assert split.at(point) != "idle-model"
     assert split.of(repr(point).encode()) != "idle-model"

@@ -142,7 +142,7 @@ def test_a_model_that_others_refer_to_is_not_deleted_with_one_reference():
 
 
 def test_forcing_a_move_ends_it_with_one_reference():
-    """ModelMesh counts the target of a forced move twice, so it can never be unregistered."""
+    """ModelMesh counts the target of a forced move twice, so the target can never be unregistered."""
     change = changes.set_vmodel(
         "v", VModelRecord("a", "b", failed=True), {"a": LOADED, "b": IDLE}, SetVModel(target="b", force=True)
     )
@@ -242,8 +242,7 @@ def test_a_version_after_going_back_follows_the_one_that_served():
 
 
 def test_a_version_that_could_not_be_loaded_is_the_first_to_be_dropped():
-    """A rollback never leads to a version that failed and was given up. That version is dropped before those that
-    served."""
+    """A rollback skips a version that failed and was given up. That version is dropped before those that served."""
     models = {f"m{number}": LOADED for number in (1, 2, 3, 4)}
     record = changed(rolled_out("1", "2"), models | {"m3": IDLE}, target="m3", version="3")
     record = changed(replace(record, failed=True), models, version="2")
@@ -254,7 +253,7 @@ def test_a_version_that_could_not_be_loaded_is_the_first_to_be_dropped():
 
 
 def test_a_version_names_one_model():
-    """A version always names the same model, because clients may have written the version's name down."""
+    """A version keeps its model, because clients may have written the version's name down."""
     record = rolled_out("7", "8")
     assert refused(record, {"x": IDLE}, target="x", version="7") == (
         "CONFLICT",

@@ -315,8 +315,8 @@ def test_an_answer_of_another_version_is_waited_out():
 
 @pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.LASTING])
 def test_what_passes_is_told_with_a_time_and_tried_again_by_the_next_caller(kind):
-    """A failure of any kind except a lasting one excludes the pod for a second. Callers during this second get the
-    failure that the record contains; the next caller has the model loaded."""
+    """A failure of any kind except a lasting one excludes the pod for a second. A caller during this second gets the
+    recorded failure; for a caller after it, the pod tries the load again."""
     carrier = asking("a")
     given = carrier.says(events.Failed, text="the store answers 503", kind=kind)
     assert isinstance(given[0], instructions.ForgetRecord)
@@ -432,8 +432,6 @@ def test_a_pod_in_which_everything_fails_gets_no_more_loads():
 
 
 def test_what_fits_nowhere_is_refused_without_asking():
-    """From the second call on, a model that fits nowhere is refused without asking a pod, because its record has the
-    size by then."""
     carrier = Carrier("a")
     carrier.size = 1 << 40
     carrier.join()

@@ -203,7 +203,6 @@ class TestImpossible:
 
 
 def test_alarms_that_are_called_off_do_not_pile_up():
-    """Cancelled alarms do not pile up while one caller waits and thousands come and leave."""
     alarms = Alarms()
     alarms.set(10**6, "stays")
     for number in range(10_000):
