@@ -31,8 +31,8 @@ def subjects(*names: x509.GeneralName) -> frozenset[str]:
 
 
 def test_uris_and_dns_names_are_the_callers_names():
-    """The first URI is the caller's name. All URIs and DNS names are subjects of grants; addresses and the common name
-    are not."""
+    """The URI of a certificate is the caller's name. URIs and DNS names are subjects of grants; addresses and the
+    common name are not."""
     given = header(DNS("Scorer.example.com"), URI(SPIFFE), certificates.named("10.0.0.1"))
     found = ClientCertificates().identify(Credentials(b"", given))
     assert found.principal.name == f"cert:{SPIFFE}"

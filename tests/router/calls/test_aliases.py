@@ -387,7 +387,8 @@ async def test_a_sticky_model_that_cannot_be_loaded_costs_no_call(core, stream):
 
 
 async def test_a_load_that_hangs_leaves_half_of_the_callers_time_to_another_model(core):
-    """A sticky caller with a deadline spends at most half of its time on a canary whose load hangs."""
+    """A sticky caller with a deadline does not spend all of its time on a canary whose load hangs: another model
+    answers in time."""
     core.resident("fraud@7", "a")
     core.alias("fraud", "fraud@7", weights={"fraud@7": 1, "fraud@8": 10**6}, sticky="x-user")
     core.register("fraud@8")

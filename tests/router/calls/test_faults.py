@@ -128,7 +128,7 @@ async def test_before_another_try(core, monkeypatch, caplog):
 
 
 async def test_while_a_streamed_request_is_read(core, monkeypatch, caplog):
-    """The pod waits for the rest of the request, so that no reply would ever come."""
+    """The pod waits for the rest of the request, so no reply would ever come."""
     core.resident("m")
     call = StreamCall(FOREIGN, [(b"mm-model-id", b"m")], [framing.pack(b"1")], open=True)
     monkeypatch.setattr(call, "read", broken_later)

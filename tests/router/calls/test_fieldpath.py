@@ -85,7 +85,6 @@ def test_fixed_width_fields_are_passed_over(double, single, text):
 
 @given(st.binary(max_size=200), st.lists(st.integers(1, 20), min_size=1, max_size=3), st.integers(0, 10))
 def test_any_bytes_give_a_string_nothing_or_a_value_error(message, path, start):
-    """Whatever bytes a client sends, reading them raises no error except ValueError."""
     try:
         found = fieldpath.extract(message, path, start)
     except ValueError:

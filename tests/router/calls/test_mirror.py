@@ -172,7 +172,6 @@ async def test_a_shadow_whose_server_dies_gets_a_pause(core):
 
 
 async def test_a_shadow_that_cannot_be_reached_is_not_tried_again(core):
-    """A call that could not be sent to the shadow counts as failed, and is not tried again."""
     shadowed(core)
     await answered(core)
     (sent,) = await mirrored(core)

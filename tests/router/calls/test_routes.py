@@ -306,7 +306,7 @@ def test_our_own_headers_do_not_come_back():
 
 
 def test_what_a_copy_is_called_with():
-    """A copy is always called with the binary id, and also with the plain id if that is printable ASCII."""
+    """A copy is called with the binary id, and also with the plain id if that is printable ASCII."""
     assert dict(headers.addressed("a b", b"inc.7")) == {
         b"mesh-copy": b"inc.7",
         b"mm-model-id": b"a b",

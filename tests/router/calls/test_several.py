@@ -244,7 +244,6 @@ async def test_a_stream_cannot_go_to_several_models(core):
 
 
 async def test_an_id_in_the_message_beats_several_in_headers(core):
-    """For a method whose message contains the id, several ids in headers are ignored."""
     core.resident("m", "a")
     for call in (
         FakeCall(headers=of("x", "y"), frame=core.frame("m")),

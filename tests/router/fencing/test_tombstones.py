@@ -40,7 +40,7 @@ class Town:
     management: Asked
     tombstones: Tombstones
     lives: Closing
-    deaf: socket.socket  # takes connections and says nothing, as a server does that is stopped
+    deaf: socket.socket  # accepts connections and never answers, like a stopped server
 
     @property
     def address(self) -> str:
@@ -152,7 +152,7 @@ async def town(etcd: Etcd, keys: Keys, deaf: socket.socket) -> Town:
 
 
 async def test_nothing_is_left_of_a_model_that_nobody_held(town):
-    """Unregistering a model that no pod held leaves no keys behind, whatever other pods and copies exist."""
+    """Unregistering a model that no pod held leaves no tombstone, although a pod has a copy of another model."""
     await town.pod("a", "n")
     assert await town.management.unregister("m")
     assert not await town.buried()

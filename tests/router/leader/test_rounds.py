@@ -169,7 +169,6 @@ async def test_limits_are_kept_both_ways(world):
 
 
 async def test_a_copy_that_is_being_unloaded_does_not_count_as_one_being_loaded(world):
-    """A copy that its agent is still unloading does not count as one that is being loaded."""
     created = await world.register("m", limits=CopyLimits(None, 1, None))
     world.copy("m", "a", created)
     world.copy("m", "b", created)
@@ -257,8 +256,7 @@ async def test_a_load_that_does_not_work_rests(world):
 
 
 async def test_a_pod_that_leaves_is_emptied(world):
-    """A draining pod is emptied. Models in use are loaded elsewhere first, unused ones are unloaded last, and then
-    nothing keeps the pod."""
+    """A draining pod is emptied: models in use are loaded elsewhere, and unused ones are unloaded last."""
     for number in range(5):
         world.copy(f"m{number}", "a", await world.register(f"m{number}"))
         world.agents.states["a", f"m{number}"] = {"idle_ms": 1000 if number else 9 * 3_600_000}

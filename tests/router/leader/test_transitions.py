@@ -452,7 +452,6 @@ async def test_many_vmodels_move_to_one_target_with_one_load(mesh):
 
 
 async def test_a_record_that_cannot_be_read_holds_no_other_up(mesh):
-    """A vmodel or model whose record cannot be read does not delay other moves."""
     await mesh.pod("p")
     await mesh.register("a", "b")
     await mesh.copy("a", "p")

@@ -67,7 +67,7 @@ async def test_an_agent_that_is_silent():
 
 
 async def test_an_agent_that_refuses_this_router():
-    """The text does not claim that the agent is silent."""
+    """The error says that the agent refuses the credentials, not that it is silent."""
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((Failing(grpc.StatusCode.UNAUTHENTICATED, "no valid token"),))
     port = server.add_insecure_port("127.0.0.1:0")

@@ -346,7 +346,6 @@ async def test_a_model_that_fits_nowhere_is_tried_once(core):
 
 
 async def test_no_agent_is_asked_for_room_once_the_caller_has_gone(core):
-    """If the caller has gone while it waited for room in one pod, no other agent is asked for room."""
     core.rules(waited_ms=-1)
     core.register()
     for name in "ab":
@@ -421,8 +420,7 @@ async def test_larger_than_every_pod_is_told_without_asking(core):
 
 
 async def test_a_guessed_size_is_never_the_reason_for_a_refusal(core):
-    """An estimated size never causes a refusal. The model may fit although the average copy is larger than the small
-    pod."""
+    """The model may fit although the average copy is larger than the only pod that accepts loads."""
     core.register()
     core.world.pod("big", capacity=1 << 40, used=1 << 39, copies=1, state=LEAVING)
     core.world.pod("small", capacity=1 << 20)
@@ -431,8 +429,7 @@ async def test_a_guessed_size_is_never_the_reason_for_a_refusal(core):
 
 
 async def test_nor_is_it_on_a_device(core):
-    """An estimated size never causes a refusal on a device, even if copies on CPU pods are larger than the only
-    device."""
+    """An estimated size causes no refusal on a device, even if copies on CPU pods are larger than the only device."""
     core.register()
     core.world.pod("cpu", capacity=1 << 37, used=3 << 35, copies=3, state=LEAVING)
     core.world.pod("gpu", capacity=1 << 36, device_capacity_bytes=1 << 34, labels=("gpu",))
@@ -571,8 +568,8 @@ async def test_a_failure_is_void_once_its_pods_secret_has_changed(core):
 
 
 async def test_a_clock_that_is_ahead_does_not_prolong_a_failure(core, passes):
-    """The pause after a failure begins when the router first reads about the failure, whatever the agent's clock
-    says."""
+    """The pause after a failure begins when the router first reads about the failure, not at the time that the agent's
+    fast clock gave it."""
     one_pod(core)
     (failure,) = core.failed_in("a", ago_ms=-3_600_000)
     core.register(failures=(replace(failure, kind=FailureKind.PASSING),))
@@ -605,7 +602,6 @@ async def test_a_model_gets_its_load_in_an_unhealthy_pod_if_it_may_use_no_other(
 
 
 async def test_broken_models_do_not_send_the_good_ones_to_one_pod(core):
-    """Good models are spread over all pods, even if broken ones are called in between."""
     for name in "abcd":
         core.world.pod(name)
         core.agents.answers[name] = lambda request: (

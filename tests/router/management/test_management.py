@@ -67,7 +67,7 @@ class Desk:
         return ModelRecord.decode(kv.value)
 
     async def change(self, model_id: str = "m", **more: object) -> None:
-        """Changes the model's record, as agents and others do."""
+        """Changes the model's record in etcd, as agents do."""
         record = replace(await self.record(model_id), **more)  # type: ignore[arg-type]
         await self.etcd.put(self.keys.model(model_id), record.encode())
 

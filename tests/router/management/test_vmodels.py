@@ -553,8 +553,8 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 async def test_a_record_that_cannot_be_read_can_be_deleted(desk, kind):
-    """The deletion takes back the references of all models that can still be read, so that these can be unregistered.
-    A model that was registered with its alias goes with it. The status says what to do before."""
+    """The deletion releases all models whose ids can still be read in the record, so these models can be unregistered.
+    A model that was registered with the alias is deleted with it. The status names this way out."""
     value, named = UNREADABLE[kind]
     await register(desk, "a", "b", "c")
     for model in named:
@@ -572,7 +572,7 @@ async def test_a_record_that_cannot_be_read_can_be_deleted(desk, kind):
 
 
 async def test_a_record_that_cannot_be_read_is_not_deleted_for_another_owner(desk):
-    """The owner counts if it can be read. A request that names an owner deletes no record without a readable one."""
+    """A request that names an owner deletes the record only if the record's owner can be read and is the same."""
     for owner in (b'"me"', b"7"):
         await desk.etcd.put(desk.keys.vmodel("v"), b'{"o":%s,"amid":"","tmid":""}' % owner)
         request = pb.DeleteVModelRequest(vModelId="v", owner="other")
@@ -584,7 +584,7 @@ async def test_a_record_that_cannot_be_read_is_not_deleted_for_another_owner(des
 
 
 async def test_a_model_whose_record_cannot_be_read_can_be_unregistered(desk):
-    """Alone, together with others, or while a vmodel names it. The vmodel can be deleted too."""
+    """Such a model can be unregistered alone, with others, or once the vmodel that names it is deleted."""
     await register(desk, "a", "b", "c", "d")
     await set_vmodel(desk, targetModelId="c")
     for model in "abc":

@@ -1,7 +1,7 @@
 """The same request through every carrier of REST and through gRPC, with the same status, tensors and reason.
 
-Both of REST's carriers are called, alone and behind Envoy, in front of one worker's inference. gRPC calls go through
-our own server. Behind them is a real ONNX server, or a fake that returns its inputs.
+REST requests go to both of REST's carriers, alone and behind Envoy, and gRPC calls to Mesh's own server. A real ONNX
+server answers them, or a fake that returns its inputs.
 """
 
 import asyncio

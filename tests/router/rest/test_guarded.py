@@ -141,8 +141,8 @@ async def test_management_asks_and_inference_does_not(http, mode):
 
 
 async def test_each_path_of_v2_is_asked(http):
-    """Health checks are answered for everybody, because probes have no key. Every other path, even an unknown one,
-    needs a known caller."""
+    """Health checks are answered for everybody, because probes have no key. Other paths, even unknown ones, need a
+    known caller."""
     for path in ("/v2/health/live", "/v2/health/ready"):
         assert (await ask(http, "GET", path))[0] == 200
     for method, path in (

@@ -144,7 +144,8 @@ def test_a_large_tensor_is_read_into_its_message(first):
 
 
 def test_bodies_that_cannot_be_read_into_their_message_are_copied():
-    """The message is made by a copy if the body has two tensors, an incomplete first read, or another JSON part."""
+    """The message is made by a copy if the body has two tensors or another JSON part, or if its first read is
+    incomplete."""
 
     async def scenario():
         carrier = Carrier()

@@ -158,7 +158,7 @@ def test_a_reply_becomes_the_body_of_the_long_way_or_none(replies):
 @pytest.mark.parametrize("request_id", ["", "7"])
 @pytest.mark.parametrize("size", [1, 40])
 def test_plain_replies_take_the_short_way_from_the_second_on(request_id, size):
-    """Replies of a known form are written without being parsed from the second one on, unless they contain NaN."""
+    """From the second one on, replies of a known form are written without being parsed, unless they contain NaN."""
     known = shortcuts.Replies()
     arrays = [np.full(size, 0.5, "<f4"), np.arange(size, dtype="<i8"), np.ones(size, bool)]
     assert written(known, reply(arrays, request_id=request_id)) is None
@@ -185,7 +185,7 @@ def test_a_broken_reply_of_a_known_length_is_not_taken_for_a_good_one(noise, at)
 
 @pytest.mark.parametrize("odd", [{"typed": True}, {"parameters": True}])
 def test_replies_that_are_not_plain_are_never_learnt(odd):
-    """Replies with typed contents or with parameters of outputs always take the long way."""
+    """Replies with typed contents, or with parameters of outputs, take the long way each time."""
     known = shortcuts.Replies()
     for _ in range(3):
         assert written(known, reply([np.ones(1, "<f4")], **odd)) is None

@@ -50,7 +50,7 @@ async def test_what_is_written_holds_everywhere_a_moment_later(dynamic, etcd, ke
 
 
 async def test_nonsense_is_refused_and_changes_nothing(dynamic, etcd, keys):
-    """An invalid setting is refused and changes nothing, even if another program wrote it to etcd without any check."""
+    """An invalid setting is refused. If another program writes one to etcd, the setting before it stays in effect."""
     tuning = Tuning(etcd, keys)
     await tuning.write(TYPE_LIMITS, '{"a": {"max": 3}}')
     await until(lambda: dynamic.current.limits.types)

@@ -392,7 +392,7 @@ ACTIONS = st.lists(
 @given(ACTIONS)
 def test_whatever_happens_the_indexes_agree(actions):
     """The view's indexes agree after any sequence of events. After a snapshot with all pods published, exactly the
-    copies in etcd are callable and not suspect."""
+    loaded copies of present incarnations are callable, and none is suspect."""
     world = World()
     lives = {"a": 0, "b": 0}
     seen = []  # pods, forgotten ones too: callers still hold them

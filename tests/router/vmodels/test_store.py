@@ -24,7 +24,8 @@ async def move(desk: Desk, item: Item | None = None, **change: object):
 
 
 def unconfirmed(desk: Desk, monkeypatch, times: int = 1) -> list[str]:
-    """Loses the answers to the next writes. Returns a list of what happened to each write, filled as they happen."""
+    """Loses the answers to the next `times` writes. Returns a list to which each of these writes adds whether it was
+    done or refused."""
     txn, happened = desk.etcd.txn, []
 
     async def failing(compares, success, failure=(), **more):

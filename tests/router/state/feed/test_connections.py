@@ -133,8 +133,8 @@ async def test_a_snapshot_larger_than_anybody_may_be_behind_is_sent_as_it_is_rea
 
 
 async def test_who_does_not_read_is_kept_as_little_as_who_reads(tmp_path, monkeypatch):
-    """A worker that does not read later gets a snapshot instead of each change. If too many other messages wait for the
-    worker, the pod disconnects it."""
+    """A worker that stops reading gets a snapshot when it reads again, not each change that it missed. If too many
+    other messages wait for it, the pod disconnects it."""
     monkeypatch.setattr(rangelog, "MAX_BEHIND", 20_000)
     monkeypatch.setattr(servers, "_MAX_WORDS", 20_000)
     server = FeedServer(nothing)
@@ -233,7 +233,7 @@ async def test_a_worker_that_connects_again_goes_on_with_each_range_where_it_was
 
 
 async def test_a_large_range_does_not_hold_up_the_others(tmp_path):
-    """While the large range is being sent, a change of another range reaches the worker."""
+    """While a large range is being sent, a change of another range reaches the worker."""
     server = FeedServer(nothing)
     await server.start(str(tmp_path / "feed"))
     server.apply(PRESENCE, Snapshot(5, tuple(kv(b"k%06d" % number, b"v" * 200) for number in range(50_000))))
@@ -276,7 +276,6 @@ async def test_a_range_that_only_the_worker_knows_is_left_out_and_the_others_wor
 
 
 async def test_a_range_that_only_the_pod_knows_is_passed_over(tmp_path):
-    """An older worker ignores a range that only the pod knows."""
     told = Recorder()
 
     async def pod(reader, writer):

@@ -303,7 +303,6 @@ def test_whatever_happens_in_whatever_order_each_has_what_was_there_at_its_revis
 
 
 def test_any_bytes_come_through() -> None:
-    """Keys and values may contain any bytes, because they need not be text."""
     items = [(bytes(range(256)), bytes(range(255, -1, -1))), (b"\xff", None), (b"", b"")]
     ((kind, packed),) = decoded(encode(["x", pack(items)]))
     assert (kind, unpack(packed)) == ("x", items)
