@@ -385,8 +385,8 @@ async def test_a_call_that_crashes_the_server_is_blamed_alone(pod: AgentProcess)
 
 
 async def test_a_pod_killed_whole_by_hand_blames_nobody(pod: AgentProcess) -> None:
-    """A pod whose processes are killed by hand twice, during calls and with memory to spare, blames no model in its
-    next life. (For exhausted memory see blame/test_earlier and tests/cluster/test_exhaustion.)"""
+    """A pod that is killed by hand twice, during calls and with memory to spare, blames no model in its next life. (For
+    exhausted memory, see blame/test_earlier and tests/cluster/test_exhaustion.)"""
     running = await pod.loaded("running", models.slow())
 
     async def runs() -> bool:

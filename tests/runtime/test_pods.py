@@ -42,7 +42,7 @@ async def test_a_full_disk_budget_makes_the_oldest_copies_go(an_agent: AnAgent) 
 
 @pytest.mark.long
 async def test_two_pods_never_load_the_same_model_twice(an_agent: AnAgent) -> None:
-    """When two pods are asked for the same models at once, many times over, one copy of each is made. The losing pod
+    """When two pods are asked at the same time for each of ten models, one copy of each is made, and the losing pod
     names the winner."""
     async with an_agent() as one, an_agent(name="pod-2") as other:
         for number in range(10):

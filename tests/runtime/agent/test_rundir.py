@@ -93,7 +93,7 @@ def test_others_leave_the_folder_to_the_next_life_for_a_while(tmp_path: Path, mo
 
 
 def test_the_run_folder_is_short() -> None:
-    """The path of the run folder is short, because the path of a unix socket may have at most 107 bytes."""
+    """The path of a unix socket may have at most 107 bytes."""
     run = RunDir()
     assert len(os.fsencode(run.path / "spi-1000")) < 100
     run.close()

@@ -308,7 +308,7 @@ async def test_a_generation_that_the_registry_does_not_have(pod: FakePod) -> Non
 
 
 async def test_a_first_load_is_of_the_generation_that_the_registry_has(pod: FakePod) -> None:
-    """A first load gets the record's current generation, whatever generation the router knew."""
+    """A first load gets the record's current generation, even if the router knew an older one."""
     pod.claims.records["m"] = ModelRecord("t", generation=3)
     outcome = await pod.load("m", 10)
     assert isinstance(outcome, Loaded)

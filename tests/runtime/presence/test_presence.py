@@ -354,7 +354,6 @@ async def test_a_copy_that_was_never_claimed_has_to_be_current(pod: Pod) -> None
 
 
 async def test_a_claim_leaves_a_pod_with_a_stale_copy_fully_keyed(pod: Pod) -> None:
-    """A claim for a model whose stale copy has no key leaves the pod fully keyed."""
     created = await register(pod, "m")
     pod.presence.put("gone", pod.copy(created, LOADED))
     await until(lambda: pod.stale, why="the copy is found stale")
@@ -645,7 +644,6 @@ async def test_no_presence_no_claim(pod: Pod) -> None:
 
 
 async def test_keys_that_the_pod_does_not_want_are_deleted(pod: Pod) -> None:
-    """Keys under the pod's name that the pod does not want are found and deleted."""
     pod.presence.put("wanted", pod.copy(await register(pod, "wanted")))
     assert await pod.presence.settled("wanted", 5.0)
     await pod.etcd.put(pod.keys.copy("stray", pod.name), b"{}")

@@ -1,4 +1,5 @@
-"""Calls of one message over the relay's own HTTP/2 connection, to a real gRPC server, and what goes the other way."""
+"""Calls of one message over the relay's own HTTP/2 connection to a real gRPC server, and the calls that go through the
+other egress instead."""
 
 import asyncio
 import contextlib
@@ -256,7 +257,7 @@ async def test_a_server_that_does_not_speak_http2_gets_all_calls_the_other_way()
 
 
 async def test_a_server_that_breaks_the_protocol_gets_its_next_calls_the_other_way() -> None:
-    """The server would break it again, and each direct call would be lost."""
+    """Such a server would break the protocol again, and each direct call would be lost."""
     server = FrameServer(lambda stream: frames.frame(frames.PUSH_PROMISE, frames.END_HEADERS, stream, bytes(4)))
     direct = Direct(await server.start())
     await direct.connected()
@@ -329,7 +330,8 @@ async def test_the_close_ends_a_connection_that_has_not_begun() -> None:
 
 
 async def test_a_reply_in_one_piece_has_the_limit_of_messages() -> None:
-    """An egress that takes no pieces has the limit, so the direct way has it too, although the caller takes pieces."""
+    """If the other egress takes no pieces, its limit of messages also holds for direct calls, although the caller takes
+    pieces."""
     server = FrameServer(lambda stream: headers(stream, *GRPC) + data(stream, framing.prefix(LIMIT + 1)))
     direct = Direct(await server.start(), pieces=False)
     await direct.connected()

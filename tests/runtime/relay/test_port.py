@@ -332,8 +332,8 @@ async def test_calls_of_a_limited_copy_wait_at_its_gate(relay: Relay) -> None:
 async def test_a_fault_in_the_relay_fails_only_the_call(
     relay: Relay, monkeypatch: pytest.MonkeyPatch, place: str, when: str
 ) -> None:
-    """A bug strikes while a call is sent, answered or taken over by a task. The call ends with INTERNAL, and is counted
-    as ended."""
+    """The fault occurs while a call is sent, answered or taken over by a task. The call ends with INTERNAL, and is
+    counted as ended."""
     if when == "sent":
         monkeypatch.setattr(place, lambda *_: 1 / 0)
     call = relay.call()
@@ -347,7 +347,7 @@ async def test_a_fault_in_the_relay_fails_only_the_call(
 
 
 async def test_a_fault_while_a_streamed_request_is_read_is_an_answer(relay, monkeypatch):
-    """The server waits for the rest of the request, so that no reply would ever come."""
+    """The server waits for the rest of the request, so no reply would ever come."""
 
     async def broken():
         raise ZeroDivisionError

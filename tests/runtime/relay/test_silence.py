@@ -114,7 +114,8 @@ async def test_models_whose_calls_began_before_the_silence_are_suspect(watched: 
 
 
 async def test_a_call_may_take_until_its_deadline(watched: Watched) -> None:
-    """The server is silent during a call that began before, and is not given up. Afterwards it answers again."""
+    """The server is silent during a call that began before the silence, and is not given up. Afterwards it answers
+    again."""
     copy = watched.copy(0)
     slow = watched.call(copy, deadline=60.0)
     await _blocked(watched)
@@ -152,7 +153,7 @@ async def test_a_load_may_take_until_its_time_limit(watched: Watched) -> None:
 
 
 async def test_work_that_began_during_the_silence_is_no_excuse(watched: Watched, monkeypatch: Any) -> None:
-    """Loads and calls that wait behind the one that never ends do not prolong the silence."""
+    """Such loads and calls only wait behind the work that blocks the server."""
     monkeypatch.setattr(silence, "_OVERTAKING", 0.0)
     await _blocked(watched)
     with watched.silence.loading(60.0):

@@ -1,5 +1,5 @@
-"""Answers of a server that arrive the same whichever way a call takes to it: through Envoy, or over the relay's own
-HTTP/2 connection. A server sends the frames itself, so that the answers can be odd."""
+"""Answers of a server that arrive the same whichever way a call takes: through Envoy, or over the relay's own HTTP/2
+connection. The test's server sends the frames itself, so its answers can be odd."""
 
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -211,7 +211,7 @@ async def test_an_answer_is_the_same_either_way(ways: Ways, answer: Sent, code: 
 
 @pytest.mark.parametrize(("answer", "kind"), LOSSES.values(), ids=LOSSES)
 async def test_a_call_without_an_answer_is_lost_either_way(ways: Ways, answer: Sent, kind: LostKind) -> None:
-    """What has begun may not be sent again, so the kind decides about another attempt."""
+    """A call whose reply has begun may not be sent again, so the kind of the loss decides about another attempt."""
     for way in ("envoy", "direct"):
         with pytest.raises(Lost) as lost:
             await ways.take(way, answer=answer)

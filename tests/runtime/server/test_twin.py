@@ -78,7 +78,7 @@ async def test_both_are_the_same_from_outside(kind, real, fake):
 
 
 async def test_models_are_as_large_as_they_say(fake):
-    """A model in the fake server has the size that its name says, without taking any memory."""
+    """A model in the fake server has the size that its name says, without taking that much memory."""
     before = fake.resident()
     assert await fake.load("large", path(fake, "large", size="8GiB")) == {"host": 8 << 30, "device": 0}
     assert fake.resident() - before < 64 << 20

@@ -48,8 +48,8 @@ async def test_how_a_server_ended_is_told(tmp_path: Path, end: str, cause: EndCa
 async def test_a_kill_is_for_memory_where_the_kernel_counts_one_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int, cause: EndCause
 ) -> None:
-    """A kill is attributed to memory if the kernel's count of out-of-memory kills has risen. It is also attributed to
-    memory if the kernel has no count."""
+    """A kill is attributed to memory if the kernel's count of out-of-memory kills has risen, or if the kernel has no
+    such count."""
     server = a_server(Board.create(tmp_path / "b", 4), on_death=print)
     monkeypatch.setattr(serverprocess, "oom_kills", lambda: after)
     server._oom_kills = before

@@ -1,5 +1,5 @@
-"""Loads, unloads, calls and withdrawals that end in any order: hypothesis searches for one that leaves a load waiting
-forever.
+"""Loads, unloads, calls and withdrawals that end in any order. Hypothesis searches for an order that leaves a load
+waiting forever.
 
 The agent's parts are real, from `loads` down to the ledger. The model server answers when the test says so. After each
 event the loop runs until nothing more happens. A load that still waits must be blocked by something that will end: a

@@ -313,8 +313,7 @@ async def test_larger_than_predicted_evicts_more(pod: FakePod) -> None:
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_model_larger_than_estimated_is_unloaded_if_no_copy_may_be_evicted(pod: FakePod) -> None:
-    """A model that is larger than estimated is unloaded if no copy may be evicted for it. This is not recorded as a
-    failure of the model."""
+    """Such an unload is not recorded as a failure of the model."""
     await pod.fill("a", size=900_000)
     pod.busy("a")
     outcome = await pod.load("m", 500_000, known=False)
@@ -362,8 +361,8 @@ async def test_a_failed_load_tells_what_was_skipped(pod: FakePod) -> None:
 
 @pytest.mark.parametrize("kind", PullErrorKind)
 async def test_what_goes_wrong_with_the_files(pod: FakePod, kind: PullErrorKind) -> None:
-    """A full disk is the pod's fault. Any other problem with the files is the model's fault, and is reported with the
-    puller's text."""
+    """If the disk is full, the pod refuses the load. Any other problem with the files fails the load, with the puller's
+    text."""
     pod.files.errors["/m/10"] = PullError(kind, "no luck")
     outcome = await pod.load("m")
     if kind is PullErrorKind.DISK_FULL:

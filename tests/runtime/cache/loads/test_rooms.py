@@ -37,8 +37,8 @@ async def waits(pod: FakePod, *model_ids: str) -> None:
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
 async def test_a_storm_of_cold_calls_is_served_in_turn(known: bool) -> None:
-    """A pod with room for 65 models loads all of 200 requested at once and refuses none, if each is called once as soon
-    as it is loaded."""
+    """A pod with room for 65 models loads all 200 models that are requested at once, if each is called once as soon as
+    it is loaded."""
     async with FakePod(capacity=65_000_000, slots=100) as pod:
 
         async def call(model_id: str) -> Outcome:
@@ -108,7 +108,6 @@ async def test_who_waits_is_served_when_a_call_ends(pod: FakePod) -> None:
 
 
 async def test_a_large_load_without_room_does_not_block_the_smaller_ones_behind_it(pod: FakePod) -> None:
-    """A large load that needs the room of two copies does not block the smaller loads behind it."""
     await pod.fill("a", "b", size=500_000)
     for name in "ab":
         pod.busy(name)
@@ -189,7 +188,7 @@ async def test_copies_make_way_for_the_disk_as_for_memory(pod: FakePod) -> None:
 
 
 async def test_what_was_unpacked_for_a_copy_makes_way_with_it(pod: FakePod) -> None:
-    """A copy whose files were unpacked holds both on the disk, so that its eviction is enough here, and the other copy
+    """A copy whose files were unpacked counts with both on the disk. Here its eviction is enough, and the other copy
     stays."""
     pod.files.budget = 4_000
     pod.server.unpacked["/a/1000"] = 2_000
@@ -296,8 +295,7 @@ async def test_the_ledger_keeps_nothing_of_a_load_in_a_dead_server(pod: FakePod)
 async def test_a_load_that_was_not_even_asked_about_is_refused_in_the_end(
     pod: FakePod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When two loads wait for room until their time is up, both are refused. The second load used to proceed without
-    any room."""
+    """When two loads wait for room until their time is up, both are refused."""
     monkeypatch.setattr(rooms, "WAIT", 0.2)
     await pod.fill("a", size=900_000)
     pod.busy("a")
@@ -340,7 +338,7 @@ async def test_a_pull_waits_for_files_that_are_on_their_way_out(pod: FakePod) ->
 
 
 async def test_pulls_that_wait_for_the_disk_do_not_wait_for_each_other(pod: FakePod) -> None:
-    """Pulls that wait for disk space held by pinned copies are refused at once instead of waiting for each other."""
+    """Pulls that need disk space held by pinned copies are refused at once, instead of waiting for each other."""
     pod.files.budget = 1_000
     await pod.loads.load(replace(pod.want("a", known=False), path="/a/1000", pinned=True))
     wants = [replace(pod.want(model_id, known=False), path=f"/{model_id}/1000") for model_id in "mn"]

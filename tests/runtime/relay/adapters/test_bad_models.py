@@ -175,7 +175,7 @@ async def test_an_archive_that_is_too_large_for_the_disk_is_refused(pod: Pod, mo
 @pytest.mark.parametrize("model_type", ["", "mlflow", "triton", "pytorch-mar", "python", "onnx"])
 @pytest.mark.parametrize("content", ["", "nothing", "circle", "out", "other bytes"])
 async def test_a_folder_that_is_no_model_is_refused(pod: Pod, model_type: str, content: str) -> None:
-    """The folders hold nothing, links that lead nowhere, in a circle or out of the folder, and names that are no
+    """The folder holds nothing, or links that lead nowhere, in a circle or out of the folder, or names that are not
     UTF-8."""
     folder = pod.pulled / "folder"
     folder.mkdir()
@@ -193,7 +193,8 @@ async def test_a_folder_that_is_no_model_is_refused(pod: Pod, model_type: str, c
 
 
 async def test_links_in_a_circle_end(tmp_path: Path) -> None:
-    """Copies of a folder end at a depth, and at a number of files, however the folder's links lead."""
+    """Copying a folder fails if it would go too deep, for instance because a link leads back to the folder, or if there
+    are too many files."""
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "again").symlink_to(folder)
@@ -394,7 +395,8 @@ IDS = (
 
 
 async def test_every_id_has_folders_of_its_own(pod: Pod) -> None:
-    """No id leads out of the server's folder or to another model's, and each is found again by the next relay."""
+    """No id leads out of the server's folder or into the folders of another model, and each id can be read back from
+    its folders."""
     folders: Folders = pod.control._folders
     places: dict[str, ModelFolders] = {}
     for model_id in IDS:
@@ -412,7 +414,7 @@ async def test_every_id_has_folders_of_its_own(pod: Pod) -> None:
 
 
 async def test_a_refused_model_is_refused_under_every_id(pod: Pod) -> None:
-    """Whatever its id, a bad model leaves nothing, also beside the server's folder."""
+    """Whatever its id, a bad model leaves nothing behind, not even beside the server's folder."""
     pod.write("model", of_zip(("../up", b"1")))
     await pod.refused("model")
     before = sorted(pod.root.parent.iterdir())

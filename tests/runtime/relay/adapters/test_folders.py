@@ -25,8 +25,8 @@ async def reported(folders: Folders, model_id: str) -> int:
 
 
 async def test_only_bytes_that_were_not_pulled_are_reported(tmp_path: Path, pulled: Path) -> None:
-    """Links and second names of pulled files take no room, but copies and new files do. A file with two names in the
-    folder counts once."""
+    """Symbolic and hard links to pulled files take no room, but new files do. A file with two names in the folder
+    counts once."""
     folders = Folders(tmp_path / "server")
 
     def links(place: ModelFolders, stop: threading.Event) -> None:

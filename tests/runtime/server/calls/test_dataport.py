@@ -55,7 +55,6 @@ async def test_a_call_finds_its_copy_by_header_or_by_name(parts):
 
 
 async def test_ids_need_not_be_ascii(parts):
-    """Ids are UTF-8, in headers and in messages."""
     await parts.load("modèle/1 é", models.constant(5))
     name = "modèle/1 é"
     for more in ((), ((headers.MODEL_ID, name.encode()),), ((headers.MODEL_ID_BIN, encode_bin(name.encode())),)):
@@ -130,7 +129,7 @@ async def test_typed_requests_get_typed_replies(parts):
 
 @pytest.mark.parametrize("datatype", sorted(models.ONNX_TYPES))
 async def test_every_datatype_goes_through_a_model(parts, datatype):
-    """Raw contents of every datatype come back unchanged from two calls, because the second one may run inline."""
+    """Raw contents of every datatype come back unchanged. Two calls are made, because the second one may run inline."""
     await parts.load("m", models.identity(datatype))
     size = SIZES[datatype]
     raw = bytes(range(2 * size)) if size > 1 else b"\1\0" if size else b"\1\0\0\0a\3\0\0\0\xc3\xa9b"
@@ -278,7 +277,6 @@ async def test_metadata_and_ready(parts):
 
 
 async def test_the_server_says_how_it_is(parts):
-    """The server reports its name, and that it is live and ready."""
     assert pb.ServerLiveResponse.FromString(parts.send(b"", method="ServerLive").answers[0][2][5:]).live
     assert pb.ServerReadyResponse.FromString(parts.send(b"", method="ServerReady").answers[0][2][5:]).ready
     frame = parts.send(b"", method="ServerMetadata").answers[0][2]

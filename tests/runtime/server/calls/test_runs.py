@@ -255,7 +255,6 @@ async def test_ends_leave_nothing_behind(make):
 
 
 async def test_time_spent_is_counted(parts):
-    """The time that a call spends in its thread is counted on the board."""
     await slow(parts)
     began = time.monotonic_ns()
     await answered(parts.infer("slow", **models.slow_inputs(0.05)))

@@ -296,7 +296,7 @@ async def test_a_load_that_lasts_does_not_hold_up_the_others(make, monkeypatch):
 
 @exact
 async def test_what_others_bring_and_take_meanwhile_is_not_counted(parts, monkeypatch):
-    """An unload during a measured load does not make the new model small."""
+    """An unload during a measured load does not reduce the size that is measured."""
     await parts.load("first", models.constant(1))
     await parts.load("big", models.weights(1.0, mebibytes=32))
     warm_up = making._warm_up

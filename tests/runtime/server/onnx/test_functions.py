@@ -57,7 +57,6 @@ def test_functions_are_counted(tmp_path, content, says):
 
 
 def test_calls_in_subgraphs_count(tmp_path):
-    """Calls of a function in both branches of an If are counted."""
     model = onnx.ModelProto.FromString(models.nested_functions(14))  # 8192 operators
     assert judged(tmp_path, model.SerializeToString()) is None
     branches = []

@@ -72,8 +72,8 @@ def arrays(draw: st.DrawFn, kinds: list[Datatype]) -> tuple[Datatype, np.ndarray
 @given(arrays(list(DATATYPES)))
 @settings(max_examples=examples(100), deadline=None)
 def test_raw_contents_arrive_as_they_were_sent(sample):
-    """Raw contents of every datatype and shape arrive unchanged, bit by bit, from two requests, because the second one
-    takes the shortcut."""
+    """Raw contents of every datatype and shape arrive unchanged, bit by bit. Two requests are made, because the second
+    one takes the shortcut."""
     kind, array = sample
     request = pb.ModelInferRequest(inputs=[sent(kind, array)], raw_input_contents=[raw_of(array)])
     taking = Intake({"x": tensor(kind)})
