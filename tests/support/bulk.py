@@ -1,13 +1,16 @@
 """Methods of the example runtime that move bytes: large messages, and streams whose ends are slow or idle.
 
-| method | shape | what it does | | --- | --- | --- | | `measure` | unary | answers with the size and checksum of the
-request | | `produce` | unary | answers with as many bytes as the request says (`content`) | | `flood` | server stream |
-answers `COUNT SIZE` with that many messages of that size, as fast as the client takes them | | `soak` | client stream |
-reads nothing until `release`, then everything, and answers like `measure` | | `echo` | bidirectional | answers each
-message with the same bytes, and ends with a trailer | | `release` | unary | lets the calls of `soak` read | | `count` |
-unary | answers how many messages `flood` has written and `soak` has read, and how many `soak` are open |
+| method | shape | what it does |
+| --- | --- | --- |
+| `measure` | unary | answers with the size and checksum of the request |
+| `produce` | unary | answers with as many bytes as the request says (`content`) |
+| `flood` | server stream | answers `COUNT SIZE` with so many messages of that size, as fast as the client takes them |
+| `soak` | client stream | reads nothing until `release`, then everything, and answers like `measure` |
+| `echo` | bidirectional | answers each message with the same bytes, and ends with a trailer |
+| `release` | unary | lets the calls of `soak` read |
+| `count` | unary | answers how many messages `flood` has written and `soak` has read, and how many `soak` are open |
 
-A message of a stream begins with its number, so that a lost, repeated or moved one is noticed.
+A message of a stream begins with its number, so a test notices if a message is lost, repeated or moved.
 """
 
 import asyncio
@@ -17,7 +20,7 @@ from typing import Any
 
 import grpc
 
-_BLOCK = bytes(range(251)) * 4096  # a prime number of bytes repeats, so that a shift by a chunk is noticed
+_BLOCK = bytes(range(251)) * 4096  # a prime number of bytes repeats, so a shift by a chunk is noticed
 
 
 def content(size: int) -> bytes:

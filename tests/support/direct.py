@@ -17,7 +17,7 @@ METADATA: list[Header] = [(b"name", b"value"), (b"name-bin", b"AP8")]
 
 
 class Other(WithoutPost):
-    """The other egress: it notes what it is asked to carry."""
+    """An egress that counts the calls that it is asked to carry."""
 
     takes_pieces = True
 
@@ -41,7 +41,7 @@ class Other(WithoutPost):
 
 
 class Direct:
-    """An egress to a server at this address."""
+    """A direct egress to the server at an address, with a counting one for all other calls."""
 
     def __init__(self, address: str, *, pieces: bool = True) -> None:
         self.other = Other()

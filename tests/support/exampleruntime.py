@@ -367,28 +367,28 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     add = parser.add_argument
     add("--listen", required=True)
-    add("--calls", default="", help="Address of the predictor, if it is another than that of the SPI.")
+    add("--calls", default="", help="Address of the predictor, if it is not the SPI's.")
     add("--capacity", type=int, default=CAPACITY)
     add("--loading", type=int, default=6)
     add("--load-timeout-ms", type=int, default=90_000)
-    add("--starting", type=int, default=0, help="Number of requests for its status that it answers with STARTING.")
+    add("--starting", type=int, default=0, help="Number of status requests to answer with STARTING.")
     add(
         "--method",
         action="append",
         default=[],
-        help="Method that its status lists: NAME, or NAME=1.2 with the path of the model id.",
+        help="Method for the status to list: NAME, or NAME=1.2 with the path of the model id.",
     )
     add("--allow-any", action="store_true")
     add("--concurrency", type=int, default=0)
     add("--not-found", choices=sorted(_FORMS), default="plain")
     add("--no-model-size", dest="model_size", action="store_false")
-    add("--no-sizes", dest="sizes", action="store_false", help="Say no size at all.")
-    add("--predict", type=int, default=0, help="Size that it predicts; 0: it cannot predict.")
+    add("--no-sizes", dest="sizes", action="store_false", help="State no sizes.")
+    add("--predict", type=int, default=0, help="Predicted size of all models, in bytes; 0: no predictions.")
     add("--strict-unload", action="store_true")
     add("--allocate", action="store_true")
-    add("--device", type=int, default=0, help="Bytes of a device that takes its models.")
+    add("--device", type=int, default=0, help="Memory of a device that holds the models, in bytes; 0: no device.")
     add("--v2", action="store_true")
-    add("--lie", type=Path, help="File with the lie that it tells at present.")
+    add("--lie", type=Path, help="File that names the lie of all loads.")
     add("--former", action="store_true", help="Speak the SPI only under the former name of its service.")
     add("--diary", type=Path)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # otherwise ignored by the first process of a container

@@ -137,7 +137,7 @@ class Peer(asyncio.Transport):
         return sink, exchange
 
     def headers(self, stream: int, fields: Any = HEAD, *, ends: bool = False) -> bytes:
-        """Returns a HEADERS frame, and what continues it."""
+        """Returns a HEADERS frame and its CONTINUATION frames, if any."""
         block = self.encoder.encode(fields, huffman=True)
         parts = [block[at : at + frames.SIZE] for at in range(0, len(block), frames.SIZE)]
         made = [

@@ -30,7 +30,7 @@ class FakeModelServer(modelruntime_pb2_grpc.ModelRuntimeServicer):
         self.sizes: dict[str, int] = {}  # sizes by path; 1000 for other paths
         self.failures: dict[str, tuple[grpc.StatusCode, str]] = {}  # by path
         self.notes: dict[str, str] = {}  # by path: the note that comes with the model's load
-        self.unpacked: dict[str, int] = {}  # by path: bytes of the files that the load makes of the model's
+        self.unpacked: dict[str, int] = {}  # by path: bytes of the files that the load unpacks
         self.stuck: set[str] = set()  # paths whose failed loads are reported as stuck
         self.on_device = False  # True if models take device memory and no host memory
         self.in_trailers = True  # whether loads return sizes, as the ONNX server's do, or `modelSize` returns them
