@@ -64,7 +64,7 @@ def test_never(host):
 
 @given(st.ip_addresses(v=4), st.booleans(), st.booleans())
 def test_wrapping_changes_nothing(address, private, link_local):
-    """An IPv4 address inside an IPv6 address is judged as the IPv4 address."""
+    """An IPv4 address that is mapped into IPv6 is judged like the IPv4 address."""
     mapped = ipaddress.IPv6Address((0xFFFF << 32) | int(address))
     expected = allowed(str(address), private=private, link_local=link_local)
     assert allowed(str(mapped), private=private, link_local=link_local) == expected

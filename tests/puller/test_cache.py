@@ -255,7 +255,7 @@ def test_what_is_safe_on_disk_is_there_after_a_restart(cache, tmp_path):
 
 
 def test_the_order_of_use_survives_a_restart(tmp_path):
-    """The order of use survives a restart: the least recently used file is evicted first."""
+    """After a restart, the least recently used files are still the first to be evicted."""
     cache = opened(tmp_path / "models", 1000)
     for number in range(3):
         blob = put(cache, f"f{number}", b"%d" % number * 300)

@@ -208,7 +208,7 @@ async def test_a_pull_waits_for_no_connection_while_it_holds_one(store, tmp_path
     ],
 )
 async def test_names_are_harmless(puller, store, path, name, tmp_path):
-    """Whatever a URL ends with, exactly one file in the pull's folder is written."""
+    """Whatever a URL ends with, its file is written in the pull's folder, and nothing is written elsewhere."""
     pulled = await puller.pull(Source(store.url(path)), into="../id")
     assert pulled.path.parent.parent == puller.directory
     assert name is None or pulled.path.name in (name, "_model")

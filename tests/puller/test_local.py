@@ -44,7 +44,8 @@ async def test_a_file_arrives_whole(puller, root, left, size):
 
 
 async def test_file_uris(puller, root):
-    """File URIs with percent-encoded names or the host localhost are accepted, and others are refused."""
+    """File URIs may have percent-encoded names and the host localhost. Other hosts, relative paths, queries and
+    fragments are refused."""
     (root / "a b#1.onnx").write_bytes(b"x")
     for uri in (
         f"file://{root}/a%20b%231.onnx",

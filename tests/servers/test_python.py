@@ -1,7 +1,7 @@
 """Python code of users in pods with MLServer, over gRPC and REST, beginning with the example of docs/mlserver.md.
 
-The first pod starts MLServer itself. The second one is beside an MLServer that the chart's preset starts. Only these
-two allow code.
+The first pod starts MLServer itself. The second one is beside an MLServer with the command of the chart's preset. Only
+these two allow code.
 """
 
 import json

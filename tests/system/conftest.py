@@ -43,5 +43,5 @@ def a_mesh_of_its_own(tmp_path, own_etcd):
 
 @pytest.fixture(params=["envoy", "grpc"])
 def edge(request):
-    """The edge of the routers: Envoy, then grpc.aio, because clients must see the same behind both."""
+    """The edge of the routers: Envoy, then grpc.aio, because clients must see no difference."""
     return request.param

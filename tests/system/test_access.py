@@ -1,12 +1,14 @@
 """Access control of a mesh of real processes: both edges, requests of all kinds, revocation, and etcd away.
 
-| promise | test | | --- | --- | | each request with each key and token is allowed or refused as `decide` says, behind
-Envoy and `grpc.aio` | `test_the_matrix` | | no call fails while an issuer rotates its keys |
-`test_no_call_fails_while_the_issuer_rotates_its_keys` | | no log has a token |
-`test_no_token_is_in_a_log` | | a revoked key is refused by every worker of each router |
-`test_a_revoked_key_is_refused_by_every_router` | | the documented commands work | `test_the_commands_of_the_docs`,
-`test_the_commands_about_tokens` | | while etcd is away, known keys work and unknown ones do not |
-`test_known_keys_work_while_etcd_is_away` |
+The promises, and the test of each:
+
+- each request with each key and token is allowed or refused as `decide` says, behind Envoy and `grpc.aio`:
+  `test_the_matrix`
+- no call fails while an issuer rotates its keys: `test_no_call_fails_while_the_issuer_rotates_its_keys`
+- no log has a token: `test_no_token_is_in_a_log`
+- a revoked key is refused by every worker of each router: `test_a_revoked_key_is_refused_by_every_router`
+- the documented commands work: `test_the_commands_of_the_docs`, `test_the_commands_about_tokens`
+- while etcd is away, known keys work and unknown ones do not: `test_known_keys_work_while_etcd_is_away`
 """
 
 import asyncio
@@ -136,8 +138,8 @@ async def code(call, key):
 
 
 def doors(mesh, router):
-    """Returns the requests to a router that the matrix tries. Each has a name, the verb and the model name that it
-    needs a grant for, and a function that sends it with a key and returns the status."""
+    """Returns the requests to a router that the matrix tries. Each has a name, the verb and the model for which it
+    needs a grant, and a function that sends the request with a key and returns the status."""
     port = mesh.ports[mesh.routers[router].name][0]
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
     mesh.channels.append(channel)

@@ -227,8 +227,8 @@ async def test_a_storm_of_cold_calls_is_served_in_turn(mesh):
 
 
 async def test_a_model_that_fits_nowhere_is_found_out_once(mesh):
-    """A model that fits nowhere is loaded once. The second call is refused without a load, no copy is evicted, and the
-    model's status has its size."""
+    """A load of a model that fits nowhere is tried once. The second call is refused without a load, no copy is evicted,
+    and the model's status has its size."""
     names = await fill(mesh, 9)
     await mesh.register_fake("huge", type="solo", size="400MiB")
     before = await counters(mesh)

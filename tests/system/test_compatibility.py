@@ -319,7 +319,7 @@ async def test_the_old_header_and_large_messages(world):
 
 
 async def test_the_configuration_is_watched(world):
-    """A changed file takes effect without a restart. A content that cannot be used is reported, and changes nothing."""
+    """A changed file takes effect without a restart. Content that cannot be used is reported, and changes nothing."""
     name = await world.register()
     metadata = (("mm-model-id", name),)
 

@@ -100,7 +100,7 @@ async def _pods(mesh, count: int) -> bool:
 
 
 async def test_more_is_asked_of_a_device_than_it_has(a_mesh):
-    """A pod whose capacity exceeds its device's memory does not start, and reports both sizes."""
+    """A pod whose device capacity exceeds its device's memory does not start, and reports both sizes."""
     mesh = a_mesh(pods=1, fake=True, options_of={"pod-1": ["--device", "cuda", "--device-capacity", "2TiB"]})
     (pod,) = mesh.pods
     pod.start()

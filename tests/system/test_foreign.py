@@ -233,8 +233,8 @@ async def test_a_load_that_does_not_end_fails_and_is_unloaded(foreign):
 
 @pytest.mark.foreign
 async def test_a_load_that_blocks_the_server_is_blamed_and_no_call(foreign):
-    """A server that does not answer after a load was ended is killed. The model is blamed whose load blocked the
-    server, and not the one whose call was in flight."""
+    """A server that does not answer after a load was ended is killed. The model whose load blocked the server is
+    blamed, and not the model whose call was in flight."""
     async with foreign(*INJECTED, "--load-timeout-ms", "1500", way="child-socket") as it:
         await it.register("good", now=True)
         calling = asyncio.ensure_future(it.ask("good", "sleep 60", timeout=100))
@@ -251,8 +251,8 @@ async def test_a_load_that_blocks_the_server_is_blamed_and_no_call(foreign):
 
 @pytest.mark.foreign
 async def test_a_model_whose_calls_kill_servers_is_quarantined_after_three(foreign):
-    """The requests of a foreign server are not known. None is named or refused, and each death counts as another
-    request."""
+    """The mesh cannot tell the requests of a foreign server apart: it names and refuses none, and counts each death as
+    caused by another request."""
     async with foreign(way="child-socket") as it:
         await it.register("killer", now=True)
         for deaths in (1, 2, 3):

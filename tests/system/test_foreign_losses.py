@@ -190,8 +190,8 @@ async def test_a_server_that_speaks_the_spi_under_its_former_name_is_served(fore
 
 @pytest.mark.foreign
 async def test_an_agent_that_is_killed_begins_again(foreign):
-    """The foreign server is a neighbour and keeps running. The next agent makes it drop its models, and loads them
-    again when they are called."""
+    """The foreign server is a neighbour and keeps running. The next agent makes the server drop its models, and loads
+    them again when they are called."""
     async with foreign(way="neighbour-socket") as it:
         await it.register("a", now=True)
         it.mesh.pods[0].kill9()
