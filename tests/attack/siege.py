@@ -1,4 +1,4 @@
-"""A mesh under attack: callers of a hot model during the attack, and a watch on the memory of every process.
+"""A mesh under attack: callers of a hot model during the attack, and a watch on the memory of the mesh's processes.
 
     async with Siege(mesh, growth=200 * MIB) as siege:
         ...the attack...

@@ -81,8 +81,8 @@ def _leaf(mesh: LocalMesh, word: str) -> list[int]:
 
 
 async def test_bodies_that_stop_before_their_end(mesh: LocalMesh) -> None:
-    """Each of 200 requests announces 15 MiB and stops after 14 MiB. The router refuses more than half of them;
-    otherwise it would hold 2.7 GiB."""
+    """Each of 200 requests announces 15 MiB and stops after 14 MiB. The router refuses more than half of them, because
+    it would need 2.7 GiB to hold them all."""
     async with Siege(mesh, growth=500 * MIB):
         ends: collections.Counter[str] = collections.Counter()
 
@@ -251,7 +251,8 @@ async def test_an_import_of_a_million_bad_lines(mesh: LocalMesh) -> None:
 
 
 async def test_invented_methods(mesh: LocalMesh) -> None:
-    """Three thousand calls of invented methods do not fill the metrics, in which a real method keeps its name."""
+    """After 3,000 calls of invented methods, the metrics still have less than 512 KiB, and still name the method
+    ModelInfer."""
     async with Siege(mesh):
         async with grpc.aio.insecure_channel(mesh.grpc_address()) as channel:
 
@@ -375,7 +376,6 @@ async def replaced(mesh: LocalMesh, pid: int) -> None:
 
 @pytest.mark.parametrize("kind", ["router.process.worker", "envoy"])
 async def test_a_worker_or_envoy_that_stands_still_is_replaced(mesh: LocalMesh, kind: str) -> None:
-    """Callers who retry are served."""
     pid = _leaf(mesh, kind)[0]
     async with Siege(mesh, retry=True, timeout=5.0) as siege:
         with stopped(pid):

@@ -64,8 +64,7 @@ async def test_bodies_over_rest(mesh: LocalMesh, method: str, path: str) -> None
 )
 @pytest.mark.parametrize("named", [False, True], ids=["id in the message", "id in the metadata"])
 async def test_messages_over_grpc(mesh: LocalMesh, method: str, named: bool) -> None:
-    """Messages that gRPC's own compression has made small are refused if they are too large. Only ModelMetadata may
-    answer them."""
+    """Messages of 64 MiB that gRPC's own compression has made small are refused. Only ModelMetadata may answer them."""
     message = b"\x0a\x03hot" + b"\x12\x80\x80\x80\x20" + b" " * (UNPACKED // 4)
     metadata = [("mm-model-id", HOT)] if named else []
     options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]

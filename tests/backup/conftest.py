@@ -59,5 +59,5 @@ class Admin:
 
 @pytest.fixture
 def admin(etcd_server: EtcdServer) -> Admin:
-    """An admin of the session's etcd. Each test has its own prefix."""
+    """Commands against the session's etcd, which all tests share."""
     return Admin(etcd_server)

@@ -1,4 +1,4 @@
-"""The format of backup files. Intact files can be read, and damaged files are refused with the reason."""
+"""The format of backup files: intact files can be read, and damaged files are refused."""
 
 import gzip
 import io
@@ -52,7 +52,7 @@ def test_any_record_survives(records: list[tuple[bytes, bytes]]) -> None:
 
 
 def test_an_admin_can_look_into_it() -> None:
-    """An admin can inspect a backup with `zcat`, which shows lines of JSON."""
+    """A backup consists of gzipped lines of JSON, which an admin can inspect with `zcat`."""
     first, *_, last = gzip.decompress(written()).splitlines()
     assert json.loads(first)["base"] == "mm/mesh"
     assert json.loads(last)["end"] is True

@@ -1,4 +1,4 @@
-"""`mesh prefix`: the keys that a removed mesh has left in a shared etcd."""
+"""`mesh prefix`: commands for the keys that a removed mesh has left in a shared etcd."""
 
 import json
 
@@ -84,7 +84,7 @@ def test_a_mesh_that_runs_is_left_alone(two: tuple[Admin, Keys, Keys], command: 
 
 
 def test_a_prefix_is_handed_over(two: tuple[Admin, Keys, Keys]) -> None:
-    """A prefix is handed over to a named mesh, or to the first mesh that uses it. Registrations stay."""
+    """A prefix is handed over to a named mesh or, if the name is empty, left without an owner. All other keys stay."""
     admin, keys, _ = two
     before = admin.all(keys)
     done = admin.run("prefix", "transfer", "--to", "team-c/mesh", "--base", keys.base, "--yes", "--json")

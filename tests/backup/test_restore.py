@@ -224,8 +224,8 @@ def test_a_model_waits_for_copies_of_its_former_life(admin: Admin, saved: Path, 
 def test_a_model_waits_for_pods_that_may_answer_for_its_former_life(
     admin: Admin, saved: Path, other: Keys, holder: str
 ) -> None:
-    """A model is not restored while a pod that is cut off, whose keys have expired, may answer for its former
-    registration. A tombstone marks the id, because a pod with a copy may be cut off next."""
+    """A model is not restored while a pod may still answer for its former registration, because the pod has a copy, or
+    because it is cut off and its other keys have expired. Meanwhile, a tombstone marks the id."""
     life = {other.life("pod-1", "i"): b'{"data":"h:1","control":"h:2"}'}
     copy = {other.copy("one", "pod-1"): b"{}", other.pod("pod-1"): b"{}"}
     admin.put({other.model("one"): ModelRecord(type="onnx", path="s3://b/theirs").encode(), **life})

@@ -1,5 +1,5 @@
-"""Measurements of a mesh of real processes on this machine, compared with other servers (`make bench`). None asserts
-anything.
+"""Measurements of a mesh of real processes on this machine, compared with other servers (`make bench`). No figure makes
+a run fail.
 
     python -m tests.bench [PART...]      some parts; without arguments, those of DEFAULT; `all`: all of them
 
@@ -44,7 +44,7 @@ DEFAULT = ("chain", "peers", "large", "servers")
 """The parts that docs/performance.md shows."""
 
 _OF_THEIR_OWN = {"storm": storm, "tls": tls, "memory": footprint, "alias": alias, "auth": auth, "relay": relay}
-"""The parts that start their own meshes."""
+"""The parts that start their own meshes, and only print their figures."""
 
 FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "bench"
 

@@ -2,8 +2,8 @@
 canary's share of calls.
 
 The same model is called by its id and by aliases, in turn, in one mesh, so that ratios hold although the speed of the
-machine drifts. The shadow that hangs is a fake model that never answers and uses no CPU: a model that occupies the
-processor would measure the processor.
+machine drifts. The shadow that hangs is a fake model that never answers and uses no CPU: with a busy model, the figures
+would show the competition for the CPU.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ CALLS, ROUNDS = 2_000, 25
 """Rounds are short and alternate between id and alias, so that other load on the machine affects both alike."""
 
 BLOCKS, BLOCK = 120, 50
-"""Blocks of one caller's calls, which alternate with and without a shadow, and calls in a block."""
+"""Number of blocks of one caller's calls, alternately with and without a shadow, and calls in a block."""
 
 CANARY = 20_000
 

@@ -1,7 +1,7 @@
 """The cost of authentication: calls with a key and with a token, compared with calls of an open mesh.
 
-Two meshes that differ only in `--auth` are called in turn, in short rounds, so that whatever else the machine does hits
-all alike. The same token sent to the open mesh shows how much of its cost is that of carrying it.
+Two meshes that differ only in `--auth` are called in turn, in short rounds, so that other load on the machine affects
+all alike. The token is also sent to the open mesh, which does not read it: this shows what carrying the token costs.
 
 The parts inside a worker are measured in this process too, where a difference of less than a microsecond is not lost.
 """

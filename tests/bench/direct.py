@@ -175,7 +175,8 @@ def _models(kind: str, folder: Path, environment: Path) -> dict[str, tuple[str, 
 async def _ways(
     etcd: EtcdServer, folder: Path, kind: str, name: str, models: dict[str, tuple[str, Path]]
 ) -> AsyncIterator[list[Way]]:
-    """Runs a server that the pod finds running instead of starting it, so that it can be called directly too."""
+    """Starts a server, and a mesh with a pod that finds the server running. Yields the ways to the server: through the
+    mesh, and directly."""
     server = folder / "server"
     server.mkdir(parents=True)
     started = adapted.begin(kind, server, threads=1, types=[model_type for model_type, _ in models.values()])

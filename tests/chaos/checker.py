@@ -5,11 +5,13 @@ in which the registry changed. That order says which registration succeeded whic
 acknowledged took effect. The judge compares it with the acknowledgements. The judge accuses only if no order of effects
 within the recorded intervals explains what was seen: a slow recorder makes it milder, never wrong.
 
-| verdict | what was seen | | --- | --- | | wrong | an answer of a file with which the id had not been registered when
-the call ended | | stale | an answer of a registration whose successor was acknowledged before the call began | | lost |
-NOT_FOUND for an id that was registered throughout the call | | forgotten | an acknowledged change that the registry
-does not have, or has in another order than acknowledged | | status | a call that failed with a status that no fault
-injected into the mesh explains |
+The kinds of faults:
+
+- wrong: an answer of a file with which the id had not been registered when the call ended
+- stale: an answer of a registration whose successor was acknowledged before the call began
+- lost: NOT_FOUND for an id that was registered throughout the call
+- forgotten: an acknowledged change that the registry does not have, or has in another order than acknowledged
+- status: a call that failed with a status that no fault injected into the mesh explains
 
 An answer after an acknowledged unregistering is no fault until a successor is acknowledged: Mesh withdraws the copies,
 but does not fence them as long as no other registration may answer for the id.

@@ -47,8 +47,8 @@ async def test_a_short_run(tmp_path, say):
 @pytest.mark.chaos
 @pytest.mark.timeout(0)  # the run has time limits of its own
 async def test_chaos(tmp_path, say, seed, seconds):
-    """Three routers and three pods survive ten minutes of troubles without a fault. With odd seeds, pods that are cut
-    off serve only for seconds, so an id can soon be registered again."""
+    """Three routers and three pods survive random troubles without a fault, by default for ten minutes. With odd seeds,
+    pods that are cut off serve only for seconds, so an id can soon be registered again."""
     await run(tmp_path, say, seed=seed, seconds=seconds, pods=3, routers=3, bounded=seed % 2 == 1)
 
 

@@ -1,4 +1,4 @@
-"""The judge of histories accuses wrong, stale, lost and forgotten answers, and nothing else."""
+"""Tests of the judge of histories, which finds wrong, stale, lost and forgotten answers, and accuses nothing else."""
 
 import random
 

@@ -1,5 +1,4 @@
-"""Tests of the language check, which must report each text that breaks a rule, with the right line, and nothing
-else."""
+"""Tests of the language check with texts that follow its rules, and texts that break them."""
 
 import importlib.util
 from pathlib import Path

@@ -127,7 +127,6 @@ class FakeMesh:
         }
 
     def answer(self, path: str, body: Any = None, *, make: Callable[[], Any] | None = None) -> None:
-        """Sets the answer for a path."""
         self.answers[path] = make or (lambda: web.json_response(body))
 
 

@@ -98,8 +98,8 @@ def test_alias_set_refuses_half_a_split(mesh, run, arguments):
 
 
 def test_a_version_is_registered_and_waited_for(mesh, run):
-    """`mesh register --version` registers the version and reports each stage once, with the model that gets the calls
-    meanwhile. At the end it shows the moved alias."""
+    """`mesh register --version` registers the version, says once which model gets the calls meanwhile, and at the end
+    shows the moved alias."""
     moving = alias("fraud@7", "fraud@8")
     answers(mesh, FRAUD, alias(), moving, moving, moving, alias("fraud@8"))
     registered(mesh, "fraud@8")
@@ -182,7 +182,6 @@ def test_a_move_to_elsewhere_ends_the_wait(mesh, run):
 
 
 async def test_ctrl_c_says_that_the_move_goes_on(mesh, tmp_path):
-    """After Ctrl-C, the command says that the mesh continues the move, and exits with 130."""
     mesh.answer(FRAUD, alias("fraud@7", "fraud@8"))
     argv = ["env", "--default-signal=INT"]  # tests that run in a shell's background ignore it
     argv += [sys.executable, "-P", "-m", "mesh", "-e", mesh.endpoint, "alias", "set", "fraud", "fraud@8"]
@@ -262,8 +261,8 @@ def test_an_alias_is_shown_and_deleted(mesh, run):
 
 
 def test_status_and_explain_know_aliases(mesh, run):
-    """For an alias, `mesh status` and `mesh explain` show where its calls go and why a move is stuck. They also explain
-    the alias's models, even a missing one."""
+    """For an alias, `mesh status` and `mesh explain` show where its calls go, and that a move is stuck. `mesh explain`
+    also explains the alias's models, even a missing one."""
     stuck = alias("fraud@7", "fraud@8", "TRANSITION_FAILED", why="no such file", mirror={"target": "x", "share": 5.0})
     mesh.answer(FRAUD, stuck)
     mesh.answer(

@@ -44,7 +44,7 @@ def test_bad_lines_are_reported_by_their_number_and_hold_nothing_up(mesh, run, m
 
 
 def test_models_of_a_type_that_no_pod_takes_are_noted(mesh, run, monkeypatch):
-    """An import succeeds, and notes once for each type how many of its models no call can load."""
+    """The import succeeds, and notes once, over all chunks, how many models of the type no call can load."""
     monkeypatch.setattr(bulk, "CHUNK_LINES", 2)
     text = "".join(json.dumps({"id": f"m{number}", "type": "odd"}) + "\n" for number in range(5))
     result = run("import", "-", stdin=text + lines("a"))

@@ -71,8 +71,8 @@ def infer(run, service):
 
 
 def test_an_input_is_made_up_from_the_metadata(infer, service):
-    """`mesh infer` makes a random input from the metadata, which is the same for the same seed. --rows sets the
-    variable dimension."""
+    """From the metadata, `mesh infer` makes a random input, the same for the same seed. --rows sets the variable
+    dimension."""
     results = [infer("a", "--rows", "2", "--seed", seed, "--json") for seed in ("1", "1", "2")]
     assert [result.exit_code for result in results] == [0, 0, 0], results[0].stderr
     first, again, other = [json.loads(result.stdout)["outputs"] for result in results]
@@ -128,8 +128,8 @@ def test_over_rest_the_metadata_come_from_rest(mesh, run):
 
 
 def test_the_meshs_reason_and_the_models_own_words(infer):
-    """If the mesh refuses a call, its reason decides the exit code. Any other error is shown with its gRPC status, and
-    exits with 1."""
+    """If the mesh refuses a call, its reason decides the exit code. If the model fails, the error has its gRPC status
+    and text, and the command exits with 1."""
     refused = infer("bad")
     assert refused.exit_code == 6
     assert "no room now" in refused.stderr

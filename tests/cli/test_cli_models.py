@@ -19,7 +19,7 @@ def register(mesh, *models):
 
 
 def test_register_sends_the_model_and_shows_its_status(mesh, run):
-    """`mesh register` sends a model, its id percent-encoded including slashes, and shows the answer."""
+    """The id is percent-encoded in the path of the request, including its slashes."""
     result = run("register", "fraud/de ä", "/models/a.onnx", "--key", '{"storage_key": "x"}', "--load", "--wait")
     assert result.exit_code == 0, result.stderr
     method, path, body = mesh.requests[-1]
@@ -65,7 +65,8 @@ def test_register_says_what_a_file_is_that_is_no_onnx_model(mesh, run, tmp_path)
 
 
 def test_register_guesses_the_type_and_says_so(mesh, run, tmp_path):
-    """Without `--type`, the file's content or name decides the type, and a remark says on what the guess is based."""
+    """Without `--type`, the file's content or name decides the type, and a remark says on what the guess is based.
+    Otherwise the type is onnx."""
     (tmp_path / "churn.joblib").write_bytes(pickle.dumps("sklearn.pipeline"))
     result = run("register", "churn", str(tmp_path / "churn.joblib"))
     assert mesh.requests[-1][2]["type"] == "sklearn"
@@ -372,7 +373,8 @@ def test_load_waits_unless_told_otherwise(mesh, run):
 
 
 def test_release_and_explain(mesh, run):
-    """`mesh explain` prints the mesh's texts unchanged, and the ranking of pods."""
+    """`mesh release` confirms the release. `mesh explain` prints the mesh's texts unchanged, and the ranking of
+    pods."""
     register(mesh, "a")
     assert "released a" in run("release", "a").stdout
     lines = ["a is in no pod.", "It would go to pod-2 [it has room]."]

@@ -25,7 +25,7 @@ COMMANDS += ["reload"]
 
 
 def test_every_command_is_there_and_explains_itself():
-    """The help lists every command. The help of each command has an example, except for router, runtime, demo and
+    """The help lists all of COMMANDS, and the help of each has an example, except for router, runtime, demo and
     version."""
     text = CliRunner().invoke(build(), ["--help"]).output
     assert [name for name in COMMANDS if name not in text] == []
@@ -76,7 +76,7 @@ def test_an_interrupt_while_modules_are_imported_is_no_traceback(monkeypatch):
 
 @pytest.mark.parametrize("program", ["router", "runtime", "up"])
 def test_the_help_of_each_address_names_its_form(program):
-    """The options that take an address are those whose default is one, and those whose help says so."""
+    """The test recognises an option that takes an address by its default value or by its help."""
     apps = {"router": router_main.app, "runtime": runtime_main.app}
     command = typer.main.get_command(apps[program]) if program in apps else typer.main.get_command(build())
     command = command.commands[program] if program == "up" else command
@@ -90,7 +90,7 @@ def test_the_help_of_each_address_names_its_form(program):
 
 
 def test_help_waits_for_nothing_that_is_slow_to_import():
-    """The help imports none of the slow modules. Only the commands that need them do."""
+    """The command line can be built without the modules that are slow to import."""
     slow = "grpc", "aiohttp", "cryptography", "numpy"
     code = f"import sys, mesh.cli.app as app; app.build(); print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

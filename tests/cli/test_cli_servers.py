@@ -15,7 +15,7 @@ WIDE = {"COLUMNS": "200"}
 
 @pytest.fixture(autouse=True)
 def empty(tmp_path, monkeypatch):
-    """Names a folder in which no server is installed."""
+    """Sets variables such that no server is installed."""
     monkeypatch.setenv(environments.VARIABLE, str(tmp_path / "servers"))
     monkeypatch.setenv(torchserve.VARIABLE, "/nowhere/torchserve")
 

@@ -57,7 +57,7 @@ END
 
 
 def test_words_are_put_in_place_of_the_examples():
-    """Placeholders of an example are replaced, longer ones first and each only once."""
+    """Longer placeholders are replaced first, and what replaces one is not replaced again."""
     command = Command("p", "h", "mesh --ca ca.crt ls ca")
     assert command.put({"ca.crt": "/ca", "ca": "x"}) == "mesh --x /ca ls x"
     assert command.put({}) == command.text

@@ -65,7 +65,6 @@ async def test_services_have_names_and_lead_to_pods(namespace: Kube, image: str)
 
 
 def test_helm_works_as_the_owner(namespace: Kube) -> None:
-    """Helm works for a user with rights in only one namespace."""
     assert json.loads(namespace.helm("list", "--output=json")) == []
 
 

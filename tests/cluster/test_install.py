@@ -98,7 +98,6 @@ async def test_a_pod_is_deleted_by_force(mesh: Installed, kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["mesh-router", "mesh-runtime-cpu", "mesh-runtime-big"])
 async def test_a_rollout_is_not_noticed(mesh: Installed, name: str) -> None:
-    """Callers do not notice a rollout that replaces all pods of a Deployment."""
     before = {one["metadata"]["name"] for one in mesh.pods()}
     async with Traffic(mesh) as traffic:
         mesh.kube.kubectl("rollout", "restart", f"deployment/{name}")
@@ -127,7 +126,6 @@ async def test_an_upgrade_with_other_values_is_not_noticed(mesh: Installed, tmp_
 
 
 async def test_a_pool_shrinks_and_grows(mesh: Installed) -> None:
-    """A pool shrinks to one pod and grows back to three without a failed call."""
     async with Traffic(mesh) as traffic:
         for replicas in (1, 3):
             mesh.typed("Scale", "mesh-runtime-cpu", words={"--replicas=5": f"--replicas={replicas}"})
@@ -137,7 +135,6 @@ async def test_a_pool_shrinks_and_grows(mesh: Installed) -> None:
 
 
 async def test_routers_become_more_and_fewer(mesh: Installed) -> None:
-    """Routers are scaled from one to three, and back to the two of the values, without a failed call."""
     async with Traffic(mesh) as traffic:
         for replicas in (1, 3, 2):
             mesh.typed("Scale", "mesh-router", words={"--replicas=3": f"--replicas={replicas}"})

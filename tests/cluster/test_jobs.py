@@ -1,4 +1,4 @@
-"""Jobs whose pods the namespace refuses, and autoscalers without metrics: only doctor shows either."""
+"""Jobs whose pods the namespace refuses, and autoscalers without metrics: doctor reports both."""
 
 from typing import Any
 

@@ -194,7 +194,6 @@ async def mesh(
 
 
 def over_rest(mesh: Installed, name: str) -> list[float]:
-    """Returns a model's answer over REST."""
     tensor = {"name": "x", "datatype": "FP64", "shape": list(ROWS.shape), "data": ROWS.tolist()}
     request = urllib.request.Request(
         f"http://{mesh.address}:8008/v2/models/{name}/infer", data=json.dumps({"inputs": [tensor]}).encode()
@@ -238,7 +237,6 @@ async def test_code_in_a_model_reaches_nothing_of_the_agent(mesh: Installed) -> 
 
 @pytest.mark.timeout(600)
 async def test_a_rollout_of_the_pool_is_not_noticed(mesh: Installed) -> None:
-    """Callers do not notice that all pods of the pool are replaced."""
     before = set(mesh.names("runtime", "ml"))
     async with Predictions(mesh) as traffic:
         mesh.kube.kubectl("rollout", "restart", "deployment/mesh-runtime-ml")

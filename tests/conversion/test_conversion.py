@@ -1,4 +1,5 @@
-"""Conversions of real models of all libraries, and the errors for models that cannot be converted."""
+"""Conversions of real models of scikit-learn, XGBoost and LightGBM, and the errors for models that cannot be
+converted."""
 
 import warnings
 from collections.abc import Callable

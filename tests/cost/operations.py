@@ -94,8 +94,8 @@ class _Sink(Transport):
 
 @asynccontextmanager
 async def wire_request(folder: Path, *, known: bool) -> AsyncIterator[Operation]:
-    """Yields an operation that reads a request and writes its reply. The header is the same each time, or new each
-    time."""
+    """Yields an operation that reads a request and writes its reply. With `known`, the request's head is the same each
+    time; otherwise it is new each time."""
     answer = framing.pack(bytes(150))
 
     def reply(call: Call) -> None:
@@ -132,7 +132,8 @@ class _Outcome:
 
 @asynccontextmanager
 async def wire_call(folder: Path, *, known: bool) -> AsyncIterator[Operation]:
-    """Yields an operation that sends a call and reads its reply. The header is the same each time, or new each time."""
+    """Yields an operation that sends a call and reads its reply. With `known`, the reply's head is the same each time;
+    otherwise it is new each time."""
     pool = client.Pool("unix:/nowhere", max_connections=1, max_message=LIMIT)
     connection = clientconnection.ClientConnection(pool, LIMIT, 60)
     connection.connection_made(_Sink())  # type: ignore[arg-type]
@@ -245,8 +246,8 @@ class _Quick:
 
 @asynccontextmanager
 async def data_port(folder: Path, *, alike: bool, alias: bool = False) -> AsyncIterator[Operation]:
-    """Yields an operation that answers a call of a regression model by its id or by an alias. The request either equals
-    the previous one, or has a new length and must be parsed."""
+    """Yields an operation that answers a call of a regression model by its id or by an alias. With `alike`, the request
+    equals the previous one; otherwise it has a parameter, so it must be parsed."""
     board, copies, watch = Board.private(8), Copies(), CallWatch()
     watch.close()  # while instructions are counted on a busy machine, it would end calls
     runs = Runs(board, threads=1)

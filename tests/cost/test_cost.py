@@ -126,7 +126,7 @@ def test_accepting_takes_the_figures_that_changed_from_other_versions():
 
 
 def test_figures_survive_their_file(tmp_path):
-    """Figures survive being saved and loaded. A missing file has no figures."""
+    """A version without figures is not stored, and a missing file has no figures."""
     path = tmp_path / "figures.json"
     assert figures.load(path) == {}
     figures.save({"3.11": {"x": BEFORE}, "3.12": {}}, path)

@@ -108,7 +108,7 @@ async def test_an_answer_that_cannot_be_read_is_wrong(tiny):
 
 
 async def test_traffic_can_be_stopped_and_is_skewed(tiny):
-    """A few models get most of the traffic, which goes on until it is stopped."""
+    """One model gets more than half of the skewed traffic, which goes on until it is stopped."""
     called = []
 
     class Echo:

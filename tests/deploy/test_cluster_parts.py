@@ -93,7 +93,8 @@ def test_addresses_fit_together() -> None:
 
 
 def test_documents_are_json() -> None:
-    """Every document can be written as JSON, and none names the machine's /var/lib."""
+    """The settings of kubelet, proxy, pod network and DNS can be written as JSON, and none names the machine's
+    /var/lib."""
     for document in (configs.kubelet_file(), configs.proxy_file(), configs.pod_network(), configs.dns_objects()):
         assert "/var/lib" not in json.dumps(document)
 

@@ -17,7 +17,7 @@ def _program(folder: Path, name: str, script: str) -> None:
 
 
 def test_the_first_engine_that_works_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first engine that works is used. A client without a daemon does not work, whatever its exit status."""
+    """A docker client without a daemon does not count as working, although it exits with 0."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     _program(tmp_path / "bin", "docker", 'echo "Cannot connect to the Docker daemon"')
     _program(tmp_path / "bin", "buildah", "exit 0")
@@ -78,8 +78,8 @@ def test_the_default_tag_tells_what_it_runs_on() -> None:
 
 
 def test_the_context_holds_what_is_copied() -> None:
-    """Everything that the Containerfile copies from the tree exists and is not ignored, and changing it changes the
-    tag."""
+    """Everything that the Containerfile copies from the tree exists, is not ignored, and is one of the files that
+    determine the tag of the cluster's image."""
     allowed = {line[1:] for line in (building.ROOT / ".containerignore").read_text().splitlines() if line[:1] == "!"}
     copied = set()
     for line in (building.ROOT / building.CONTAINERFILE).read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Checks of the namespace that Helm makes before it installs: another mesh, and Secrets that are missing or wrong."""
+"""Helm's checks of the namespace before an installation: another mesh, and Secrets that are missing or wrong."""
 
 import json
 import subprocess

@@ -218,6 +218,6 @@ def test_named_managers():
 
 
 def test_neighbours_are_left_alone():
-    """No policy selects pods of other applications."""
+    """No policy of the base selects pods of other applications."""
     for policy in policies_of(installs.patched("base")):
         assert not matches(policy["spec"]["podSelector"], {"app": "other"})

@@ -1,4 +1,4 @@
-"""The chart's values: a schema refuses typos, and each value is explained next to it."""
+"""The chart's values: a schema refuses typos and nonsense, and pools may override what is set for all pools."""
 
 import copy
 import json
@@ -322,8 +322,8 @@ def test_resources_are_merged():
     ],
 )
 def test_image(sets: list[str], cpu: str, gpu: str):
-    """The image is set by tag or by digest. A GPU pool uses the GPU repository, for which the digest would be a
-    different one."""
+    """The image is set by tag or by digest. A GPU pool uses the tag of the GPU repository even if there is a digest,
+    which is that of the other image."""
     version = yaml.safe_load((manifests.CHART / "Chart.yaml").read_text())["appVersion"]
     found = installs.rendered('pools=[{"name":"cpu"},{"name":"gpu","gpu":{"count":1}}]', *sets)
     images = {name: container["image"] for name, container in installs.containers(found)}

@@ -35,8 +35,7 @@ def looked(doctor, server: EtcdServer, *arguments: str):
 
 
 def test_a_healthy_etcd_has_nothing_but_ok(doctor, etcd_server: EtcdServer, keys: Keys) -> None:
-    """All findings about a healthy etcd are ok. Only the version may cause a warning, because the wheel's etcd is
-    old."""
+    """Only the version may cause a warning, because the etcd that tests use is old."""
     put(etcd_server, keys.pod("pod-1"))
     put(etcd_server, keys.owner, b'{"install":"a/mesh","schema":1}')
     visit = looked(doctor, etcd_server, "--base", keys.base, "--install-id", "a/mesh")
@@ -53,7 +52,7 @@ def test_etcd_away(doctor, own_etcd: EtcdServer) -> None:
 
 
 def test_etcd_hanging(doctor, own_etcd: EtcdServer) -> None:
-    """An etcd that accepts connections but sends nothing is reported as hanging."""
+    """The process of etcd is stopped, so it accepts connections but sends nothing."""
     own_etcd.freeze()
     visit = looked(doctor, own_etcd, "--timeout", "1")
     assert "it does not answer" in visit.said("fail", "etcd", "reach")

@@ -189,7 +189,8 @@ def test_a_missing_storage_key(doctor, fine: FakeMesh, tmp_path: Path) -> None:
 
 
 def test_models_in_use_that_do_not_fit(doctor, fine: FakeMesh) -> None:
-    """Too little memory for the models in use is a finding: a pod is full, and the next victim was used just now."""
+    """Too little memory for the models in use is a finding: a pod is full, and its next victim was used a minute
+    ago."""
     full: Mapping[str, Any] = {**POD, "used": 95 * 2**20}
     fine.answer("/mesh/v1/pods", {"pods": [full]})
     assert "more pods" in looked(doctor, fine).said("warn", "mesh", "room")
@@ -198,8 +199,8 @@ def test_models_in_use_that_do_not_fit(doctor, fine: FakeMesh) -> None:
 
 
 def test_foreign_servers_that_are_not_observed_or_state_wrong_sizes(doctor, fine: FakeMesh) -> None:
-    """Foreign servers whose memory is not observed are reported with the reason. Servers that take far more memory than
-    they state are reported too."""
+    """Foreign servers whose memory is not observed are reported, and so are servers that take far more memory than they
+    state."""
     seen = {**POD, "factor": 1.1, "unobserved": "", "observed": 2**20}
     fine.answer("/mesh/v1/pods", {"pods": [POD, seen]})
     assert looked(doctor, fine).said("ok", "mesh", "memory")

@@ -3,7 +3,7 @@ are kept in `.cache/clients`.
 
     python -m tests.doors.clients     (`make test-clients` does it)
 
-The machine's own tools fetch Java's programs from Maven Central, Go's and grpcurl from the module proxy, and Node's
+The machine's own tools fetch Java's libraries from Maven Central, Go's and grpcurl from the module proxy, and Node's
 from npm. Without caches that takes some minutes, so `make test` does not do it: it runs the programs that exist, and
 says which are missing.
 """
@@ -36,7 +36,7 @@ class Program:
         return _FOLDER / f"{self.name}.made"
 
     def _sum(self) -> str:
-        """Returns a checksum of the program's sources."""
+        """Returns the program's sources, by which `missing` notices that they have changed."""
         folder = _SOURCES / self.name
         texts = [path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()] if folder.exists() else []
         return "\0".join([_GRPCURL, *texts])

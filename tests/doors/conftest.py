@@ -15,7 +15,7 @@ from tests.support.localmesh import LocalMesh
 
 @dataclass(frozen=True)
 class Doors:
-    """The addresses, as host:port, by which clients reach a mesh."""
+    """A mesh, the kind of its edge, and the addresses, as host:port, by which clients reach it."""
 
     mesh: LocalMesh
     edge: str

@@ -131,7 +131,7 @@ async def test_ab(doors, body, options):
 
 @needs("nginx")
 async def test_nginx_in_front_of_rest(doors, tmp_path, body):
-    """nginx works in front of REST with `proxy_pass`, which speaks HTTP/1.0 to the mesh, and compresses the answers."""
+    """nginx works in front of REST: `proxy_pass` speaks HTTP/1.0 to the mesh, and nginx compresses the answers."""
     async with Nginx(doors.mesh, tmp_path / "nginx") as nginx:
         assert await ran(sys.executable, "-m", "tests.doors.pythons", "requests", nginx.rest) == "served\n"
         infer = f"http://{nginx.rest}/v2/models/a%2Fslash/infer"

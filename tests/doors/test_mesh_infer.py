@@ -1,4 +1,5 @@
-"""`mesh infer` with generated inputs: only the required ones, for models of every datatype, over REST and gRPC."""
+"""`mesh infer` with generated inputs, over REST and gRPC: only required inputs are generated, and datatypes may be ones
+that JSON cannot express."""
 
 import json
 import sys

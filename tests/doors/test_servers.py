@@ -69,7 +69,7 @@ Start = Callable[[int], Awaitable[Foreign]]
     ]
 )
 async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
-    """Starts a server that takes this many calls at once (0: any number)."""
+    """A function that starts a server, which takes at most the given number of calls at once (0: any number)."""
     program: clients.Program = request.param
     started: list[Foreign] = []
 
@@ -91,7 +91,8 @@ async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
 
 
 async def test_messages_of_any_size_come_back_with_their_metadata(start: Start) -> None:
-    """The server's windows begin with 64 KiB, and grow with what it has measured."""
+    """Some messages are larger than the server's windows, which begin with 64 KiB and grow with what the server
+    measures."""
     direct = (await start(0)).direct
     for size in (0, 1, 16_379, 16_380, 65_530, 65_531, 200_000, (1 << 20) - framing.PREFIX):
         message = os.urandom(size)
@@ -113,7 +114,7 @@ async def test_failures_come_back_with_text_and_trailers(start: Start) -> None:
 
 
 async def test_a_call_with_much_metadata_leaves_the_connection_alone(start: Start) -> None:
-    """Netty ends a connection on which a request has twice as much metadata as it takes."""
+    """Netty ends a connection if a request has twice as much metadata as Netty accepts."""
     direct = (await start(0)).direct
     connection = direct.egress._connection
     sink = Sink()

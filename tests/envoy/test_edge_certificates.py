@@ -86,8 +86,8 @@ def test_a_new_certificate_is_taken(edge: Certificates, tmp_path: Path) -> None:
 def test_what_does_not_work_is_not_taken_and_said_once(
     content: bytes | None, why: str, edge: Certificates, tmp_path: Path
 ) -> None:
-    """A certificate that does not work is not used. Metrics show that it is refused, and when the certificate in use
-    expires. Envoy keeps that one until a valid one comes."""
+    """A certificate that does not work is not used: Envoy keeps the former one until a valid one comes. Metrics show
+    that a certificate is refused, and when the one in use expires."""
     registry = metrics.Registry("test")
     edge.follow(registry)
     if content is None:

@@ -18,7 +18,7 @@ METHOD = "/some.Service/Method"
 
 @pytest.fixture
 async def edge(workers, run_dir):
-    """A function that starts an Envoy in front of two workers."""
+    """A function that starts an Envoy in front of fake workers."""
     made = []
 
     async def make(**changes):

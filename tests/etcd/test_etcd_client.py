@@ -63,7 +63,7 @@ async def test_a_key_is_what_was_written_last(etcd: Etcd, keys: Keys) -> None:
 
 
 async def test_several_keys_are_read_at_one_revision(etcd: Etcd, keys: Keys) -> None:
-    """Several keys are read at one revision. The result for a key that does not exist is None."""
+    """A key that does not exist is None in the result."""
     first = await etcd.put(keys.model("a"), b"1")
     second = await etcd.put(keys.vmodel("a"), b"2")
     (model, missing, vmodel), revision = await etcd.several([keys.model("a"), keys.model("b"), keys.vmodel("a")])
@@ -123,7 +123,7 @@ async def test_a_page_says_what_is_left(etcd: Etcd, keys: Keys) -> None:
 
 
 async def test_pages_too_large_for_a_message_become_smaller(etcd: Etcd, keys: Keys) -> None:
-    """If a page is too large for one message, the scan reads smaller pages, and returns all of 18 values of 1 MB."""
+    """If a page is too large for one message, the scan reads smaller pages, and returns all 18 values of 1 MB."""
     value = b"x" * 1_000_000
     names = [keys.registry + b"%d" % number for number in range(18)]
     for name in names:

@@ -1,4 +1,4 @@
-"""Models on a real GPU: they are loaded, called, counted and evicted there. Every answer is compared with numpy's.
+"""Models on a real GPU: they are loaded, called, counted and evicted there. Answers are compared with numpy's.
 
 Memory is measured twice: by the pod and by the driver (NVML).
 """

@@ -320,7 +320,7 @@ class Elapsed:
 
 async def test_another_authority_comes_without_a_refused_connection(port, mounted, authority, tmp_path):
     """If the authority's Secret is deleted and made again, a process with the new authority and a process without it
-    can still talk. In the end, neither trusts the former authority."""
+    can still talk. In the end, processes that have followed no longer trust the former authority."""
     new, elapsed = Authority("new"), Elapsed()
     folders = [mounted, Mounted.of(tmp_path / "client", authority)]
     server, client = (Identity(folder.path, elapsed=elapsed) for folder in folders)

@@ -213,7 +213,7 @@ async def test_parts_start_and_end_in_order(world, local):
 
 
 async def test_nothing_is_told_ready_before_it_is(world, local):
-    """The lines to try are printed only when the last part is ready."""
+    """The function that prints the lines to try is called only when the last part is ready."""
     told = []
 
     async def ready(mesh):

@@ -66,7 +66,8 @@ def test_where_clients_reach_it():
     ],
 )
 def test_the_default_capacity_is_a_share_of_what_is_free(tmp_path, limit, used, expected):
-    """By default all pods together get half of the free memory, within the cgroup's limit."""
+    """By default all pods together get half of the memory that is free within the cgroup's limit, but each gets at
+    least 64 MiB."""
     (tmp_path / "meminfo").write_text(f"MemTotal: {16 * 2**20} kB\nMemAvailable:  {8 * 2**20} kB\n")
     (tmp_path / "memory.max").write_text(limit)
     (tmp_path / "memory.current").write_text(used)

@@ -37,8 +37,8 @@ def test_what_only_starts_processes_imports_neither_grpc_nor_aiohttp(module: str
 
 
 def test_every_option_of_grpc_that_we_set_is_one_that_it_has() -> None:
-    """Every gRPC option that Mesh sets exists. gRPC ignores unknown names without a word, and a wrong one once made
-    loads fail with "Too many pings"."""
+    """Every gRPC option that Mesh sets exists. gRPC silently ignores unknown names, and a wrong name once made loads
+    fail with "Too many pings"."""
     library = Path(cygrpc.__file__).read_bytes()
     named = {
         name

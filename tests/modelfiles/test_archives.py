@@ -124,7 +124,7 @@ def test_links_and_devices_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
-    """A byte of the archive is changed here. The refused archive leaves no files behind."""
+    """One byte in the middle of the archive is changed. The refused archive leaves no files behind."""
     for write in (zipped, tarred):
         write(tmp_path / "archive", [("a", os.urandom(5000)), ("b", os.urandom(5000))])
         content = bytearray((tmp_path / "archive").read_bytes())
@@ -241,7 +241,7 @@ def test_an_xz_may_have_several_parts(tmp_path: Path, between: bytes, after: byt
 
 
 def test_a_zip_that_needs_much_memory_is_refused(tmp_path: Path) -> None:
-    """In a zip archive, LZMA may ask for gigabytes."""
+    """A zip archive that uses LZMA is refused, because LZMA may need gigabytes of memory."""
     with zipfile.ZipFile(tmp_path / "zip", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("a", b"1" * 1000)
     with pytest.raises(BadArchive, match="uses LZMA for 'a': pack it with deflate"):
@@ -275,7 +275,7 @@ def test_a_path_that_no_disk_takes_is_refused(tmp_path: Path, write) -> None:
 
 @pytest.mark.parametrize("write", [zipped, tarred])
 def test_a_full_disk_is_not_the_archives_fault(tmp_path: Path, write) -> None:
-    """No file may be larger than 4 KiB here."""
+    """A limit of 4 KiB on the size of a file stands for a full disk."""
     write(tmp_path / "archive", [("a", b"1" * 10_000)])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))

@@ -90,7 +90,7 @@ def test_no_bytes_do_anything_but_read_or_refuse(message: bytes) -> None:
 
 @pytest.mark.parametrize("field", [1, 3, 5, 6, 7])
 def test_a_number_where_bytes_belong_is_refused(field: int) -> None:
-    """A field of a request that is a number instead of bytes is refused, and takes no memory, however large."""
+    """A number in place of a field's bytes is refused, however large the number is."""
     for number in (0, 1 << 62):
         with pytest.raises(mesh_v2.BadRequest, match="is a number"):
             mesh_v2.read_request(mesh_v2._encoded(field << 3) + mesh_v2._encoded(number))

@@ -33,7 +33,7 @@ def test_the_empty_set():
 
 @given(st.text(max_size=200))
 def test_nonsense_is_an_error_or_a_set(text):
-    """Decoding any bytes, as another program may have put them into etcd, gives a set or raises ValueError."""
+    """Decoding any text, as another program may have put them into etcd, gives a set or raises ValueError."""
     try:
         assert ("a" in IdSet.decode(text)) in (True, False)
     except ValueError:

@@ -264,7 +264,7 @@ class StoreSuite:
             assert f"127.0.0.1:{proxy.port}" in text
 
     async def test_a_server_that_stalls(self, reach):
-        """If a server stalls, the pull ends by the read timeout and reports a timeout."""
+        """If a server stalls, the pull ends with a timeout when the read timeout has passed."""
         await reach.put({"a": LARGE})
         provider = ObjectProvider(HttpPolicy(read_timeout=0.3), reach.limits)
         async with FaultyProxy(reach.store.port, by_name=reach.store.scheme == "gs") as proxy:

@@ -112,7 +112,7 @@ def test_an_interrupted_build_goes_on_where_it_was(copied, monkeypatch):
     ],
 )
 def test_a_worker_that_fails_is_told(tmp_path, monkeypatch, script, said):
-    """If a worker fails, the build ends with the worker's error."""
+    """If a worker fails, the build ends with an error, which quotes the worker's error if there is one."""
     path = tmp_path / "python"
     path.write_text(script)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)

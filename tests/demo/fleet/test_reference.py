@@ -1,4 +1,4 @@
-"""Requests and reference answers: every model accepts the requests, and the comparison of answers misses nothing."""
+"""Requests, which every model accepts, reference answers, and their comparison with other answers."""
 
 import numpy as np
 import pytest

