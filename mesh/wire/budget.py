@@ -30,7 +30,7 @@ _TRIM = 16 << 20  # bytes that must have been returned before the heap is worth 
 
 @dataclass(frozen=True, slots=True)
 class BudgetStatistics:
-    """The bytes that a budget holds, and the number of requests that it has refused so far."""
+    """The limit of a budget and the bytes that it holds, and how often it has refused a request or a reply so far."""
 
     limit: int
     held: int

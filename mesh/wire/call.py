@@ -55,13 +55,13 @@ class Call(ABC):
     """The caller's address, for logs."""
 
     takes_pieces = False
-    """True if `write` also takes pieces of a message, so that nobody needs to hold all of it."""
+    """True if `write` also takes pieces of a message, so that this process need not hold all of it."""
 
     head: Head | None = None
     """The head that this call shares with others, if the transport has one."""
 
     def header(self, name: bytes) -> bytes | None:
-        """Returns the value of the first header of that name."""
+        """Returns the value of the first header of that name, or None."""
         for key, value in self.headers:
             if key == name:
                 return value

@@ -87,7 +87,7 @@ class ClientConnection(asyncio.Protocol):
         self.patience = patience  # idle ticks after which the pool closes it
         self.stalled = False  # the peer does not take what is written
         self._paused = False
-        self._reader: largebody.LargeBody | None = None  # what reads in its place
+        self._reader: largebody.LargeBody | None = None  # reads instead of this connection
         self._extra = False  # bytes came after the reply
         self._held = 0  # bytes of the budget for bodies
         self._reset()
@@ -246,7 +246,7 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def body_moved(self, count: int) -> None:
-        """Does nothing, because no minimum rate is demanded of large replies."""
+        """Does nothing, because replies have no minimum rate."""
 
     def body_ended(self, body: bytes | bytearray | memoryview, rest: bytes, *, last: bool) -> None:
         """Takes a large message, and resumes reading."""
@@ -289,8 +289,8 @@ class ClientConnection(asyncio.Protocol):
     # --- parser callbacks ---
 
     def on_message_begin(self) -> None:
-        """Raises ValueError for a second reply, which nobody has asked for, so that the parser stops."""
-        if self._complete:  # a second, unsolicited reply: parse no further
+        """Raises ValueError for a second, unsolicited reply, which stops the parser."""
+        if self._complete:
             raise ValueError("more than one reply")
 
     def on_header(self, name: bytes, value: bytes) -> None:

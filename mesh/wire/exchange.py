@@ -106,7 +106,7 @@ class Exchange:
             self._sink.on_beginning()
 
     def begun(self, headers: list[call.Header], encoding: bytes, box: inbox.Inbox) -> None:
-        """Passes the stream of a reply that has begun to the sink."""
+        """Passes to the sink the stream of a reply that has begun."""
         self._stream = stream = streams.ReplyStream(self, box, headers, encoding)
         sink, self._sink = self._sink, None
         if not _tell(sink, "on_stream", stream):
@@ -166,7 +166,8 @@ class Exchange:
     # --- for a streaming request ---
 
     async def write(self, frame: bytes) -> None:
-        """Sends one message as a chunk, once there is a connection and room. Raises `Lost`."""
+        """Sends one message as a chunk, once there is a connection and room. Raises `Lost`, and RuntimeError after
+        `end()`."""
         if self.ended:
             raise RuntimeError("this request has been ended")
         while self.over is None:

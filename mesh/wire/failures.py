@@ -1,4 +1,4 @@
-"""The replies that the client makes itself: of the status in a reply's headers, or of its fault."""
+"""Replies that the client builds itself, from the status in the reply's headers or trailers, or from a fault."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ def reply(special: Mapping[bytes, bytes], headers: list[call.Header], trailers: 
 
 
 def not_grpc(status: int) -> Reply:
-    """Returns the reply for an answer with an HTTP status that is not gRPC, and has no gRPC status."""
+    """Returns the reply to report for an HTTP answer that is not gRPC and has no gRPC status."""
     code = statuses.code_of_http(status)
     return Reply(int(code), f"the server answered with HTTP status {status}, not with gRPC")
 

@@ -21,7 +21,8 @@ _WINDOW = {b"gzip": inflate.GZIP, b"deflate": inflate.ZLIB}
 
 
 class FrameError(statuses.MeshError):
-    """The error of a frame that is malformed, above the limit, or without room in the budget; `reason` says which."""
+    """The error for a frame that is malformed or too large, or for which the budget has no room; `reason` says
+    which."""
 
     @classmethod
     def above(cls, what: str, limit: int, option: str = statuses.MAX_MESSAGE) -> "FrameError":
@@ -46,7 +47,8 @@ def unpack(frame: bytes, encoding: bytes = b"", *, limit: int) -> bytes:
     """Returns the message of one whole frame, decompressed if its flag says so.
 
     `encoding` is the value of `grpc-encoding`: b"gzip", b"deflate", or b"" and b"identity" for none. `limit` is the
-    maximum size of the message in bytes, after decompression, which stops at it. Raises `FrameError`.
+    maximum size of the message in bytes, before and after decompression; decompression stops there. Raises
+    `FrameError`.
     """
     end = frame_end(frame, 0, limit)
     if end != len(frame):
@@ -67,8 +69,8 @@ def frame_end(
 ) -> int:
     """Returns the end of the frame that begins at `start`. It lies beyond the buffer if the frame is incomplete.
 
-    Raises `FrameError` for a bad flag or a message above `limit`, which `option` sets. An incomplete prefix counts as a
-    frame that is at least a prefix long.
+    Raises `FrameError` for a bad flag or a message above `limit`, which `option` sets. If the prefix is incomplete,
+    returns the end of the prefix.
     """
     if len(buffer) - start < PREFIX:
         return start + PREFIX
@@ -85,8 +87,8 @@ def frame_end(
 
 
 def announced(buffer: bytes | bytearray | memoryview, limit: int) -> int:
-    """Returns the size of the frame at the start of the buffer, prefix included, with a message of at most `limit`
-    bytes. If the prefix is incomplete, returns the size of a prefix."""
+    """Returns the bytes of the frame at the start of the buffer, prefix included. A longer message than `limit` counts
+    as `limit` bytes. If the prefix is incomplete, returns the size of a prefix."""
     if len(buffer) < PREFIX:
         return PREFIX
     return PREFIX + min(int.from_bytes(buffer[1:PREFIX], "big"), limit)

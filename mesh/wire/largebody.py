@@ -20,8 +20,8 @@ from typing import Protocol
 from mesh.wire import framing
 
 LEAST = 64 * 1024
-"""Number of missing bytes from which on a `LargeBody` is used. With fewer, it saves less than the change of the reader
-costs (2 us)."""
+"""Minimum number of missing bytes for which a `LargeBody` is used. With fewer, it saves less than the change of the
+reader costs (2 us)."""
 
 Begun = bytes | bytearray | memoryview
 Memory = Callable[[int, Begun], memoryview]
@@ -29,7 +29,7 @@ Memory = Callable[[int, Begun], memoryview]
 this memory instead of bytes."""
 
 MAPPED = 1 << 20
-"""Bytes of a message above which it is read into such memory. Smaller messages are always bytes."""
+"""Bytes of a message above which it is read into memory from a `Memory`. Smaller messages are always bytes."""
 
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 _BETWEEN = re.compile(rb"\r\n([0-9a-fA-F]{1,8})\r\n")  # the end of a chunk and the head of the next

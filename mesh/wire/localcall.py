@@ -22,8 +22,8 @@ class LocalAnswer:
     trailers: list[wire.Header] = field(default_factory=list)
 
     def metadata(self, name: bytes) -> bytes | None:
-        """Returns the first value with that name in the trailers or headers, or None. A failed call may have all of
-        them in either place."""
+        """Returns the first value with that name in the trailers or headers, or None. A failed call may have all its
+        metadata in either place."""
         return next((value for part in (self.trailers, self.headers) for key, value in part if key == name), None)
 
     @property
@@ -118,7 +118,7 @@ class LocalCall(wire.Call):
         self._first = frame
 
     def finish(self, code: int = 0, text: str = "", trailers: wire.Headers = ()) -> None:
-        """Ends a reply that `start()` began."""
+        """Ends the reply. OK without a message becomes INTERNAL."""
         if code == Code.OK and self._first is None:
             code, text = Code.INTERNAL, "the model server answered with no message"
         frame = self._first if code == Code.OK else None

@@ -28,7 +28,8 @@ class Pieces:
     above: int = ABOVE  # bytes; smaller messages arrive whole
     limit: int = framing.MAX_LENGTH  # bytes of the largest message
     wanted: Callable[[call.Call], bool] = lambda _: False
-    """Returns whether the handler of a call takes its request in pieces. Called at most twice for each stream."""
+    """Returns whether the handler of a call takes its request in pieces. It may be called several times for one
+    call."""
 
     def below(self, limit: int) -> "Pieces":
         """Returns this policy with `above` lowered to `limit`, the largest message in bytes that may be held whole."""

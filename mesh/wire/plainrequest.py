@@ -51,7 +51,7 @@ class Head:
 Opening = Callable[[Head, bytes, int], "tuple[bytes, object] | None"]
 """A function that takes the head of a request, the first bytes of its large body, and the size of the whole body. It
 returns None, or other bytes that replace these first bytes, and a note for the handler. The rest of the body is then
-read behind the other bytes, into the same memory, and the handler gets all of it as one piece."""
+read after the other bytes, into the same memory, and the handler gets all of it as one piece."""
 
 
 class RequestConnection(Protocol):

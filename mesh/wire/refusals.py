@@ -24,7 +24,7 @@ _HTTP = (
 
 
 class Refusal(NamedTuple):
-    """The reason why a request is refused. `http` is set if it is not a gRPC request."""
+    """The reason why a request is refused. `http` is the HTTP status of the answer, or 0 for a gRPC request."""
 
     reason: statuses.Reason
     text: str
@@ -33,7 +33,7 @@ class Refusal(NamedTuple):
     retry_after: float | None = None
 
     def trailers(self) -> bytes:
-        """Returns the lines that give programs the reason, in an answer to a gRPC request."""
+        """Returns the header lines by which an answer to a gRPC request gives programs the reason."""
         error = statuses.MeshError(self.reason, self.text, details=self.details, retry_after=self.retry_after)
         return metadata.encode_headers(((metadata.DETAILS, metadata.encode_bin(error.grpc_details())),))
 
@@ -90,7 +90,7 @@ def of_headers(target: bytes, headers: list[call.Header], limit: int, read: int)
 
 def of_bytes(why: str, *, grpc: bool, large: bool = False) -> Refusal:
     """Returns the refusal of bytes that cannot be parsed. `grpc` is true if they belong to a request that was valid
-    gRPC so far."""
+    gRPC so far, and `large` if the head or the trailers are too long."""
     if grpc:
         return Refusal(statuses.Reason.BAD_REQUEST, why)
     return _plain(why, http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if large else http.HTTPStatus.BAD_REQUEST)

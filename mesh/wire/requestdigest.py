@@ -21,7 +21,8 @@ _NAMES = (0x0A, 0x12, 0x1A)  # tags of a ModelInferRequest's fields
 
 
 def digest(frame: bytes | memoryview, size: int = 0) -> bytes:
-    """Returns the digest of the request in a frame of `size` bytes; the first `KEPT` bytes suffice. Never raises."""
+    """Returns the digest of the request in a frame. `frame` may be only the first `KEPT` bytes; `size` is then the
+    number of bytes of the whole frame (0: as many as `frame` has). Never raises."""
     view = memoryview(frame)
     size = (size or len(view)) - framing.PREFIX
     hashed = hashlib.blake2b(digest_size=SIZE)

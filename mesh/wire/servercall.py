@@ -109,7 +109,7 @@ class ServerCall(call.Call):
 
     def ready(self, limit: int) -> bool:
         """Returns whether the handler may get the call: all of it has arrived, or it is a stream that has not stopped
-        within its first message.
+        in the middle of its first message, or the handler takes that message in pieces. A refused call is ready too.
 
         A client in the middle of a message will send the rest, so waiting for the rest is safe. A client that has sent
         a whole message or none may be waiting for an answer.
@@ -127,11 +127,12 @@ class ServerCall(call.Call):
             return True
 
     def prepare(self, limit: int) -> None:
-        """Sets `frame` if the body is exactly one message, otherwise the stream that `read` serves."""
+        """Sets `frame` if the body is exactly one message, otherwise the stream that `read` serves. Refuses the call if
+        a message is malformed or too large, or the budget has no room for it."""
         body = self.body
         try:
             if self.ended and body and not self.in_pieces and framing.frame_end(body, 0, limit) == len(body):
-                # A view comes from the memory that the server has asked for, so its handler knows it.
+                # The body is a view only if the server was given `memory`, so its handler expects views.
                 self.frame = self.body = bytes(body) if type(body) is bytearray else body  # type: ignore[assignment]
                 return
             self.release()
@@ -285,7 +286,7 @@ class ServerCall(call.Call):
             self._on_cancel = callback
 
     async def read(self) -> bytes | None:
-        """Returns the next frame, None at the end. Raises `CallCancelled`. A cancelled read loses nothing."""
+        """Returns the next frame, or None at the end. Raises `CallCancelled`. A cancelled read loses nothing."""
         if self._inbox is not None:
             return await self._inbox.read()
         if self.phase == GONE:

@@ -1,7 +1,7 @@
 """The client's streams: a reply that is read message by message, and a request that is sent message by message.
 
-Both do little: messages wait in an `inbox`, and bytes are passed to the exchange, which knows the connection. An error
-of the connection is raised as `reply.Lost` from each waiting method.
+Both do little: received messages wait in an `inbox`, and bytes to send go to the exchange, which knows the connection.
+If the connection fails, each waiting method raises `reply.Lost`.
 """
 
 import asyncio
@@ -90,9 +90,9 @@ class RequestStream:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def write(self, frame: bytes) -> None:
-        """Sends one message, or a piece of one, once there is a connection and flow control allows it. Raises `Lost` if
-        the connection is lost, or if the reply has ended and the server reads no more. If cancelled while waiting, it
-        has sent nothing."""
+        """Sends one message, or a piece of one, once there is a connection and flow control allows it. If cancelled
+        while waiting, it has sent nothing. Raises `Lost` if the connection is lost, the call was cancelled, or the
+        reply has ended, because the server then reads no more. Raises RuntimeError after `end()`."""
         await self.exchange.write(frame)
 
     def end(self) -> None:
@@ -100,8 +100,8 @@ class RequestStream:
         self.exchange.end()
 
     async def first(self) -> replies.Reply | ReplyStream:
-        """Returns the complete reply if it is one message or a failure and has ended, otherwise its stream. Raises
-        `Lost`."""
+        """Waits for the reply. Returns a `Reply` if it arrived complete, with one message or as a failure without any;
+        otherwise returns its stream. Raises `Lost`."""
         while self._answer is None:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)

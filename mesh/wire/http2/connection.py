@@ -1,8 +1,8 @@
-"""One HTTP/2 connection to a server: its frames, its streams, and the accounts of flow control.
+"""One HTTP/2 connection to a server: its frames, its streams, and its flow control.
 
 The connection begins with the settings of both ends, and is `usable` once the server's have arrived. `post` sends a
-call at once, or returns None if the server takes no more calls, or not all of the call's bytes may wait here. A server
-that breaks the protocol loses the connection; so no state has to be repaired.
+call at once, or returns None if the server takes no more calls now, or too many bytes of requests would wait here for
+the server's windows. If the server breaks the protocol, the connection ends, so no state has to be repaired.
 """
 
 import asyncio
@@ -110,7 +110,7 @@ class Http2Connection(asyncio.Protocol):
 
     @property
     def ended(self) -> bool:
-        """True if this connection takes no call any more."""
+        """True if this connection takes no more calls."""
         return self._leaving or self._lost
 
     @property
@@ -130,8 +130,8 @@ class Http2Connection(asyncio.Protocol):
     ) -> exchange.Exchange | None:
         """Sends a request of one message; `sink` gets the outcome later, never from within this method. Returns None,
         and sends nothing, if this connection cannot take the call now. Raises ValueError for a `method`, `timeout` or
-        `encoding` that is not valid, and MeshError if the server takes no such large headers: some servers would end
-        the connection."""
+        `encoding` that is not valid, and MeshError if the headers are larger than the server accepts, because some
+        servers would end the connection."""
         block = self._encoder.block(method, headers, timeout=timeout, encoding=encoding)
         if len(block) + blocks.ENTRY * (len(headers) + _OWN) > self._headers:  # or it is not worth counting
             self._check(blocks.size(block))
@@ -218,9 +218,8 @@ class Http2Connection(asyncio.Protocol):
         self._turn()
 
     def _turn(self) -> None:
-        """Takes the frames that have been read. If they are very many, takes some, and the others after other work of
-        this process: the event loop reads on while a server sends fast enough, and would do nothing else for seconds.
-        """
+        """Handles the frames that have been read. If there are very many, it handles some now, and the rest after other
+        work of this process. Otherwise a server that sends fast enough could occupy the event loop for seconds."""
         if self._lost:
             return
         try:

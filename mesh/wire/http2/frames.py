@@ -13,7 +13,7 @@ WINDOW = 65_535
 """Bytes of every window at first (6.9.2)."""
 
 SIZE = 16_384
-"""Bytes of the longest frame that every peer takes (4.2)."""
+"""Bytes of the longest frame that every peer accepts (4.2)."""
 
 MAX_WINDOW = (1 << 31) - 1
 MAX_STREAM = (1 << 31) - 1
@@ -38,7 +38,7 @@ class Setting(enum.IntEnum):
 
 
 class Code(enum.IntEnum):
-    """The codes of errors (7)."""
+    """The error codes (7)."""
 
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
@@ -127,7 +127,7 @@ def unpadded(flags: int, content: bytes) -> bytes:
 
 
 def named(code: int) -> str:
-    """Returns the name of a code of an error, for messages."""
+    """Returns the name of an error code, for messages."""
     try:
         return Code(code).name
     except ValueError:

@@ -1,8 +1,9 @@
-"""One call on an HTTP/2 connection: what is still to be sent of its request, and the judgement of its reply.
+"""One call on an HTTP/2 connection: the unsent part of its request, and the judgement of its reply.
 
 Replies are judged as on HTTP/1.1 (`clientconnection`): a reply that is not gRPC gets a status from its HTTP code, and a
 reply that breaks the framing or is too large becomes a failure with a text. A reply of one message is collected, within
-the budget for bodies. Any other becomes a stream, and its sender may send on as far as its reader has read.
+the budget for bodies. Any other reply becomes a stream, and the server may send more of it as the reader takes what has
+arrived.
 """
 
 import asyncio
@@ -109,7 +110,7 @@ class Http2Stream:
             self._finish(fields)
 
     def too_many_headers(self) -> None:
-        """Ends the call because a list of headers is too large."""
+        """Ends the call with a failure, because the headers or trailers of the reply are too large."""
         text = f"the reply has more than {MAX_BYTES} bytes of headers"
         self._refuse(failures.failure(statuses.Reason.TOO_LARGE, text))
 
@@ -142,7 +143,7 @@ class Http2Stream:
         self._end(replies.Lost(kind, f"{self._shared.name} has reset the call: {named(code)}"), None)
 
     def lost(self, lost: replies.Lost) -> None:
-        """Ends the call because its connection is lost, or does not carry it."""
+        """Ends the call because its connection is lost, or the server will not process it."""
         self._end(lost, None)
 
     # --- the reply ---
@@ -279,7 +280,7 @@ class Http2Stream:
         self._shared.leave(self, code)
 
     def _free(self) -> None:
-        """Gives the budget what is held of the body."""
+        """Gives the bytes of the body back to the budget."""
         if self._held:
             self._shared.budget.give(self._held)
             self._held = 0
