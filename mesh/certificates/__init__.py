@@ -1,6 +1,7 @@
 """Certificates for TLS inside a mesh: how they are issued, renewed, and stored for the processes that present them.
 
-`issuing` signs, `renewal` decides what is due, `folder` and `secret` store the result.
+`issuing` signs, `renewal` decides what is due, `keeping` applies it to a store, and `folder` and `secret` are the
+stores.
 """
 
 from mesh.certificates.issuing import Wanted

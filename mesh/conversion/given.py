@@ -12,7 +12,7 @@ from mesh.conversion.layout import Column, ColumnType, RowLayout, Rows
 from mesh.conversion.samples import Group
 
 MOST = 100_000
-"""Rows that are read."""
+"""Maximum number of lines of a CSV file, its header included, or rows of an array, that are read."""
 
 
 def read(path: Path, layout: RowLayout) -> Group:

@@ -1,7 +1,7 @@
 """Rows that are made up to compare two models with.
 
 Rows of different kinds are in groups of their own, because differences are judged by the size of a group's answers.
-Groups that the library itself refuses, such as one with missing values, are left out.
+Groups that the library itself refuses, such as one with missing values, are left out later (`conversion`).
 """
 
 from collections.abc import Callable

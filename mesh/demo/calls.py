@@ -1,6 +1,7 @@
 """Inference calls as clients make them: V2 over gRPC and REST, in every encoding that the protocol has for tensors.
 
-This module shares no code with the server, so that an error in the server is not hidden by the same error here.
+This module shares only tables with the server (datatypes and statuses), and no code that encodes or decodes, so that an
+error in the server is not hidden by the same error here.
 """
 
 import json

@@ -118,8 +118,7 @@ async def _json(request: "contextlib.AbstractAsyncContextManager[aiohttp.ClientR
 async def callers(
     session: aiohttp.ClientSession, base: str, grpc_address: str, connections: int, timeout: float = CALL_TIMEOUT
 ) -> AsyncIterator[Sequence[Caller]]:
-    """Yields callers for all ways to call the mesh. The gRPC callers share a few connections, as several clients
-    would."""
+    """Yields callers for all ways to call the mesh, with `connections` gRPC channels, but at most four."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 * 2**20)]
     channels = [grpc.aio.insecure_channel(grpc_address, options=options) for _ in range(max(1, min(connections, 4)))]
     ways: list[Caller] = []

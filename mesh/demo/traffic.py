@@ -1,9 +1,9 @@
 """Skewed traffic with known answers: a few models get most of the calls, and every answer is compared.
 
 Models are ranked at random. A model is called with a probability proportional to 1 / rank ** skew (Zipf's law), which
-is about how a fleet with a model for each customer is used. Each client sends one request after the other, and cycles
-through the ways to call. After UNAVAILABLE and RESOURCE_EXHAUSTED it retries with a pause that doubles, as a good
-client does. These retries are counted. Any other answer that is not right is a failure of the mesh.
+is about how a fleet with a model for each customer is used. Each client sends one request after the other, and all
+clients together cycle through the ways to call. After UNAVAILABLE and RESOURCE_EXHAUSTED it retries with a pause that
+doubles, as a good client does. These retries are counted. Any other answer that is not right is a failure of the mesh.
 """
 
 import asyncio

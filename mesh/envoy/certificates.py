@@ -116,7 +116,7 @@ class Certificates:
 
     @property
     def expires_in(self) -> float:
-        """Returns the seconds until the certificate in use expires; negative once it has expired."""
+        """Seconds until the certificate in use expires; negative once it has expired."""
         return (self._files.expires if self._files is not None else 0.0) - self._clock()
 
     def start(self) -> None:

@@ -5,8 +5,9 @@ when a worker is replaced. So no management server (xDS) is needed.
 
 One listener takes HTTP/2 and HTTP/1.1 on one port. Calls with gRPC's content type go to the workers' gRPC sockets as
 HTTP/1.1 with trailers. Inference over REST goes to separate sockets, and everything else to the workers' REST sockets.
-Envoy adds no headers and rewrites no paths. It has no timeouts for calls, because the workers enforce deadlines, which
-must outlast cold starts. It retries only if a connection could not be made, because then nothing has been sent.
+Envoy rewrites no paths. It adds only the client's address, to requests other than inference, and, if asked to, the
+client's certificate. It ends a call only after a long time without progress, because the workers enforce deadlines. It
+retries only if a connection could not be made, because then nothing has been sent.
 
 `mesh.envoy.minder` runs and restarts the process.
 """

@@ -33,9 +33,10 @@ class Auth:
         return bool(self._user)
 
     async def token(self, member: Member, timeout: float) -> str:
-        """Returns the token to send. Returns "" if there is no user, or if the access was retired meanwhile.
+        """Returns the token to send. Returns "" if there is no user, if etcd has no authentication, or if the access
+        was retired meanwhile.
 
-        Raises AioRpcError if etcd does not issue a token within `timeout` seconds."""
+        Raises AioRpcError if etcd refuses the user, or does not issue a token within `timeout` seconds."""
         if self._token is not None:
             return self._token
         async with self._lock:

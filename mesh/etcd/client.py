@@ -36,9 +36,9 @@ class Updated:
 class Etcd:
     """A client of an etcd cluster with one or more members. It connects when first used.
 
-    All methods take at most `timeout` seconds (None: the timeout of the settings), raise EtcdError and its subclasses,
-    and may be cancelled. etcd may still carry out a write that was cancelled. One client serves any number of tasks of
-    one event loop.
+    A `timeout` is in seconds (None: the timeout of the settings, unless the method says otherwise). All methods raise
+    EtcdError and its subclasses, and may be cancelled. etcd may still carry out a write that was cancelled. One client
+    serves any number of tasks of one event loop.
     """
 
     def __init__(self, settings: EtcdSettings, *, follow: bool = False) -> None:
@@ -76,8 +76,8 @@ class Etcd:
     async def several(
         self, keys: Sequence[bytes], *, timeout: float | None = None
     ) -> tuple[tuple[KeyValue | None, ...], int]:
-        """Returns the keys with their current values at one revision, and that revision (a linearizable read). In place
-        of a key that does not exist, returns None."""
+        """Returns at most 128 keys with their current values at one revision, and that revision (a linearizable read).
+        In place of a key that does not exist, returns None."""
         request = pb.TxnRequest(success=[get_op(key) for key in keys])
         reply, _ = await self.connection.call("read", lambda m: m.kv.Txn, request, repeatable=True, timeout=timeout)
         found = [part.response_range.kvs for part in reply.responses]
@@ -119,8 +119,8 @@ class Etcd:
     async def pages(
         self, start: bytes, end: bytes, *, page_size: int = 1000, keys_only: bool = False, revision: int = 0
     ) -> AsyncIterator[Page]:
-        """Yields the keys in [start, end) page by page, all at one `revision` (0: now). Pages shrink if values are
-        large.
+        """Yields the keys in [start, end) page by page, all at one `revision` (0: now). Pages get smaller if values are
+        large. Each page has the timeout of the settings.
 
         Raises EtcdCompacted if the revision is compacted meanwhile. The pages already yielded stay valid for that
         revision."""

@@ -4,7 +4,8 @@
   time. Its request continues until the deadline, because each request cancelled from asyncio leaks 0.95 KB inside
   grpc.aio, and deadlines leak nothing.
 - Reads are retried freely. A write is retried only if etcd certainly did not carry it out: the connection could not be
-  made, or etcd refused the request without reading it. Any other failure of a write is reported as ambiguous.
+  made, or etcd refused the request without reading it. A failure that leaves open whether etcd has carried out a write
+  is reported as ambiguous.
 - Credentials may change between two attempts (`rotation`). A request that was refused for the old credentials is sent
   again with the new ones.
 - Each request carries the metadata `hasleader`, so that a member which has lost its quorum refuses immediately. The
@@ -200,8 +201,8 @@ class Connection:
         return await call
 
     async def receive(self, what: str, method: Method, request: Any, *, idle: float) -> AsyncGenerator[Any, None]:
-        """Sends a request to the member in use, and yields the parts of its answer. Raises EtcdUnavailable if no part
-        arrives for `idle` seconds. A member without a leader answers too, from its own data."""
+        """Sends a request to the member in use, and yields the parts of its answer. Raises EtcdError: EtcdUnavailable
+        if no part arrives for `idle` seconds. A member without a leader answers too, from its own data."""
         self._check(what)
         access = self._access
         member = access.endpoints.current

@@ -15,7 +15,7 @@ from mesh.statuses import Code, MeshError, Reason
 
 
 class EtcdError(MeshError):
-    """A request that etcd refused, and would refuse again."""
+    """The base class of all errors of etcd, and itself the error for a request that etcd would refuse again."""
 
     def __init__(self, detail: str, *, reason: Reason = Reason.INTERNAL, text: str = "") -> None:
         super().__init__(reason, text or detail)

@@ -96,7 +96,8 @@ class Lease:
             pass  # it has already expired, or an earlier attempt was done
 
     async def give_back(self) -> None:
-        """Revokes the lease at the end of its holder. If etcd does not answer, the lease expires by itself."""
+        """Revokes the lease when its holder ends. If etcd does not answer within 2 seconds, the lease expires by
+        itself."""
         try:
             await asyncio.shield(self.revoke(timeout=_GIVE_BACK))
         except EtcdError as error:
@@ -172,6 +173,6 @@ class Lease:
 
     @property
     def _patience(self) -> float:
-        """Returns the time to wait for one answer, in seconds. It is short enough to leave time for an attempt at
-        another member."""
+        """Time to wait for one answer, in seconds. It is short enough to leave time for an attempt at another
+        member."""
         return max(0.5, self.ttl / 4)

@@ -32,7 +32,7 @@ _SETTLED = 5.0  # seconds a watch must have lived for the back-off to start over
 
 @dataclass(frozen=True, slots=True)
 class MirrorStatistics:
-    """Counters of a mirror."""
+    """The state and the counters of a mirror."""
 
     connected: bool
     stale_for: float  # seconds
@@ -56,7 +56,8 @@ class Mirror:
     """
 
     def __init__(self, etcd: Etcd, start: bytes, end: bytes, *, page_size: int = 1000) -> None:
-        """Follows the keys in [start, end). For a prefix, `end` is `mesh.etcd.ranges.after_prefix(start)`."""
+        """Follows the keys in [start, end). For a prefix, `end` is `mesh.etcd.ranges.after_prefix(start)`. Raises
+        ValueError if `start` is empty."""
         if not start:
             raise ValueError(
                 "the start of the range is empty, but a range has to start with a key: b'\\0' is the first"

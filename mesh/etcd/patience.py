@@ -2,9 +2,8 @@
 
 The processes of an installation start in any order. A process that ended because etcd was still starting would be
 restarted by its supervisor after ever longer pauses. So routers and runtime pods wait, live but not ready. They give
-the reason at `/ready` and in the log, first immediately and then each minute. Faults that waiting does not cure, such
-as a wrong password, are raised. The process then ends with the error's text, and reads its credentials again when it is
-restarted.
+the reason at `/ready`, and in the log at once and then every minute. Faults that waiting does not cure, such as a wrong
+password, are raised. The process then ends with the error's text, and reads its credentials again when it is restarted.
 """
 
 import asyncio
@@ -32,8 +31,8 @@ class Patience:
         self.why = ""
 
     async def until_done(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Calls `work` until it no longer raises EtcdUnavailable. Raises EtcdDenied, EtcdClosed, and any other error of
-        `work`."""
+        """Calls `work` until it no longer raises EtcdUnavailable, and returns its result. Raises EtcdDenied,
+        EtcdClosed, and any other error of `work`."""
         began = time.monotonic()
         told: float | None = None
         while True:

@@ -70,7 +70,7 @@ class Rotation:
         await self._tasks.close()
 
     def suspect(self) -> None:
-        """Checks the files immediately, because a request has failed and the credentials may be the reason."""
+        """Requests a check of the files, because a request has failed and the credentials may be the reason."""
         if asyncio.get_running_loop().time() >= self._looked + _LOOK_LEAST:  # otherwise the next failure triggers it
             self._wanted.set()
 

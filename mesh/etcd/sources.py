@@ -16,7 +16,8 @@ _READINGS = 5  # attempts, if files change meanwhile
 
 
 def read(known: EtcdSettings) -> EtcdSettings:
-    """Reads the files of `known` again. Raises ValueError, whose text is for operators and contains no secrets."""
+    """Reads the files of `known` again. Raises ValueError if a file cannot be read, or the settings in it are invalid.
+    The text is for operators and contains no secrets."""
     for _ in range(_READINGS):
         found = _read(known)
         if _read(known) == found:

@@ -40,11 +40,13 @@ class Stream:
         access.streams.add(self)
 
     async def write(self, message: Any, timeout: float) -> None:
-        """Sends one message. Raises EtcdUnavailable after `timeout` seconds. Cancellation ends the stream."""
+        """Sends one message. Raises EtcdError: EtcdUnavailable after `timeout` seconds. Cancellation ends the
+        stream."""
         await self._run(self._call.write(message), timeout)
 
     async def read(self, timeout: float | None = None) -> Any:
-        """Reads the next message. Raises EtcdUnavailable at the end of the stream, and after `timeout` seconds.
+        """Reads the next message. Raises EtcdError: EtcdUnavailable at the end of the stream, and after `timeout`
+        seconds (None: no limit).
 
         Cancellation ends the stream."""
         message = await self._run(self._call.read(), timeout)

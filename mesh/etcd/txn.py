@@ -50,7 +50,7 @@ def value_is(key: bytes, value: bytes, sign: Sign = "==") -> Compare:
 
 
 def leased(key: bytes, lease: int, sign: Sign = "==") -> Compare:
-    """Compares the lease of the key, which is 0 for a key without a lease."""
+    """Compares the lease of the key, which is 0 for a key without a lease, or for a key that does not exist."""
     return pb.Compare(result=_RESULTS[sign], target=pb.Compare.LEASE, key=key, lease=lease)
 
 

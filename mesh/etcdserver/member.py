@@ -182,7 +182,7 @@ def main() -> None:
     except (KeyError, ValueError) as error:
         invalid = "ETCD_INITIAL_CLUSTER is not a list of NAME=URL"
         why = f"{error.args[0]} is not set" if isinstance(error, KeyError) else invalid
-        sys.exit(f"mesh.etcdserver.member: {why}; the chart sets it, whose etcd this command starts")
+        sys.exit(f"mesh.etcdserver.member: {why}. This command starts the etcd of the Helm chart, which sets it")
     try:
         etcd = find_binary("etcd")
         copies = _copies(environment)

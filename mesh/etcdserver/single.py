@@ -37,7 +37,7 @@ def version(binary: str) -> str:
     try:
         done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        raise NoEtcd(f"{binary} does not run: {error}") from error
+        raise NoEtcd(f"{binary} does not run, so put another etcd on PATH: {error}") from error
     match = re.search(r"etcd Version:\s*(\S+)", done.stdout)
     return match[1] if match else "unknown"
 

@@ -33,7 +33,7 @@ def whole(*, meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, membership: Pat
 
 def available_bytes(*, meminfo: Path = MEMINFO, cgroup: Path = cgroups.ROOT) -> int:
     """Returns the number of bytes that this process and its children may still allocate, within the machine and the
-    container."""
+    container. Assumes that the machine has 4 GiB free if the kernel does not say."""
     known = _told("MemAvailable", meminfo)
     free = _GUESS if known is None else known
     container = container_bytes(cgroup=cgroup)

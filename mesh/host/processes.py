@@ -54,8 +54,8 @@ def tree(root: int, *, proc: Path = PROC) -> frozenset[int]:
 
 
 def behind_port(port: int, *, proc: Path = PROC) -> int:
-    """Returns the id of the process that listens on a TCP port of this machine, or 0 if it is not visible from here.
-    Reads all of /proc, so call it in a thread.
+    """Returns the id of the process that listens on a TCP port of this machine, or 0 if none does, or it is not visible
+    from here. Reads all of /proc, so call it in a thread.
 
     The sockets of another user's processes cannot be read. The listener is then the only program of the user who owns
     the socket, if that user has just one: the case of a container with a user of its own.

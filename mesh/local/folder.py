@@ -2,7 +2,7 @@
 
 The directory is locked with `flock`, so the kernel unlocks it however the process ends. Sockets are in a run folder
 with a short path under /tmp, because the path of a unix socket may have at most 107 bytes. The run folder is removed
-when the mesh ends. If the mesh is killed, the next mesh removes it.
+when the mesh ends. If the mesh is killed, the next mesh with this data directory removes it.
 """
 
 import fcntl

@@ -1,1 +1,2 @@
-"""Model files of any kind: `sniffing` recognises what a file is."""
+"""Model files of any kind: recognising them (`sniffing`, `guessing`), reading their descriptions, unpacking
+archives."""

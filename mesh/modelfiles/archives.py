@@ -36,7 +36,7 @@ class BadArchive(ValueError):
 
 
 class CannotWrite(OSError):
-    """An archive whose content the disk does not take."""
+    """The error for an archive whose content cannot be written to the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class _Entry:
 
 
 def is_archive(path: Path) -> bool:
-    """Returns whether a file is an archive that can be unpacked, or would be within its limits. Raises OSError."""
+    """Returns whether a file is a zip or tar archive, even one that is too large to be unpacked. Raises OSError."""
     return path.is_file() and (zipfile.is_zipfile(path) or _is_tar(path))
 
 
@@ -76,8 +76,8 @@ def _is_tar(path: Path) -> bool:
 def unpack(path: Path, into: Path, limits: ArchiveLimits = LIMITS, *, stop: threading.Event | None = None) -> Path:
     """Unpacks an archive into a new folder, and returns the folder of its content: the only folder in it, or `into`.
 
-    Blocks. Ends early once `stop` is set. Raises BadArchive; CannotWrite if the disk does not take the content; OSError
-    if the archive cannot be read.
+    Blocks. Ends early once `stop` is set. Raises BadArchive; CannotWrite if the content cannot be written to the disk;
+    OSError if the archive cannot be read.
     """
     into.mkdir(mode=0o755)
     try:
@@ -231,7 +231,7 @@ class _Unpacking:
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Converts the errors of a disk that does not take what is written, which says nothing about the archive."""
+    """Converts errors of writing to CannotWrite, because they say nothing about the archive."""
     try:
         yield
     except (FileExistsError, IsADirectoryError, NotADirectoryError):

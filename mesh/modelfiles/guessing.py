@@ -32,7 +32,7 @@ _ENDINGS = {
     ".mar": "pytorch-mar",
     ".plan": "tensorrt",
 }
-"""Types by the endings of names that one library's users give. `.json`, `.txt` and `.pt` may be anything."""
+"""Types by the endings that usually only the files of one type have. `.json`, `.txt` and `.pt` may be anything."""
 
 _NAMES = 1000  # names of an archive that are looked at
 _PICKLES = (".joblib", ".pickle", ".pkl")

@@ -53,7 +53,8 @@ def type_of(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def file_of(folder: Path, model_type: str) -> Path:
-    """Returns the file of a model of that flavour. Raises BadDescription if there is none."""
+    """Returns the model's file for the flavour `model_type`. Raises BadDescription if the description does not name a
+    usable one."""
     found = flavours(folder)
     attribute = _FILES.get(model_type)
     if attribute is None or model_type not in found:
@@ -67,7 +68,7 @@ def file_of(folder: Path, model_type: str) -> Path:
         file = (folder / name).resolve()
         there = file.exists()
     except (ValueError, OSError, RuntimeError) as error:  # a NUL, names that are too long, links in a circle
-        raise BadDescription(f"{DESCRIPTION} names a file by no usable name: {name[:100]!r}") from error
+        raise BadDescription(f"{DESCRIPTION} names a file by a name that cannot be used: {name[:100]!r}") from error
     if not file.is_relative_to(folder.resolve()):
         raise BadDescription(f"{DESCRIPTION} names a file outside of the model's folder: {name!r}")
     if not there:

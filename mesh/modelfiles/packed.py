@@ -125,7 +125,8 @@ class _XzReader(io.RawIOBase):
         return rest
 
     def _decompressed(self, data: bytes, most: int) -> bytes:
-        """Returns at most that many bytes. What follows a whole stream and is none itself ends the content."""
+        """Returns at most `most` bytes. If something other than a stream follows a complete stream, the content ends
+        there."""
         try:
             return self._stream.decompress(data, most)
         except lzma.LZMAError as error:
@@ -142,7 +143,7 @@ class _XzReader(io.RawIOBase):
 def tar(path: Path) -> Iterator[tuple[tarfile.TarFile, Bounded]]:
     """Opens a tar archive, compressed by gzip, bzip2 or xz or not, and reads its first header. The limit of what is
     read is `TAR_HEADERS`: set `left` to None for the content of an entry, and to `TAR_HEADERS` before the next one.
-    Raises TarError if it is no tar archive, OSError, and what the libraries raise for damaged archives."""
+    Raises TarError if it is no tar archive, TooLong, OSError, and what the libraries raise for damaged archives."""
     with path.open("rb") as file, _plain(file) as plain:
         bounded = Bounded(plain, TAR_HEADERS, "a header", forward=True)
         with tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r:") as archive:

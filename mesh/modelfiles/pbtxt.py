@@ -1,7 +1,8 @@
 """Protobuf's text format, without a schema: enough to read, change and write a Triton model's `config.pbtxt`.
 
-The reader is stricter than Protobuf's own where the two could disagree about a text. What is written is made from what
-was read, never copied, so that the server sees exactly the fields that were checked here. Both are pure.
+The reader is stricter than Protobuf's own where the two could disagree about a text. The writer makes a text from the
+fields that were read, and copies nothing, so that the server sees exactly the fields that were checked here. Reader and
+writer are pure.
 """
 
 import re
@@ -141,7 +142,7 @@ class _Parser:
     def _scalar(self) -> Word | bytes:
         if self._kind == "text":
             parts = b""
-            while self._kind == "text":  # one behind the other are one
+            while self._kind == "text":  # adjacent strings are one
                 parts += self._unescaped(self._text[1:-1])
                 self._next()
             return parts

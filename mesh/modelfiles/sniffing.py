@@ -2,7 +2,7 @@
 
 A kind is reported only if the bytes leave no doubt: a format's magic bytes, or words with which only one program begins
 its files. The file's name does not count, because people rename files. `sniff` and `of_names` are pure and never raise;
-`look` reads at most `HEAD` and `TAIL` bytes of one file, or lists one folder.
+`look` reads at most `HEAD` and `TAIL` bytes of one file; it also lists a folder, and reads the only visible file in it.
 """
 
 import os

@@ -94,7 +94,7 @@ def version(kind: str) -> str:
 
 def install(kind: str, on_progress: Callable[[InstallProgress], None] = lambda progress: None) -> Path:
     """Makes a server's environment unless it is there, and returns its folder. When it makes one, removes those that
-    were made from former locks. Waits while another process does the same. Raises CannotInstall."""
+    this version of Python made from former locks. Waits while another process does the same. Raises CannotInstall."""
     folder = folder_of(kind)
     if (why := machines.lacks(kind)) != "":
         raise CannotInstall(why)
@@ -113,7 +113,7 @@ def install(kind: str, on_progress: Callable[[InstallProgress], None] = lambda p
 
 
 def size(folder: Path) -> int:
-    """Returns the bytes of an environment on the disk."""
+    """Returns the size of all files of an environment, in bytes."""
     return sum(os.lstat(os.path.join(parent, name)).st_size for parent, _, names in os.walk(folder) for name in names)
 
 
@@ -146,5 +146,5 @@ def _make(folder: Path, lock: Path, on_progress: Callable[[InstallProgress], Non
                 raise
         if child.returncode:
             shutil.rmtree(folder, ignore_errors=True)
-            raise CannotInstall(f"{lock.name} could not be installed:\n" + "\n".join(last))
+            raise CannotInstall(f"{lock.stem} could not be installed. The last lines of output:\n" + "\n".join(last))
     (folder / _MADE).touch()

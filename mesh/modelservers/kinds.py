@@ -39,7 +39,7 @@ TRITON = ServerKind(
     "triton",
     "Triton with its Python backend",
     types=("openvino_ir", "triton"),
-    # All but Python's can do more than compute too, such as read files.
+    # Models of the types after the first can do more than compute, too: read files, for example.
     code_types=("triton-python", "tensorflow", "keras", "pytorch", "tensorrt"),
     installs=True,
     installed_only=("triton-python",),  # the wheel has no other backend

@@ -61,8 +61,8 @@ except OSError as error:
 
 
 def tethered(argv: Sequence[str]) -> list[str]:
-    """Returns a command line that runs `argv` as a process which is killed when the calling thread ends. Returns `argv`
-    itself on systems other than Linux."""
+    """Returns a command line that runs `argv` as a process which is killed when the thread that starts it ends. That
+    must be a thread of this process. Returns `argv` itself on systems other than Linux."""
     if sys.platform != "linux":
         return list(argv)
     return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *argv]
@@ -109,10 +109,7 @@ class Process:
 
     def heard(self) -> float:
         """Returns the time at which the child's event loop last gave a sign of life, in seconds of the monotonic clock,
-        or 0 if it has not given one yet.
-
-        Only for a child that was spawned with `beats`.
-        """
+        or 0 if it has not given one yet, or was spawned without `beats`."""
         return self._beats.last() if self._beats is not None else 0.0
 
     async def wait(self, timeout: float | None = None) -> int:
@@ -217,8 +214,8 @@ async def spawn(
     `argv[0]` is a path or a name on PATH. `env` is the child's complete environment; None means a copy of this
     process's. `on_exit` is called once, with the exit status, after the last line. The event loop calls the callbacks,
     which must be quick. If a callback raises, the error is logged. A program that cannot be executed ends with status
-    127 and a line that says why (OSError without the tether). A cancelled call leaves no child. With `beats`, the child
-    gets a page for signs of life (`heartbeat`).
+    127 and a line that says why; without the tether, this function raises OSError. A cancelled call leaves no child.
+    With `beats`, the child gets a page for signs of life (`heartbeat`).
     """
     page = heartbeat.Heartbeat() if beats else None
     if page is not None:

@@ -27,7 +27,8 @@ class Ending:
         self._known = asyncio.Event()
 
     def because(self, why: str) -> None:
-        """Notes the reason, unless the process is already ending, when the end of a task means nothing."""
+        """Notes the reason. Does nothing if the process is already ending, because the end of a task means nothing
+        then."""
         if not self.why and not self._leaving:
             self.why = why
             self._known.set()
@@ -39,7 +40,8 @@ class Ending:
 
     async def close(self, closing: Awaitable[None], *, within: float) -> int:
         """Awaits `closing`, which ends the parts of the process. Returns the exit status: 1 if a reason was noted, 0
-        otherwise. With a reason, waits at most `within` seconds, and then exits the process."""
+        otherwise. If a reason was noted and `closing` takes more than `within` seconds, exits the process at once, with
+        status 1."""
         self._leaving = True
         if not self.why:
             await closing

@@ -17,8 +17,8 @@ class RestartPolicy:
 
     first: float = 0.1  # the shortest pause
     longest: float = 5.0
-    steady: float = 30.0  # a life of this length ends a row of ends
-    at_once: int = 0  # number of ends in a row after which a restart follows without a pause
+    steady: float = 30.0  # a life of at least this length ends a row of ends
+    at_once: int = 0  # ends in a row, from the first, that are followed by a restart without a pause
     give_up: int = 0  # failed starts in a row after which restarts stop; 0: no limit
     spread: float = 0.2  # share by which a pause is randomly longer or shorter, so that many restarts do not coincide
 

@@ -96,7 +96,7 @@ class Supervisor:
         on_given_up: Callable[[str], None] = lambda why: None,
         on_turn: Callable[[], None] = lambda: None,
     ) -> None:
-        """Makes a supervisor. It calls `on_ready` at each start, `on_death` at each unwanted end, before anything else,
+        """Makes a supervisor. It calls `on_ready` whenever the child is ready, `on_death` at each unwanted end,
         `on_hung` before it kills a child that hangs, `on_turn` every few seconds of a life, and `on_given_up` with the
         reason why it will not start the child again."""
         self.program = program

@@ -7,9 +7,9 @@ ends the process with that reason, and its parent, or Kubernetes, starts it agai
 logged and started again after a growing pause.
 
 A duty may also hang, because it awaits an event that never comes. A duty that runs periodically therefore reports each
-turn of its loop (`turned`). If it reports none for its `turns` seconds, it counts as ended. Silence is counted as for
-processes (`hang`): time in which this process was stopped or delayed does not count. A loop that waits for events has
-no limit.
+turn of its loop (`turned`). If an essential duty reports none for its `turns` seconds, it counts as ended. Silence is
+counted as for processes (`hang`): time in which this process was stopped or delayed does not count. A loop that waits
+for events has no limit.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ def turned() -> None:
 
 
 class _Standing:
-    """A running duty."""
+    """A running duty whose loop is checked."""
 
     __slots__ = ("hang", "pulse", "task", "turns")
 
@@ -84,8 +84,8 @@ class Tasks:
     def __init__(
         self, on_lost: Callable[[str], None] | None = None, *, awaited: tuple[type[Exception], ...] = ()
     ) -> None:
-        """Makes an empty set. `on_lost` is called with the reason whenever an essential duty ends. `awaited` lists
-        errors that are not logged, because the code that awaits the tasks receives them."""
+        """Makes an empty set. `on_lost` is called with the reason whenever an essential duty ends or hangs. `awaited`
+        lists errors that are not logged, because the code that awaits the tasks receives them."""
         self._awaited = awaited
         self._on_lost = on_lost
         self._held: set[asyncio.Task[Any]] = set()
@@ -97,11 +97,13 @@ class Tasks:
         return len(self._held)
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Starts a task that ends by itself. An exception that leaves the task is logged, once."""
+        """Starts a task that ends by itself. An exception that leaves the task is logged, unless it is among the
+        `awaited` errors."""
         return self._hold(asyncio.get_running_loop().create_task(work, name=name))
 
     def run(self, duty: Duty, work: Callable[[], Coroutine[Any, Any, None]], which: str = "") -> asyncio.Task[None]:
-        """Starts a duty. `which` distinguishes several duties of one kind. Only `close` may end a duty silently."""
+        """Starts a duty. `which` distinguishes several duties of one kind. If an essential duty ends or hangs before
+        `close`, `on_lost` gets the reason; an expendable one is started again after each failure."""
         pulse = _Pulse()
         context = contextvars.copy_context()
         context.run(_pulse.set, pulse)

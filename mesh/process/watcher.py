@@ -130,7 +130,7 @@ class Answers:
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"ask {name}")
 
     def last(self) -> float:
-        """Returns the time of the last answer, or 0 before the first."""
+        """Returns the time of the last answer, in seconds of the monotonic clock, or 0 before the first."""
         return self._last
 
     def close(self) -> None:

@@ -1,7 +1,6 @@
 """Changes of API keys and grants in etcd, for routers and for commands that work without a router.
 
-All methods raise EtcdError, and MeshError for changes that are not possible. Each change of a record is
-compare-and-set.
+All methods raise EtcdError, and MeshError for changes that are not possible. Each write of a record is compare-and-set.
 """
 
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ class Made:
     name: str
     key: str
     expires: int  # milliseconds since the epoch; 0: never
-    former_until: int = 0  # when the key that it replaces ends
+    former_until: int = 0  # when the secret that it replaces expires; 0: it replaces none
 
 
 class AuthStore:
@@ -76,9 +75,9 @@ class AuthStore:
         return Made(name, key, expires)
 
     async def rotate(self, name: str, *, now: int, overlap: int, expires: int = 0) -> Made:
-        """Adds a secret to a key. The old secret expires after `overlap` milliseconds, so that callers can switch
-        without a gap. Without `expires`, the new secret is valid for as long as the old one was. Raises BAD_REQUEST,
-        UNKNOWN_MODEL, PRECONDITION."""
+        """Adds a secret to a key. The old secret expires after at most `overlap` milliseconds, so that callers can
+        switch without a gap. Without `expires`, the new secret is valid for as long as the old one was. Raises
+        BAD_REQUEST, UNKNOWN_MODEL, PRECONDITION."""
         _name(name, "a key")
         key = auth.fresh()
 
@@ -135,8 +134,8 @@ class AuthStore:
 
     async def apply(self, wanted: Mapping[str, Grant]) -> tuple[list[str], list[str]]:
         """Creates, replaces and removes grants, so that those in etcd are the wanted ones. Returns the names that were
-        written, and those that were removed. Grants that were created together with a key stay. Raises CONFLICT if
-        another request changes grants meanwhile; a part of the changes may then have been made."""
+        written, and those that were removed. Grants with the name of a key stay. Raises CONFLICT if another request
+        changes grants meanwhile; a part of the changes may then have been made."""
         for name in wanted:
             _name(name, "a grant")
         present = await self._grants()

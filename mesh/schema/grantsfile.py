@@ -27,7 +27,7 @@ def document(text: str) -> dict[str, Any]:
 
 
 def parse(text: str) -> dict[str, Grant]:
-    """Returns the grants by their names. Raises ValueError, which names the grant."""
+    """Returns the grants by their names. Raises ValueError, which names the invalid grant, if one is invalid."""
     found = {}
     for name, one in document(text).items():
         auth.check_name(name, "a grant")

@@ -9,8 +9,8 @@ BAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def integer(value: Any) -> int:
-    """Returns the number, which must fit into 64 bits, as all fields and messages require. (1e999 does not.) Raises one
-    of `BAD`."""
+    """Returns the value as an integer. Raises one of `BAD` if it is not a number, or does not fit into 64 bits, as all
+    fields and messages require. (1e999 does not.)"""
     number = value if type(value) is int else int(value)
     if not -(2**63) <= number < 2**63:
         raise ValueError("a number does not fit into 64 bits")
@@ -18,8 +18,8 @@ def integer(value: Any) -> int:
 
 
 def text_of(value: Any) -> str:
-    """Returns the text, which must not contain lone surrogates: JSON can represent them, but UTF-8 cannot. Raises one
-    of `BAD`."""
+    """Returns the value as text. Raises one of `BAD` if it contains lone surrogates, which JSON can represent, but
+    UTF-8 cannot."""
     text = value if type(value) is str else str(value)
     if not text.isascii():  # a router reads hundreds of thousands of records at its start, most of them ASCII
         text.encode()
@@ -27,7 +27,7 @@ def text_of(value: Any) -> str:
 
 
 def why(error: Exception) -> str:
-    """Returns what is wrong with a record, from the error, one of `BAD`, that reading an attribute has raised."""
+    """Returns what is wrong with a record. `error`, one of `BAD`, was raised when an attribute was read."""
     if isinstance(error, KeyError):
         return f"it lacks the attribute {error.args[0]}"
     if isinstance(error, TypeError | AttributeError):

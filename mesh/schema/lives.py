@@ -2,8 +2,8 @@
 
 A pod's presence ends with its lease, but a model server that is cut off from etcd may keep answering. So every
 incarnation of a pod has a second key, without a lease: its *life*, which exists from the pod's start until its model
-server has ended. A life without presence is *open*: the incarnation may still answer calls, for models that nobody
-knows.
+server has ended. A life without presence is *open*: the incarnation may still answer calls, and nobody knows for which
+models.
 
 A *tombstone* marks an id that was unregistered while a copy existed or a life was open. It prevents the id from being
 registered with other attributes as long as a pod may answer from the old registration.

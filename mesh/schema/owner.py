@@ -1,8 +1,8 @@
 """The owner of a prefix in etcd, so that two meshes never share one by mistake.
 
 Each installation has an id, on Kubernetes its namespace and release. The first process writes it, with the version of
-the schema; a process of another installation does not start. Without an id, a mesh claims nothing: on a single machine,
-or on ModelMesh's data.
+the schema; a process of another installation does not start. A mesh without an id, such as a mesh on one machine or on
+ModelMesh's data, claims nothing.
 """
 
 import json
@@ -43,7 +43,7 @@ async def claim(etcd: Etcd, keys: Keys, install_id: str) -> None:
     except (ValueError, ArithmeticError, KeyError, TypeError) as error:
         raise OwnedByAnother(
             f"the key {keys.owner.decode()} in etcd cannot be read, so the owner of this prefix is unknown: "
-            "read it with etcdctl, and delete it unless it belongs to another mesh (`mesh prefix transfer`)"
+            f"read it with etcdctl. Unless another mesh uses this prefix, run `mesh prefix transfer --to {install_id}`"
         ) from error
     if install != install_id:
         raise OwnedByAnother(

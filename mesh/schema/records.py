@@ -165,7 +165,7 @@ class ModelRecord:
         return replace(self, blames=blames, killed=killed, guilty=guilty)
 
     def absolved(self) -> "ModelRecord":
-        """Returns the record without deaths and failures."""
+        """Returns the record without deaths, quarantine and failures."""
         return replace(self, killed=(), blames=(), guilty="", failures=())
 
     def refuses(self, now_ms: int) -> frozenset[str]:
@@ -174,9 +174,9 @@ class ModelRecord:
         return blame.refused(self.blames, now_ms) if self.blames else frozenset()
 
     def same_registration(self, asked: "ModelRecord") -> bool:
-        """Returns whether `asked` is the same registration. A missing `sha256` makes no difference, because some ways
-        of registering have no place for it. Limits, which are changed in place, and the results of loads make no
-        difference either."""
+        """Returns whether `asked` is the same registration. If `asked` has no `sha256`, that makes no difference,
+        because some ways of registering have no place for it. Limits, which are changed in place, and the results of
+        loads make no difference either."""
         if asked.sha256 not in ("", self.sha256):
             return False
         return (self.type, self.path, self.key) == (asked.type, asked.path, asked.key)

@@ -14,7 +14,8 @@ _MAX_DIGITS = 18  # maximum length of a version; longer numbers in paths are dig
 
 
 def own(path: str) -> str:
-    """Returns the version of a model with this path: the last component that consists of digits, or else `ONLY`."""
+    """Returns the version of a model with this path: the last component that consists of 1 to 18 digits, or else
+    `ONLY`."""
     scheme, separator, rest = path.partition("://")
     if separator:
         _, _, path = rest.partition("/")  # a host or bucket does not count as a folder

@@ -231,8 +231,8 @@ class Registry:
         return self._add(name, Gauge(name, help, "gauge", tuple(labels), Level, merge=merge))
 
     def histogram(self, name: str, help: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
-        """Adds a histogram; `buckets` are upper bounds, ascending, without infinity. Raises ValueError for any
-        others."""
+        """Adds a histogram; `buckets` are upper bounds, ascending, without infinity. Raises ValueError if there are
+        none, or they do not ascend."""
         bounds = tuple(float(bound) for bound in buckets)
         if not bounds or list(bounds) != sorted(set(bounds)):
             raise ValueError(f"the buckets of {name} must ascend")

@@ -20,8 +20,8 @@ from mesh.demo.fleet.recipes import Recipe
 
 
 def serve(directory: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """Yields an answer for each line, when the requested file exists. If the file could not be made, the answer's
-    `error` says why."""
+    """Yields an answer for each line, once the requested file is written. If it could not be made, the answer's `error`
+    says why."""
     from mesh.demo.fleet import training  # slow to import, and the functions below do not need it
 
     loaded: dict[str, datasets.Dataset] = {}

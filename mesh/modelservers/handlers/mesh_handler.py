@@ -5,8 +5,8 @@ under the names below. This handler answers them: for a TorchScript file with th
 archive's own handler, which gets the request as V2's JSON, in the form in which TorchServe's Open Inference Protocol
 passes it. All other calls reach the archive's own handler as they are.
 
-An answer to V2 begins with one byte, the status code of gRPC: 0, and then the message; otherwise the error's text. That
-way, errors of callers reach them with a code and a text, which TorchServe would replace.
+An answer to V2 begins with one byte, a status code of gRPC. The message follows if the code is 0, and the error's text
+otherwise. So callers get the code and the text of an error, which TorchServe would replace.
 
 This file is copied into the folder of each model, together with mesh_v2.py. It imports nothing of Mesh.
 """
@@ -132,7 +132,8 @@ class MeshHandler:
     # --- the handler of an archive
 
     def _parsed(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Returns what becomes of a call: the row for the archive's handler and the V2 request, or the answer."""
+        """Returns the row for the archive's handler, with the V2 request if the call has one, or the answer if the
+        handler does not get the call."""
         try:
             if METADATA in row:
                 return {"answer": _answer(v2.metadata(v2.read_name(row[METADATA]), "torchserve"))}
@@ -261,7 +262,7 @@ def _failed(code: int, text: str) -> bytes:
 
 
 def _told(error: Exception) -> str:
-    """Returns an error's text: of torch's, which quote the model's program first, the last line."""
+    """Returns the last line of an error's text, because torch's errors quote the model's program first."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     text = lines[-1].strip() if lines else ""
     return text if text.startswith(type(error).__name__) else f"{type(error).__name__}: {text}"

@@ -44,7 +44,7 @@ _TYPED = {
     "FP64": 7,
     "BYTES": 8,
 }
-"""The fields of InferTensorContents."""
+"""The field of InferTensorContents for each datatype."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MOST = 1 << 40  # elements of a shape; more fit into no message
@@ -254,7 +254,7 @@ def metadata(name: str, platform: str) -> bytes:
 
 
 READY = b"\x08\x01"
-"""An encoded ModelReadyResponse of a model that is ready, as each model is that has a handler."""
+"""An encoded ModelReadyResponse for a model that is ready. Every model with a handler is."""
 
 
 def pack(datatype: str, numbers: Sequence[Any]) -> bytes:

@@ -7,8 +7,8 @@ count unless such a variable is set.
 
 The folder of this file is the last on Python's path. It holds the runtime for Python code of users, `mlserver_python`.
 
-The packages of the runtimes are imported first: `preload` in the settings lists them. Two of them are completed, as
-MLServer 1.7 loads every CatBoost model as a classifier, and no ranker of XGBoost.
+The packages of the runtimes are imported first: `preload` in the settings lists them. Two of them are completed,
+because MLServer 1.7 loads every CatBoost model as a classifier, and cannot load XGBoost's rankers.
 """
 
 import asyncio
@@ -21,7 +21,8 @@ from typing import Any
 
 
 def preload(names: list[str]) -> None:
-    """Imports packages. One that cannot be imported does not keep models of other types from being served."""
+    """Imports packages. Reports one that cannot be imported on stderr; models of other types are served
+    nevertheless."""
     for name in names:
         try:
             importlib.import_module(name)

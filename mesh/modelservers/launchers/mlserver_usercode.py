@@ -191,7 +191,8 @@ def _bytes(size: Any) -> int:
 
 
 def _line(error: BaseException, folder: Path) -> str:
-    """Returns the last line of a user's own files that an error passed."""
+    """Returns ` (FILE, line N)` for the last line of the user's own files that an error passed, or "" if it passed
+    none."""
     found, trace = "", error.__traceback__
     while trace is not None:
         file = Path(trace.tb_frame.f_code.co_filename)

@@ -35,7 +35,7 @@ _LOG = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 def properties(given: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Returns TorchServe's configuration, whose sockets are in a folder."""
+    """Returns TorchServe's configuration. `folder` is for its unix sockets."""
     return {
         **{f"{name}_address": f"unix:{folder}/{name}.sock" for name in ("inference", "management", "metrics")},
         "grpc_inference_address": given["host"],

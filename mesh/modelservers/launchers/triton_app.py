@@ -37,8 +37,8 @@ def backends(packages: Path, folder: Path) -> Path:
 
 
 def clean(owner: int) -> None:
-    """Removes the shared memory that killed servers of this pod's agent, or of agents that have ended, have left. Its
-    names contain the agent's process id."""
+    """Removes the shared memory that killed servers have left. Its names contain the process id of the server's agent;
+    only that of `owner`, and of agents that have ended, is removed."""
     for left in _SHARED.glob(f"{_PREFIX}*"):
         agent = left.name.removeprefix(_PREFIX).partition("-")[0]
         if not agent.isdecimal() or (int(agent) != owner and Path(f"/proc/{agent}").exists()):

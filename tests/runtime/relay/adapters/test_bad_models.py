@@ -362,8 +362,8 @@ async def test_a_bad_description_is_refused(pod: Pod, content: bytes | str, says
 
 
 MLMODELS = [
-    ('flavors: {sklearn: {pickled_model: "a\\0b"}}', "names a file by no usable name"),
-    (f"flavors: {{sklearn: {{pickled_model: {'n' * 5000}}}}}", "names a file by no usable name"),
+    ('flavors: {sklearn: {pickled_model: "a\\0b"}}', "names a file by a name that cannot be used"),
+    (f"flavors: {{sklearn: {{pickled_model: {'n' * 5000}}}}}", "names a file by a name that cannot be used"),
     ("flavors: {sklearn: {pickled_model: ../../../x}}", "outside of the model's folder"),
     ("flavors: {sklearn: {pickled_model: [a]}}", "does not name the file"),
     ("flavors: 2020-13-45", "is not valid YAML"),
