@@ -243,8 +243,8 @@ def gpu_pod(name: str, **changes) -> Candidate:
 )
 def test_the_whole_contract_of_a_choice(pods, size, constraint, zones, idle_ms):
     """The chosen pod may hold the model. An outgoing pod is chosen only if all ranked pods are outgoing. A pod in a
-    zone that has a copy is chosen only if the ranked pods that are outgoing (or not) like this one offer no other zone.
-    """
+    zone that has a copy is chosen only if no ranked pod is in another zone; for a pod that stays, outgoing ones do not
+    count."""
     choice = choose("m", size, pods, constraint=constraint, zones=zones, idle_ms=idle_ms)
     by_name = {pod.name: pod for pod in pods}
     may_hold = [

@@ -107,8 +107,8 @@ def test_limits_of_a_model_stand_over_those_of_its_type():
 
 
 def test_a_copy_too_many_goes_slowly():
-    """A surplus copy is unloaded only if room is scarce and the peak load of the last minutes permits it, and only
-    while no copy is new, has a queue, or has many calls in flight."""
+    """A surplus copy is unloaded only if room is scarce and the peak load of the last minutes permits it. It stays if
+    any of the model's copies is new, has a queue or has many calls in flight."""
     calm = [ReportedCopy(pod, rate=100, peak_rate=800, age_ms=10**6) for pod in "abc"]
     assert unloads(plan([model(*calm)], FULL)) == [("m", "a")]
     assert plan([model(*calm)], PODS, settings=MEAN).actions == ()

@@ -92,8 +92,8 @@ def test_a_small_one_still_fits_behind_a_large_one():
     ),
 )
 def test_the_laws_of_a_preload(sizes, pods):
-    """Preloads stay within the turns and within free space less the reserve. They contain each model at most once, and
-    do not depend on the order in which models and pods are given."""
+    """Preloads stay within free space less the reserve, and a pod's loads within `AHEAD` per loading thread. They
+    contain each model at most once, and do not depend on the order in which models and pods are given."""
     idle = [Idle(f"m{index}", Footprint(size), idle_ms=index) for index, size in enumerate(sizes)]
     made = plan(idle, pods)
     assert plan(idle[::-1], pods[::-1]) == made

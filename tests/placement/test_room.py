@@ -107,8 +107,8 @@ def test_older_than_everything_in_a_full_cache_has_no_room():
 
 
 def test_busy_bytes_are_named_in_the_refusal():
-    """If copies that are not in use would free too little, nothing is evicted, and the refusal says how many bytes are
-    busy."""
+    """If eviction of the copies that are not in use would not free enough, nothing is evicted, and the refusal says how
+    many bytes are busy."""
     held = [ResidentCopy("a", 60, 1_000, in_flight=1), ResidentCopy("b", 40, 9_000)]
     room = make_room(Need.of_host(50, 0, 100), held)
     assert room.verdict is RoomVerdict.NO_ROOM

@@ -114,8 +114,8 @@ def test_whatever_was_learned_a_guess_evicts_no_more_than_that(loads, file_bytes
     odd=st.integers(0, 1 << 40),
 )
 def test_a_line_is_found_whatever_one_odd_model_takes(base, ratio, files, small, odd):
-    """Estimates for models whose sizes lie on a line are correct, apart from the weight of small files, although one
-    model does not lie on the line."""
+    """If the sizes of a type's models lie on a line, estimates follow the line, whatever the size of one further model
+    is. The weight of small files may shift them a little."""
     sizes = Sizes()
     for file in [*small, *small, *files, *files]:
         sizes.learn("t", predicted=Footprint(1), measured=Footprint(1 + round(base + ratio * file)), file_bytes=file)

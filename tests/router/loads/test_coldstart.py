@@ -387,8 +387,8 @@ async def test_only_some_pods_are_asked_in_one_go(core):
 
 
 async def test_etcd_away_in_the_middle_of_a_load(core):
-    """If etcd becomes unavailable during a load, so that no agent can claim, the next read of the record gives the
-    reason."""
+    """If etcd becomes unavailable during a load, no agent can claim the model. The load then fails with REGISTRY_AWAY,
+    which the next read of the record reports."""
     core.rules(pause_ms=1)
     one_pod(core, fakecalls.refused("REGISTRY_AWAY"))
     await core.registry.read("m")

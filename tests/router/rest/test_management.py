@@ -214,7 +214,7 @@ async def test_secrets_of_older_registrations_are_masked_wherever_they_are_shown
 
 
 async def test_a_reload_is_asked_for(http, path, worker):
-    """A reload request begins the next generation. For an unregistered id, it is answered with 404."""
+    """A reload begins the model's next generation. An unregistered id is answered with 404."""
     await worker.management.add("a/b", "t", "", "")
     async with http.post(path("models/a%2Fb/reload")) as answer:
         assert (answer.status, (await answer.json())["generation"]) == (200, 1)

@@ -60,7 +60,8 @@ def test_a_field_of_an_embedded_message_reads_as_set(parts: list[dict], model_id
 
 @given(st.lists(REQUESTS, min_size=1, max_size=3), TEXTS)
 def test_only_one_occurrence_is_left(parts: list[dict], model_id: str) -> None:
-    """No former id stays in a spliced message, not even one that only a parser of first occurrences would find."""
+    """No former id stays in a spliced message, not even where only a parser that takes the first occurrence would find
+    it."""
     once = splice(encoded(parts), (3, 7), model_id.encode())
     assert splice(once, (3, 7), model_id.encode()) == splice(
         splice(once, (3, 7), b"x" * 300), (3, 7), model_id.encode()

@@ -104,7 +104,7 @@ async def test_an_unload_that_never_ends_does_not_end_all_evictions():
 
 async def test_memory_is_looked_at_before_each_load():
     """A server may load many models between two regular readings, so its memory is also read before each load. This
-    reading has no other effect."""
+    reading can only refuse the load: it evicts nothing and leaves no lasting refusal."""
     pod = Watched(frees=0)
     await pod.fill()
     pod.looks(1)

@@ -48,8 +48,8 @@ async def test_memory_above_the_limits(pod: FakePod) -> None:
 
 
 async def test_one_figure_of_a_device_evicts_once(pod: FakePod) -> None:
-    """A device's figure is up to a second old, so the look after an eviction, which may not show the freed memory yet,
-    evicts nothing."""
+    """A device's figure is up to a second old and may not show the freed memory yet, so the check right after an
+    eviction evicts nothing."""
     pod.ledger.equip(1 << 30)
     pod.server.on_device = True
     await pod.fill("a", "b", "c", "d", size=100_000)
