@@ -5,8 +5,8 @@ does not end would delay all cold starts of the pod until these loads are given 
 number of places lent at the same time is limited, because each long load keeps a processor busy. The agent and the
 model server both count turns in this way, so they agree.
 
-A load that must run alone makes other loads wait, but only for the length of a normal turn. Other loads do not wait for
-it while it has to wait for a long load itself, or once it is long itself.
+A load that must run alone makes other loads wait until it has ended or become long. While a long load keeps it waiting,
+other loads do not wait for it, but only for a minute (`APART`).
 """
 
 import asyncio
@@ -35,8 +35,8 @@ class _Turn:
 
 
 class Turns:
-    """The turns of one model server: a few loads at a time. The other loads wait in the order of the queue, by
-    model."""
+    """The turns of one model server. A few loads have their turn at the same time, and the others wait in the queue,
+    where a model has one place."""
 
     def __init__(self, count: int, *, long: float | None = None) -> None:
         """Makes turns for `count` concurrent loads. A load is long after `long` seconds (None: `LONG`)."""
@@ -62,8 +62,8 @@ class Turns:
 
     @asynccontextmanager
     async def apart(self, model_id: str, *, idle_ms: int = 0) -> AsyncIterator[None]:
-        """Holds one turn that no other load shares. The turn begins once no other load has one. Later loads then wait
-        for its end, but no longer than until this load is long."""
+        """Holds a turn that begins once no other load has one. Other loads then wait until this turn has ended, or
+        until this load has become long. `idle_ms` is as for `turn`."""
         loop = asyncio.get_running_loop()
         async with self._apart, self._turn(model_id, idle_ms) as own:
             limit = loop.time() + APART
@@ -87,7 +87,7 @@ class Turns:
     async def turn(
         self, model_id: str, *, idle_ms: int = 0, on_long: Callable[[], None] | None = None
     ) -> AsyncIterator[None]:
-        """Holds one turn. `idle_ms` is the time since the model's last use, 0 if a caller waits; `on_long` is called
+        """Holds one turn. `idle_ms` is the time since the model's last use, or 0 if a caller waits. `on_long` is called
         once the load has become long.
 
         If cancelled while waiting, gives up its place in the queue.
@@ -109,17 +109,18 @@ class Turns:
             self._end(turn)
 
     def lift(self, model_id: str) -> None:
-        """Makes a queued load urgent, because a caller now waits for it."""
+        """Makes a load urgent if it is in the queue, because a caller now waits for it."""
         if model_id in self._queue:
             self._queue.push(model_id, waiting=True)
 
     def ahead_of(self, model_id: str) -> int:
-        """Returns the number of loads that get their turn before this one, for operators. O(n)."""
+        """Returns the number of loads that get their turn before this one, or 0 if this load does not wait. For
+        operators. O(n)."""
         return self._queue.ahead_of(model_id) if model_id in self._queue else 0
 
     @property
     def taken(self) -> int:
-        """Returns the number of loads that have their turn now."""
+        """The number of loads that have their turn now."""
         return self.count - self._free + self._lent
 
     def statistics(self) -> QueueStatistics:

@@ -199,8 +199,8 @@ def _reply(outcome: outcomes.Outcome, incarnation: str) -> pb.LoadReply:
 
 
 async def is_alive(record: PodRecord, identity: Identity | None = None, *, timeout: float = 2.0) -> bool | None:
-    """Returns whether the agent at the record's address answers with the record's incarnation, or None if that is
-    unknown."""
+    """Returns True if the agent at the record's address answers with the record's incarnation, False if another agent
+    or no process answers there, and None if that is unknown after `timeout` seconds."""
     channel = rpc.channel(record.control_address, (("grpc.enable_http_proxy", 0),), identity)
     try:
         stub = agent_pb2_grpc.AgentStub(channel)

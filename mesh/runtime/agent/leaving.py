@@ -45,7 +45,7 @@ class Leaving:
         self._incarnation = incarnation
 
     async def leave(self, timeout: float) -> None:
-        """Leaves the mesh within `timeout` seconds. The pod's record must already say that the pod is leaving."""
+        """Leaves the mesh, in about `timeout` seconds at most. The pod's state must already be `leaving`."""
         end = time.monotonic() + timeout
         log.info("leaving", copies=self._copies, calls=self._board.in_flight)
         self._cache.loads.close(_WHY)
@@ -59,8 +59,8 @@ class Leaving:
             await asyncio.sleep(_QUIET)
 
     async def fall_silent(self, patience: float) -> None:
-        """Closes the fence, then deletes the copies' keys, so that other pods may load these models. Waits for etcd for
-        at most `patience` seconds, and never longer than 2 s."""
+        """Refuses loads, closes the fence, and has the copies' keys deleted, so that other pods may load these models.
+        Waits for the deletion for at most `patience` seconds, and never longer than 2 s."""
         self._cache.loads.close(_WHY)
         self._fence.close()
         held = [entry.model_id for entry in self._cache.ledger.entries.values() if entry.state is EntryState.LOADED]

@@ -109,13 +109,14 @@ class Agent:
             self._tasks.run(duty, work)
 
     async def drain(self) -> None:
-        """Leaves the mesh in order, within the drain time-out."""
+        """Leaves the mesh in order, in about `drain_timeout` seconds at most."""
         self._pod.standing.phase = LEAVING
         self._pod.run_dir.disown()  # a pod killed for taking too long to leave was not killed by a model
         await self._pod.leaving.leave(self._pod.settings.drain_timeout)
 
     async def close(self, *, grace: float = _SERVER_GRACE) -> None:
-        """Ends all parts and deletes the pod's keys if etcd answers. `grace` is for the model server, in seconds."""
+        """Ends all parts, and deletes the pod's keys if etcd answers. `grace` is the time that the model server gets to
+        end, in seconds."""
         pod = self._pod
         pod.standing.phase = LEAVING
         await pod.leaving.fall_silent(grace)

@@ -36,7 +36,7 @@ _PORT_TRIES = 3  # attempts if another process takes the chosen port meanwhile
 
 
 class StartError(Exception):
-    """A failed start of a pod. The text says what to do."""
+    """A failed start of a pod. The text says why."""
 
 
 class ServerStart:
@@ -70,7 +70,8 @@ class ServerStart:
         self._listening: socket.socket | None = None  # the relay's data port
 
     async def start(self) -> tuple[str, str]:
-        """Starts the server. Returns its address, and the device that it uses: "cpu" or "cuda". Raises StartError."""
+        """Starts the server. Returns the address of its data port, and the device that it uses: "cpu", "cuda", or "" if
+        it reports none. Raises StartError."""
         settings = self._settings
         host, port = parse_address(settings.data)
         if settings.foreign:

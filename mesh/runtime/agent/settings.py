@@ -64,7 +64,7 @@ class RuntimeSettings:
     server_rest: str = ""  # HOST:PORT of the REST API by which a server with an adapter is managed
     server_calls: str = ""  # address at which it answers inference calls; "": the same
     egress: Literal["envoy", "grpc"] = "grpc"  # what carries calls from the relay to that server
-    direct_calls: bool = True  # except those of one message, which go over a connection of the relay's own
+    direct_calls: bool = True  # calls of one message go over a connection of the relay's own instead
     server_metrics: str = ""  # address of such a server's metrics, which contain the memory of its GPUs; "": none
     server_memory_limit: int = 0  # memory that such a server may take; 0: what this pod can see
     server_memory: str = "auto"  # whether the memory of a server that is not ours is observed; or "none"
@@ -81,7 +81,7 @@ class RuntimeSettings:
     @property
     def slots(self) -> int:
         """The number of slots of the use board: the number of the smallest models that the capacity can hold, within
-        limits."""
+        limits, or 8192 if the model server is yet to report the capacity."""
         return min(max(self.capacity // (32 << 10), 1024), 32768) if self.capacity else 8192
 
     def reachable(self, address: str) -> str:

@@ -1,2 +1,2 @@
-"""The pod's writes to models' records, and evidence about models that kill their server: the models at work when a
-server died, and the traces of killed pods."""
+"""The pod's writes to models' records, and evidence about models that kill their server: the work that was under way
+when a server died, and the traces of killed pods."""

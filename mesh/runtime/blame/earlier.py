@@ -70,8 +70,8 @@ class Earlier:
         board.close()
 
     async def accuse(self, etcd: Etcd, keys: Keys, history: History) -> None:
-        """Adds blames to the records of these models, if the records still exist. Never raises, because the pod must
-        start anyway."""
+        """Adds blames to the records of these models in the background, if the records still exist. If etcd fails, logs
+        this and gives up, because the pod must start anyway."""
         for revision, doing in self.suspects.items():
             try:
                 prefix = keys.registry

@@ -47,11 +47,11 @@ class Took:
 
 @dataclass(frozen=True, slots=True)
 class HistoryStatistics:
-    """The number of writes so far."""
+    """The numbers of writes to records."""
 
     pending: int
-    written: int
-    given_up: int
+    written: int  # so far
+    given_up: int  # so far
 
 
 class History:
@@ -80,7 +80,8 @@ class History:
 
     def first(self, record: ModelRecord, digest: str, took: Took) -> ModelRecord:
         """Returns the record with the results of the first load of its content: the digest that all copies must have,
-        and the cost of the load. The record is written when that copy is published."""
+        and the cost of the load. Leaves out this pod's failure. The caller writes the record when it publishes the
+        copy."""
         failures = tuple(failure for failure in record.failures if failure.pod != self._pod)
         return replace(
             record,
@@ -95,7 +96,9 @@ class History:
         )
 
     def loaded(self, model_id: str, revision: int, known: ModelRecord, took: Took) -> None:
-        """Records the cost of a load if it differs from `known`, the record at the beginning of the load."""
+        """Records the cost of a load, and removes this pod's failure and the mark of changed content, in the
+        background. Writes nothing if there is nothing to remove and the cost is similar to that in `known`, the record
+        at the beginning of the load."""
         size, load_ms = took.footprint, took.load_ms
 
         def change(record: ModelRecord) -> ModelRecord:
@@ -141,7 +144,8 @@ class History:
         self, model_id: str, revision: int, text: str, kind: FailureKind, *, asked_ms: int = 0, digest: str = ""
     ) -> None:
         """Records a failed load. `asked_ms` is the time that the store asked clients to wait, and `digest` identifies
-        the files that cannot be loaded. Returns once the failure is written, or after `PATIENCE` seconds."""
+        the files that cannot be loaded. Returns once the failure is written, or after `PATIENCE` seconds, and then
+        waits as long for a death of the same model that is still being written (`killed`)."""
         failure = Failure(
             self._pod,
             self._clock_ms(),
@@ -173,13 +177,14 @@ class History:
     def killed(
         self, model_id: str, revision: int, text: str, *, sure: bool = False, digests: tuple[str, ...] = ()
     ) -> None:
-        """Records that a server died while the model was loading or running.
+        """Adds a blame to the model's record, in the background: a server died while it worked on the model, or cannot
+        end the model's load.
 
-        A failure recorded next waits for this write, so that a caller who gets the failure also finds the death in the
-        record. `sure` means that nothing else can have caused the death. `digests` identify the requests that the model
-        was running.
+        If a failure is recorded next, `failed` waits for this write, so that a caller who gets the failure also finds
+        the blame in the record. `sure` means that nothing else can be the cause. `digests` identify the requests that
+        the model was running.
         """
-        # Unique, so that each death counts once even if the outcome of a write is unknown.
+        # A unique line, so that each death counts once even if the outcome of a write is unknown.
         now = self._clock_ms()
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(now / 1000))} {self._pod}: {text[:_TEXT]}"
         one = blame.Blame(self._pod, now, line, sure, digests[: blame.DIGESTS])
@@ -223,12 +228,12 @@ class History:
                 await asyncio.sleep(_PAUSE * attempt)
 
     async def close(self, timeout: float = 1.0) -> None:
-        """Waits `timeout` seconds for pending writes, then cancels them."""
+        """Waits at most `timeout` seconds for pending writes, then cancels the rest."""
         await self._tasks.settle(timeout)
         await self._tasks.close()
 
     def statistics(self) -> HistoryStatistics:
-        """Returns the number of writes so far."""
+        """Returns the numbers of writes."""
         return HistoryStatistics(len(self._tasks), self._written, self._given_up)
 
 

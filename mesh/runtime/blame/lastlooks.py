@@ -47,12 +47,13 @@ class LastLooks:
         self._before = left
 
     def close(self) -> None:
-        """Ends the measurements, and closes the file."""
+        """Closes the file. Call this method once `run` has ended."""
         os.close(self._file)
 
 
 def exhausted(folder: Path) -> bool:
-    """Returns whether the pod that left this run directory is known to have run out of memory when it was killed."""
+    """Returns whether the pod that left this run directory had probably run out of memory when it was killed. Returns
+    False if it left no measurement."""
     try:
         left, fallen, whole = _FORMAT.unpack((folder / NAME).read_bytes())
     except (OSError, struct.error):

@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
-    """Returns the work of each copy that was at work in Mesh's own server. `held` has the owner, slot and use of each
-    copy in memory. Call this function before the board is reset."""
+    """Returns what Mesh's own server was doing with each copy that was loading, running or being freed. `held` has the
+    owner, slot and use of each copy in memory. Call this function before the board is reset."""
     found: list[Work[T]] = []
-    unaccounted: list[T] = []  # one more runs than the threads show
+    unaccounted: list[T] = []  # owners of copies with more calls running than the threads show
     threads = at_work.threads()
     for whose, slot, use in held:
         if (doing := _doing(use)) is None:
@@ -34,22 +34,23 @@ def work(held: Iterable[tuple[T, int, Use]], at_work: AtWork) -> list[Work[T]]:
             unaccounted.append(whose)
         elif not own:
             found.append(Work(whose, doing))
-    if len(unaccounted) == 1:  # the event loop runs one at a time
+    if len(unaccounted) == 1:  # the event loop runs one call at a time
         last = at_work.loop()
         return [*found, Work(unaccounted[0], WorkKind.RUNNING, last.thread, in_loop=True, digest=last.digest.hex())]
     return found + [Work(whose, WorkKind.RUNNING) for whose in unaccounted]
 
 
 def behind_a_relay(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:
-    """Returns the work of each copy that was at work in a foreign server, from the board of its relay, which shows
-    calls, but neither threads nor requests."""
+    """Returns what a foreign server was doing with each copy that was loading, running or being freed, according to the
+    board of its relay. The board shows calls, but neither threads nor requests."""
     return [
         Work(one.model, one.doing, digest=UNKNOWN if one.doing is WorkKind.RUNNING else "") for one in working(uses)
     ]
 
 
 def working(uses: Iterable[tuple[T, Use]]) -> list[Work[T]]:
-    """Returns the work of each copy that was at work, from the states of the copies alone."""
+    """Returns what a server was doing with each copy that was loading, running or being freed, from the copies' uses
+    alone."""
     return [Work(whose, doing) for whose, use in uses if (doing := _doing(use)) is not None]
 
 

@@ -1,8 +1,7 @@
 """The cache of one pod: all parts that load models into the model server's memory, and unload them.
 
 `Cache` makes the parts of this package from those below it: the server, the use board, this pod's presence in etcd, the
-writes to models' records, and the pulled files. Each part gets the parts that it uses when it is made, so no callbacks
-are needed.
+writes to models' records, and the pulled files. Each part is made after the parts that it uses, and gets them then.
 """
 
 from collections.abc import Callable
@@ -176,8 +175,9 @@ class Cache:
     async def adopt(
         self, *, capacity_bytes: int, load_concurrency: int, load_timeout: float, default_bytes: int
     ) -> None:
-        """Applies what a foreign server reports about itself. `load_timeout` is in seconds, and `default_bytes` the
-        size of a model of which nothing is known. Call this method before the first load."""
+        """Applies what a foreign server reports about itself. `capacity_bytes` is the memory for models, `load_timeout`
+        is in seconds, and `default_bytes` is the size of a model of which nothing is known. Call this method before the
+        first load."""
         self.ledger.resize(capacity_bytes)
         await self.account.prepare()
         self.admission.resize(load_concurrency)

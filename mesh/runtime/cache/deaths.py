@@ -1,8 +1,8 @@
 """Clean-up after the death of the model server, with which everything in its memory is gone.
 
-First, the records of models that were loading or running are marked, because one of these models may be the cause. Then
-the books, the keys and the files are cleaned up. If the agent was killed together with its server, the next agent marks
-the records (`blame.earlier`).
+First, the records of models that may be the cause are marked: those that were loading, running or being freed. Then the
+books, the keys and the files are cleaned up. If the agent was killed together with its server, the next agent marks the
+records (`blame.earlier`).
 """
 
 from mesh.runtime.blame import suspects

@@ -37,13 +37,15 @@ def fail(call: Call, error: MeshError) -> None:
 
 
 def not_here(call: Call, board: Board, method: int, started_ns: int) -> None:
-    """Answers that this pod does not have the copy. The router, whose view is outdated, then tries another pod."""
+    """Answers that this pod does not have the copy, and counts the call. The router, whose view is outdated, then tries
+    another pod. `method` and `started_ns` are for the histogram."""
     call.fail(Reason.NOT_HERE.code, "this pod does not have the copy that the call is for", _NOT_HERE)
     board.observe(method, Reason.NOT_HERE.code, time.monotonic_ns() - started_ns)
 
 
 def verify_first(call: Call, board: Board, method: int, started_ns: int) -> None:
-    """Answers that the router must read the model's record before this pod may answer. No model has run."""
+    """Answers that the router must read the model's record before this pod may answer, and counts the call. No model
+    has run. `method` and `started_ns` are for the histogram."""
     text = "this pod cannot reach etcd and answers only calls whose router has verified the model's record"
     call.fail(Reason.NOT_HERE.code, text, _VERIFY_FIRST)
     board.observe(method, Reason.NOT_HERE.code, time.monotonic_ns() - started_ns)

@@ -6,7 +6,7 @@ from mesh.runtime.sharedmemory.board import Board
 
 
 class CannotStart(Exception):
-    """The failure of a process to start. The text says what to do."""
+    """The failure of a process to start. The text says why."""
 
 
 def open_board(path: Path | None, incarnation: str) -> Board:

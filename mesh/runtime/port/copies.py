@@ -1,11 +1,13 @@
 """The copies in a pod, and the choice of the copy that a call is for.
 
 Another pod may get the same address, and an id may be registered again for another model. A call therefore names its
-copy (`mesh-copy`: the agent's incarnation and the create revision of the model's record), and no other copy of the same
-id answers the call. An agent that sends no tokens loads copies without tokens, which are found by their id alone.
+copy by a token (`mesh-copy`: the agent's incarnation and the create revision of the model's record), and no copy of
+another registration answers the call. An agent that sends no tokens loads copies without tokens, which are found by
+their id alone.
 
-While a registration's content is reloaded, it has two copies with different tokens (`mesh.schema.copytoken`). Until the
-older copy is unloaded, the newer copy answers only the calls that name it.
+While a registration's content is reloaded, the pod has two copies with different tokens (`mesh.schema.copytoken`).
+Until the older copy is unloaded, the newer copy answers only the calls that name it. Then it also answers the calls
+that name the older copy.
 """
 
 from collections.abc import Iterator
@@ -51,7 +53,8 @@ class Copies(Generic[C]):
         return [copies[name] for copies in (self._by_id, self._newer) if name in copies]
 
     def find(self, model_id: bytes, token: bytes | None) -> C | None:
-        """Returns the copy that a call is for, or None if this pod does not have it."""
+        """Returns the copy that a call is for, or None if this pod does not have it. `token` is the token that the call
+        names, or None."""
         copy = self._by_id.get(model_id)
         if copy is None or not copy.token or copy.token == token:
             return copy

@@ -23,7 +23,7 @@ class Named(NamedTuple):
 
 def named(call: Call) -> Named:
     """Returns the model id, the copy's token, and the names for the reply, from a call's metadata. Caches the result
-    for calls with the same metadata. Raises MeshError."""
+    for calls with the same metadata. Raises MeshError if a binary model id is not base64."""
     head = call.head
     if head is None:
         return _named(call)

@@ -21,8 +21,8 @@ ANSWERING = 2.0
 """Seconds before an unload's deadline that are reserved for the end of calls and the answer."""
 
 _TEXT = 2048
-"""Bytes of an error's text. gRPC encodes each as up to three. From 8 KiB of metadata on it may report
-RESOURCE_EXHAUSTED in place of the error, and from 16 KiB on it does."""
+"""Maximum length of an error's text, in bytes. gRPC encodes a byte as up to three. From 8 KiB of metadata on, it may
+report RESOURCE_EXHAUSTED in place of the error, and from 16 KiB on it does."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -31,7 +31,8 @@ Context = grpc.aio.ServicerContext[object, object]
 
 @contextlib.asynccontextmanager
 async def answered(context: Context) -> AsyncIterator[None]:
-    """Converts exceptions in the block to answers with the right status."""
+    """Answers an SPI call with an error if the block raises: with the status of a MeshError or AioRpcError, or else
+    with INTERNAL."""
     try:
         yield
     except MeshError as error:
@@ -45,20 +46,20 @@ async def answered(context: Context) -> AsyncIterator[None]:
 
 
 def _sendable(text: str) -> str:
-    """Returns a text as gRPC can send it. Names of files may have bytes that are no UTF-8, and gRPC sends no answer at
-    all if a text contains them."""
+    """Returns a text that gRPC can send. The names of files in it may have bytes that are not UTF-8, with which gRPC
+    would send no answer at all."""
     return text.encode("utf-8", "backslashreplace")[:_TEXT].decode("utf-8", "ignore")
 
 
 def sent(context: Context) -> dict[str, str]:
-    """Returns the metadata of a call as texts."""
+    """Returns the metadata of a call as strings."""
     pairs: Iterable[tuple[str, str | bytes]] = context.invocation_metadata() or ()
     return {key: value if isinstance(value, str) else value.decode("latin-1") for key, value in pairs}
 
 
 def slot_of(request: modelruntime_pb2.LoadModelRequest, told: dict[str, str]) -> int | None:
-    """Returns the slot of the use board that a load names. Raises MeshError if the load has no id or an invalid
-    slot."""
+    """Returns the slot of the use board that a load names, or None if it names none. Raises MeshError if the load has
+    no model id or an invalid slot."""
     if not request.modelId:
         raise MeshError(Reason.BAD_REQUEST, "loadModel needs a model id")
     slot = told.get(headers.SPI_SLOT)
@@ -68,8 +69,8 @@ def slot_of(request: modelruntime_pb2.LoadModelRequest, told: dict[str, str]) ->
 
 
 def unload_grace(context: Context, most: float) -> float:
-    """Returns the time that calls in flight get before an unload ends them, in seconds, so that the unload meets its
-    own deadline."""
+    """Returns the seconds that calls in flight get before an unload ends them: `most`, or less if the unload would
+    otherwise miss its own deadline."""
     left = context.time_remaining()
     return most if left is None else max(0.0, min(left - ANSWERING, most))
 

@@ -1,4 +1,4 @@
-"""The right to load a model: one transaction that writes this pod's copy if no other pod has a claim.
+"""The right to load a model: one transaction that writes this pod's copy unless other pods already have copies.
 
 The transaction succeeds only if the model still has the same registration, and no more copies in other pods than the
 caller expects, so two routers, or two views of the mesh, never load a model twice. The same transaction returns the
@@ -68,10 +68,11 @@ class Claims:
     async def claim(
         self, model_id: str, copy: records.CopyRecord, *, expected: int = 0, ask: Sequence[str] = ()
     ) -> Verdict:
-        """Claims the model for `copy` if at most `expected` other pods have a copy. Also reads whether the models in
-        `ask` have copies in other pods.
+        """Claims the model for `copy` if at most `expected` other pods have a copy. A won claim also says how many
+        other pods have loaded copies of the models in `ask`: up to three each.
 
-        Overwrites a key that this pod has left behind. If cancelled, cleans up in the background.
+        Overwrites a key that this pod has left behind. If etcd is unavailable, the verdict is Away. If cancelled,
+        cleans up in the background.
         """
         async with self._presence.claiming(model_id) as claiming:
             if claiming.lease is None:
@@ -101,7 +102,8 @@ class Claims:
         return Away("the copies of this model keep changing: try again")
 
     async def look(self, model_id: str, revision: int) -> Claimed | Stale | Away:
-        """Reads the record of a model that needs no claim, because this pod already has a copy."""
+        """Reads the record of a model that needs no claim, because this pod already has a copy. Returns Stale if
+        `revision` is not the current registration, and Away if etcd does not answer."""
         try:
             kv = await self._etcd.get(self._keys.model(model_id), timeout=TIMEOUT)
         except EtcdError as error:
@@ -117,9 +119,9 @@ class Claims:
         claimed: Claimed,
         remember: Callable[[records.ModelRecord], records.ModelRecord],
     ) -> Publication:
-        """Publishes a loaded copy together with the results of its load, which `remember` puts into the record. The
-        copy's digest must be equal to the record's, unless the record has none yet. Returns Stale if the content was
-        reloaded since the claim."""
+        """Publishes a loaded copy together with the results of its load, which `remember` puts into the record. Returns
+        Contradicted if the record has another digest than the copy, Stale if the model was registered again or its
+        content reloaded since the claim, and Away if etcd does not confirm the transaction."""
         key = self._keys.model(model_id)
         async with self._presence.claiming(model_id) as claiming:
             if claiming.lease is None:

@@ -96,17 +96,17 @@ class CopyKeys:
 
     @property
     def all_keyed(self) -> bool:
-        """Returns whether each copy that may answer has its key."""
+        """True if each copy that may answer has its key."""
         return not self._unkeyed
 
     @property
     def behind(self) -> int:
-        """Returns the number of keys whose state in etcd differs from the wanted state."""
+        """The number of keys whose state in etcd may differ from the wanted state."""
         return len(self._dirty) + len(self._writing)
 
     @property
     def as_wanted(self) -> list[str]:
-        """Returns the models whose keys in etcd are as wanted."""
+        """The models that should have a key, except those whose key is waiting to be written."""
         return [model_id for model_id in self.wanted if model_id not in self._dirty]
 
     def stray(self, model_ids: Iterable[str]) -> list[str]:
@@ -170,7 +170,7 @@ class CopyKeys:
         written.set()
 
     def stand(self, model_ids: Iterable[str]) -> bool:
-        """Notes that these keys are now under the lease. Returns False if none of them was missing before."""
+        """Notes that these keys are now under the lease. Returns False if no key at all was missing before."""
         if not self._unkeyed:
             return False
         self._unkeyed.difference_update(model_ids)

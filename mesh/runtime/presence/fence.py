@@ -1,4 +1,5 @@
-"""The fence of one pod. Once a second, it writes to the board which calls the model server may answer, and until when.
+"""The fence of one pod. About once a second, it writes to the board which calls the model server may answer, and until
+when.
 
 `placement.fence` decides what is permitted. This module reads the state of the lease, of etcd and of the clock, and
 writes the permission. The model server checks the permission itself, so the server of a stopped or hung agent stops
@@ -27,12 +28,11 @@ class Presence(Protocol):
 
     @property
     def proof_ns(self) -> int | None:
-        """Returns the time at which the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME, or None without a
-        lease."""
+        """The time at which the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME, or None without a lease."""
 
     @property
     def keyed(self) -> bool:
-        """Returns whether the pod and every copy that may answer have their keys under the lease."""
+        """True if the pod and every copy that may answer have their keys under the lease."""
 
 
 class Fence:
@@ -58,7 +58,7 @@ class Fence:
         self._clock = clock
         self._last_proof = 0
         self._reached: bool | None = None  # whether etcd answers; None: not known
-        self._asked = 0  # time of that request
+        self._asked = 0  # time of the last request to etcd
         self._lapsed = False  # the permission has expired since the agent could last be sure
         self._closed = False
         self._permission = fence.Permission(0, Mode.CLOSED, "the pod has not been published yet")
@@ -83,7 +83,8 @@ class Fence:
                 self._probe.cancel()
 
     def look(self) -> None:
-        """Decides now, and writes the permission."""
+        """Decides now which calls may be answered, and writes the permission to the board. Does nothing after
+        `close`."""
         if self._closed:
             return
         now, proof = self._clock(), self._presence.proof_ns

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from mesh.schema.records import PodRecord
 
 GAP = 2.0
-"""Seconds between two publications of figures. State, addresses and labels are published immediately."""
+"""Minimum seconds between two publications of figures. Changes that are `urgent` are published immediately."""
 
 REFRESH = 60.0
 """Seconds after which any difference at all is published."""
 
 DISK_GAP = 10.0
-"""Seconds between two publications if only the models on disk have changed. The list takes kilobytes, and only decides
-between otherwise equal pods."""
+"""Minimum seconds between two publications if only the models on disk have changed. The list takes kilobytes, and only
+decides between otherwise equal pods."""
 
 _USED = 0.05  # of the capacity
 _COPIES = 0.10

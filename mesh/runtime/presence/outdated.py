@@ -67,7 +67,8 @@ class Outdated:
         await self.wait()
 
     async def wait(self) -> bool:
-        """Waits for the withdrawals under way whose keys ended with the lease. Returns False if there were none."""
+        """Waits for the withdrawals under way. Their keys need not be deleted, because they ended with the lease.
+        Returns False if there were none."""
         if not self._going:
             return False
         self._copies.skip(self._going)

@@ -1,12 +1,12 @@
 """A pod's place in the mesh: its name, held by one incarnation at a time under one lease.
 
-In the same transaction the pod writes its *life* (`mesh.schema.lives`), which has no lease.
+A name is taken by compare-and-set, so only one of two pods with the same name gets it. In the same transaction, the pod
+writes its *life* (`mesh.schema.lives`), which has no lease.
 
-A name is taken by compare-and-set, so only one of two pods with the same name gets it. A record found at the start
-belongs to a dead pod (the common case: a crash, or a container restarted under the same name) or to a live one (the
-operator gave a name twice). The agent therefore asks the pod. If the pod answers with the record's incarnation, it is
-alive. If its address refuses the connection, the pod is dead, and is replaced immediately. If the agent cannot tell,
-the lease decides.
+A record found at the start belongs to a dead pod (the common case: a crash, or a container restarted under the same
+name) or to a live one (the operator gave a name twice). The agent therefore asks the pod. If the pod answers with the
+record's incarnation, it is alive. If its address refuses the connection, or another agent answers there, the pod is
+dead, and is replaced immediately. If the agent cannot tell, the lease decides.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _LEASES = 3  # lease times of this pod to wait for the end of an unknown lease
 
 
 class NameTaken(Exception):
-    """A name that another live pod has. The text says what to do."""
+    """A name that belongs to another pod, which may be alive. The text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)

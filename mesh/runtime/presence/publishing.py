@@ -77,10 +77,10 @@ class Presence:
         on_lost: Callable[[str], None],
     ) -> None:
         """Makes a presence that is not published yet. `ttl` is in seconds. `on_stale` is called with the id of a model
-        whose registration has ended, and returns once no call is answered from its copy. `on_usurped` is called with
-        the reason once another pod has taken the name. `is_alive` returns whether the pod of a record under this name
-        is alive, or None if that is unknown. `on_lost` is called with the reason why this pod is no longer published,
-        unless the presence was closed."""
+        whose registration has ended or whose content was replaced, and returns once no call is answered from its copy.
+        `on_usurped` is called with the reason once another pod has taken the name. `is_alive` returns whether the pod
+        of a record under this name is alive, or None if that is unknown. `on_lost` is called with the reason if the
+        task that keeps the keys up to date ends or hangs before `close`."""
         self.pod = pod
         self.key = keys.pod(pod)
         self._etcd = etcd
@@ -143,18 +143,17 @@ class Presence:
 
     @property
     def proof_ns(self) -> int | None:
-        """Returns the time at which the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME, or None without a
-        lease."""
+        """The time at which the last answered keep-alive was sent, in ns of CLOCK_BOOTTIME, or None without a lease."""
         return self._lease.proof_ns if self._lease is not None and not self._lease.lost.is_set() else None
 
     @property
     def keyed(self) -> bool:
-        """Returns whether the pod is published and each copy that may answer has its key, as far as this pod knows."""
+        """True if the pod is published and each copy that may answer has its key, as far as this pod knows."""
         return self.published and self._copies.all_keyed
 
     @property
     def published(self) -> bool:
-        """Returns whether this pod's record is in etcd, judging by the local clock."""
+        """True if this pod's record is in etcd, judging by the local clock."""
         return self._lease is not None and not self._lease.lost.is_set()
 
     @property
@@ -178,8 +177,7 @@ class Presence:
     # --- what should be there ---
 
     def put(self, model_id: str, record: records.CopyRecord) -> None:
-        """Notes a copy of this pod. The copy's key is written a moment later, once the waiters for the copy have their
-        answers."""
+        """Notes a copy of this pod. The copy's key is written a moment later, together with other changes."""
         if self._copies.put(model_id, record):
             self._tell()
         asyncio.get_running_loop().call_later(_LINGER, self._wake.set)
@@ -211,8 +209,8 @@ class Presence:
 
     @contextlib.asynccontextmanager
     async def claiming(self, model_id: str) -> AsyncIterator[Claiming]:
-        """Leaves a model's key to a claim for the duration of the block. Meanwhile no other claim may begin, and `put`
-        must not be called for the model."""
+        """Leaves a model's key to a claim for the duration of the block. The caller must not begin another claim of the
+        model meanwhile, or call `put` for it."""
         try:
             async with self._copies.claiming(model_id, lambda: self.lease) as claim:
                 yield claim
@@ -333,7 +331,7 @@ class Presence:
 
     async def _write_copies(self, lease: Lease, revision: int) -> bool:
         """Writes all keys except the pod's own, which must still have `revision`, and waits until no stale copy
-        answers. Returns False if the pod's own key has changed meanwhile."""
+        answers. Returns False if the pod's own key has changed, or the lease has ended, meanwhile."""
         guard = modified(self.key, revision)
         await self._outdated.begin_replaced()
         self._copies.renew()
@@ -369,8 +367,8 @@ class Presence:
             self._tasks.start(lease.close(), "close lease")
 
     async def _sweep(self) -> None:
-        """Deletes the keys of copies that earlier incarnations of this pod have left under leases that have not
-        ended."""
+        """Marks for deletion the keys of copies that earlier incarnations of this pod have left under leases that have
+        not ended."""
         left = self._copies.stray(await self.own_keys())
         for model_id in left:
             self._copies.touch(model_id)
@@ -378,7 +376,8 @@ class Presence:
             log.info("deleting copies of an earlier life", copies=len(left))
 
     async def own_keys(self) -> list[str]:
-        """Returns the models for which etcd has a copy of this pod. Reads the keys of all copies in the mesh."""
+        """Returns the models for which etcd has a copy of this pod. Reads the keys of all copies in the mesh. Raises
+        EtcdError."""
         found = []
         async for kv in self._etcd.scan(self._keys.all_copies, keys_only=True):
             try:
@@ -390,8 +389,9 @@ class Presence:
         return found
 
     async def tidy(self) -> None:
-        """Deletes superfluous keys of this pod, which are late results of claims that timed out. Writes missing keys
-        again, because etcd may have been restored from a snapshot. Reads the keys of all copies in the mesh."""
+        """Marks superfluous keys of this pod for deletion, which are late results of claims that timed out. Marks
+        missing keys to be written again, because etcd may have been restored from a snapshot. Reads the keys of all
+        copies in the mesh. Raises EtcdError."""
         expected = self._copies.as_wanted
         found = set(await self.own_keys())
         for model_id in self._copies.stray(found):

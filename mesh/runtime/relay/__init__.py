@@ -12,8 +12,9 @@ gRPC. The relay is a separate process, so that the agent's lease and fence never
 - `calls` forwards calls: `carried` has the state of one call, `methods` says which methods are allowed and where their
   messages have the model's id, `splice` writes the id there, `metadata` converts headers, and `verdicts` distinguishes
   a lost model from a model's own error;
-- `egress` defines the interface by which calls reach the server; `envoyegress` implements it with Envoy, and
-  `grpcegress` with `grpc.aio`; `translating` translates calls for servers that do not answer V2;
+- `egress` defines the interface by which calls reach the server; `envoyegress` implements it with Envoy, `grpcegress`
+  with `grpc.aio`, and `directegress` with an HTTP/2 connection of its own for most calls of one message; `translating`
+  translates calls for servers that do not answer V2;
 - `link` is the connection to the server, and notices if the server has ended, hangs, or was restarted; `handshake`
   distinguishes a busy server from a stopped one; `silence` notices if a prediction blocks the server's event loop.
 """

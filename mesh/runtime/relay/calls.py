@@ -111,7 +111,8 @@ class RelayPort:
     # --- without a task: a call of one message, whose reply comes at once ---
 
     def _posted(self, carried: Carried) -> bool:
-        """Sends a call of one message, and notes its model as running. Returns False if a task has to send the call."""
+        """Sends a call of one message without a task, or answers it with the error if it cannot be sent. Returns False
+        if a task has to send the call."""
         call, copy = carried.call, carried.copy
         assert call.frame is not None
         carried.epoch = self._link.epoch
@@ -138,7 +139,7 @@ class RelayPort:
         return True
 
     def replied(self, carried: Carried, reply: Reply) -> None:
-        """Answers a call that was sent without a task."""
+        """Answers a call that was sent without a task. If the reply is not the server's own, continues with a task."""
         if not self._egress.is_final(reply):
             self.outcome(carried, reply)
             return

@@ -45,8 +45,8 @@ class Outgoing(Protocol):
         """Ends a streamed request, after its last message."""
 
     async def first(self) -> Reply | Answer:
-        """Returns the complete answer if it failed without a message, or if it has ended after one message. Otherwise
-        returns a stream. Raises `Lost`."""
+        """Returns the complete answer if it failed without a message. If it has one message, returns the complete
+        answer or a stream, depending on the egress; otherwise a stream. Raises `Lost`."""
 
     def cancel(self) -> None:
         """Ends the call at the server. Waiting readers get `Lost`. Has no effect after the end."""

@@ -128,7 +128,7 @@ class EnvoyEgress:
 
 
 class EnvoyCall:
-    """One call."""
+    """One call through Envoy."""
 
     __slots__ = ("_again", "_cancelled", "_egress", "_stream")
 

@@ -232,7 +232,7 @@ class Link:
         return ""
 
     async def _asked(self) -> bool:
-        """Asks about the next copy. Returns whether the server answered."""
+        """Asks the server about the next copy. Returns whether it answered, or False if there are no copies."""
         ids = self._holding.ids()
         if not ids:
             return False

@@ -130,7 +130,7 @@ class Silence:
             self._asked = math.inf
 
     def _answered(self, answer: "asyncio.Future[object]") -> None:
-        """Notes an answer. An error is one too, unless the connection is lost, which the link notices."""
+        """Notes an answer. An error counts as an answer, unless the connection is lost, which the link notices."""
         error = answer.exception()
         if isinstance(error, grpc.aio.AioRpcError):
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):

@@ -194,7 +194,7 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             log.warning("the model server has not ended a load yet", model=model_id)
 
     async def unloadModel(self, request: pb.UnloadModelRequest, context: spi.Context) -> pb.UnloadModelResponse:
-        """Ends the copy's calls, has the server unload the model, and answers once it has."""
+        """Waits for the copy's calls or ends them, has the server unload the model, and answers once it has."""
         async with spi.answered(context):
             token = spi.sent(context).get(headers.SPI_COPY, "").encode()
             copy = self._table.withdraw(request.modelId, token)
@@ -211,7 +211,8 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
         return pb.UnloadModelResponse()
 
     async def modelSize(self, request: pb.ModelSizeRequest, context: spi.Context) -> pb.ModelSizeResponse:
-        """Asks the server for the size of a copy that is here."""
+        """Asks the server for the size of a copy that is here. Answers with NOT_FOUND if the relay or the server does
+        not have it."""
         async with spi.answered(context):
             copy = self._table.copies.get(request.modelId)
             if copy is None:

@@ -1,10 +1,10 @@
 """The SPI of this server, `mmesh.ModelRuntime`, by which its agent controls it.
 
 Optional additions to the SPI's own messages:
-- `loadModel` reads metadata `mesh-copy` (the copy's token, `<incarnation>.<create revision>`), `mesh-slot` (the slot of
-  the use board) and `mesh-optimised` (the path of the model's optimised form); `unloadModel` reads `mesh-copy` too, and
-  then leaves any other copy of that id alone. The deadline of `unloadModel` says how long it waits for calls in flight:
-  it ends them in time to answer.
+- `loadModel` reads metadata `mesh-copy` (the copy's token, `mesh.schema.copytoken`), `mesh-slot` (the slot of the use
+  board) and `mesh-optimised` (the path of the model's optimised form); `unloadModel` reads `mesh-copy` too, and then
+  leaves a copy of that id with another token alone. The deadline of `unloadModel` says how long it waits for calls in
+  flight: it ends them in time to answer.
 - `loadModel` and `modelSize` return `mesh-host-bytes` and `mesh-device-bytes` as trailing metadata; `sizeInBytes` is
   their sum. `loadModel` returns `mesh-note-bin`, a text for people, if the warm-up call has failed. `runtimeStatus`
   returns `mesh-data` (host:port of the data port), `mesh-device` (cpu or cuda), `mesh-pid`, and for a device with
@@ -92,7 +92,8 @@ class Spi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc]
     async def modelSize(
         self, request: modelruntime_pb2.ModelSizeRequest, context: spi.Context
     ) -> modelruntime_pb2.ModelSizeResponse:
-        """Answers with the size that was measured at the load."""
+        """Answers with the size that the load measured or estimated, or with NOT_FOUND for a model that is not
+        loaded."""
         async with spi.answered(context):
             copy = self._copies.get(request.modelId)
             if copy is None:

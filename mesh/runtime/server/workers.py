@@ -45,7 +45,7 @@ class Workers:
         threading.Thread(target=self._work, name=f"{self._name}-{self.count}", daemon=True).start()
 
     def close(self) -> None:
-        """Ends the threads that are idle."""
+        """Ends each thread once the work that is already queued is done."""
         for _ in range(self.count):
             self._queue.put(None)
 

@@ -1,4 +1,5 @@
-"""The start of a model server that has an adapter: as a child of a pod, or by others who share a folder with it."""
+"""The start of a model server that has an adapter, as a child of the pod or outside of it. In both cases, the pod and
+the server share a folder."""
 
 import json
 import os
@@ -13,14 +14,14 @@ from mesh.modelservers import availability, environments, kinds, ovms, torchserv
 from placement import modeltypes
 
 MODELS = "models"
-"""Name of the subfolder from which a server with an adapter reads its models, and of the pod's folder for the
-server."""
+"""Name of the subfolder from which a server with an adapter reads its models. The folder around it has the same name if
+the operator names no folder."""
 
 PRELOAD = "preload"
 """The launcher's own setting: Python packages to import before the server answers."""
 
 DEFAULTS = "defaults"
-"""The launcher's own setting: MLServer's settings that count unless the environment has others."""
+"""The launcher's own setting: MLServer's settings that apply unless the environment has others."""
 
 _HOST = "127.0.0.1"
 _TWO_PORTS = ("torchserve",)  # kinds whose management has a port of its own
@@ -29,8 +30,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./+=@,-]+")
 
 _MLSERVER = {
     "grpc_max_message_length": -1,  # the router's limit counts
-    # Models in its own process: a second one would take 200 MB, and calls would wait for each other there as well. Nor
-    # does the launcher complete the runtimes there.
+    # Models run in the server's own process. A second process would take 200 MB, calls would wait for each other there
+    # too, and the launcher does not complete the runtimes there.
     "parallel_workers": 0,
 }
 """Settings of every MLServer."""
@@ -48,8 +49,9 @@ class Started:
 
 
 def begin(kind: str, folder: Path, *, threads: int, types: Collection[str]) -> Started:
-    """Writes the settings of a server that reads its models below `folder`, and takes these model types. Raises
-    OSError, and ValueError if the server cannot be started here."""
+    """Writes the settings of a server of this kind, which reads its models below `folder` and takes these model types,
+    or all types for an empty collection. Returns what is needed to start the server. Raises OSError, and ValueError if
+    the server cannot be started here."""
     if (why := availability.missing(kind)) != "":
         raise ValueError(why)
     if kind in _IN_SHELL and not _PLAIN.fullmatch(str(folder)):
@@ -69,8 +71,9 @@ def begin(kind: str, folder: Path, *, threads: int, types: Collection[str]) -> S
 
 
 def share(kind: str, folder: Path, *, types: Collection[str]) -> None:
-    """Prepares the folder of a server that others start, and that may wait until this is done. Makes the subfolder for
-    models, without which Triton does not start. For MLServer, adds the launcher and its settings. Raises OSError."""
+    """Prepares the folder of a server that is started outside the pod, and that may wait for this. Makes the subfolder
+    for models, without which Triton does not start. For MLServer, adds the launcher and its settings. Raises
+    OSError."""
     models = folder / MODELS
     models.mkdir(parents=True, exist_ok=True)
     prepare(kind, folder)
@@ -87,8 +90,8 @@ def share(kind: str, folder: Path, *, types: Collection[str]) -> None:
 
 
 def prepare(kind: str, folder: Path) -> None:
-    """Makes what a server needs that a command starts: the folder of its models, and a configuration. Raises
-    OSError."""
+    """Makes the folder of models and the configuration without which OVMS does not start. Does nothing for other kinds
+    of servers. Raises OSError."""
     if kind == kinds.OVMS.name:
         ovms.prepare(folder / MODELS)
 
@@ -107,8 +110,8 @@ def _python(kind: str) -> Path:
 
 
 def _packages(types: Collection[str]) -> list[str]:
-    """Returns the packages of MLServer's runtimes for some model types. Unless they are imported first, the first model
-    of each type pays for its library, in time and, on the pod's books, in memory."""
+    """Returns the packages of MLServer's runtimes for some model types, or for all if `types` is empty. Unless they are
+    imported first, the first model of each type pays for its library, in time and, on the pod's books, in memory."""
     known = kinds.MLSERVER.served(allow_code=True)
     wanted = {modeltypes.name_of(one) for one in types} or known
     return [f"mlserver_{name}" for name in known if name in wanted]

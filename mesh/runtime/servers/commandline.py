@@ -8,8 +8,8 @@ from mesh import process
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandLine:
-    """A command line without the path of the socket, which is another one at each start of the process. Times are in
-    seconds, sizes in bytes."""
+    """A command line without the path of the SPI's socket, which is different at each start of the process. Times are
+    in seconds, sizes in bytes."""
 
     module: str
     data: str  # the address to answer on
@@ -68,8 +68,8 @@ class OnnxLine(CommandLine):
 class RelayLine(CommandLine):
     """The command line of the relay."""
 
-    server: str  # as gRPC names it
-    calls: str  # the address for inference calls
+    server: str  # its address in gRPC's notation
+    calls: str  # its address for inference calls
     journal: Path
     egress: str  # "envoy" or "grpc"
     data_socket: int  # descriptor of the listening socket of the data port

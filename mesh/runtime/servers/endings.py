@@ -20,8 +20,7 @@ class Death:
 
 def death_of(ended: Ended, *, crashed_in: int, kills: tuple[int, int]) -> Death:
     """Returns the end of a process, with its cause. `crashed_in` is the thread that the fault handler named, or 0.
-    `kills` has the kernel's counts of kills for lack of memory before and after, or -1 if the kernel does not count
-    them."""
+    `kills` has the kernel's counts of kills for lack of memory before and after the end, each -1 if it is unknown."""
     code, how = ended.code, ended.how
     if ended.hung is not None:
         return Death(f"{how} and was killed", EndCause.STOPPED if ended.hung.stopped else EndCause.HANG)

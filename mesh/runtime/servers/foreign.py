@@ -77,7 +77,7 @@ class ForeignServer:
         self._variables = variables
         self._last: Ended | None = None
         self._kills = (0, 0)  # the kernel's kills for lack of memory, before and after the last end
-        self._hung = False  # killed, because the relay got no answer
+        self._hung = False  # killed here, because the relay got no answer
         self._supervisor = Supervisor(
             # It has no heartbeat. The relay notices when it hangs, so only a server that was stopped is killed here.
             Program(

@@ -52,8 +52,8 @@ class ServerMemory:
         return None if self._group is None else groups.limit_bytes(self._group)
 
     async def find(self) -> bool:
-        """Looks for the server if it was not found yet, or if the one that was found has ended. Returns whether the
-        server can be observed."""
+        """Looks for the server if it was not found yet, every few seconds at most, or if the one that was found has
+        ended. Returns whether the server can be observed."""
         if not self._watched:
             return False
         if self._there():
@@ -72,8 +72,8 @@ class ServerMemory:
         return bool(pid)
 
     def read(self, *, relook: bool = False) -> int | None:
-        """Returns the bytes in use, or None if they cannot be observed. With `relook`, counts processes that the server
-        has started a moment ago: some servers start one for each model."""
+        """Returns the bytes in use, or None if they cannot be observed. With `relook`, also counts processes that the
+        server has started a moment ago: some servers start one for each model."""
         if not self._there():
             return None
         if self._group is not None and (used := groups.used_bytes(self._group)) is not None:

@@ -1,9 +1,8 @@
 """The replacement of a model server that has lost threads to loads and calls that cannot be ended.
 
 Each lost thread keeps a processor busy and its memory in use for as long as the process lives. A few are tolerated. A
-server with more accepts no further loads, gets time to answer its calls, and is replaced. The models were recorded when
-their threads were lost (`loading`, and `killed` in their records), so no other model is blamed for the end of the
-server.
+server with more accepts no further loads, gets time to answer its calls, and is replaced. No model is blamed for the
+end of the server: a model whose load could not be ended was blamed at that time (`cache.loads.serverside`).
 """
 
 import asyncio

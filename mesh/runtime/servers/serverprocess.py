@@ -1,18 +1,18 @@
 """The model server as a child process: started, watched, and restarted when it dies.
 
-The server is a separate process so that the agent, with all its state, survives a model that crashes the server.
-`on_death` is called before anything else, while the use board still shows what was loading and running. Then the server
-is restarted: immediately the first time, and after a growing pause while servers keep dying soon after their start.
-After repeated failures to start, the server is given up, because a missing resource, such as a GPU, may come back with
-a new pod.
+The server is a separate process so that the agent, with all its state, survives a model that crashes the server. After
+a death, `on_death` is called first, while the use board still shows what was loading and running. Then the server is
+restarted: immediately the first time, and after a growing pause while servers keep dying soon after their start. After
+repeated failures to start, the server is given up, because a missing resource, such as a GPU, may come back with a new
+pod.
 
 A server that hangs is killed and then treated as dead (`mesh.process.watcher`). Its event loop writes a heartbeat to
 the board every second, so a check costs nothing. A server that a signal has stopped (SIGSTOP) is replaced like any
 other that hangs, but reported as stopped, because no model is the cause.
 
 The cause of an end is reported as far as it is known (`placement.suspects.EndCause`). A crash is reported with its
-thread, which Python's fault handler writes. A SIGKILL counts as a lack of memory if the kernel has counted another kill
-for lack of memory, and otherwise as sent from outside.
+thread, which Python's fault handler writes. A SIGKILL counts as sent from outside if the kernel's count of kills for
+lack of memory has not changed. If the count has grown or is unknown, it counts as a lack of memory.
 """
 
 import asyncio
@@ -57,13 +57,13 @@ _CRASHED_IN = "Current thread 0x"  # a line of Python's fault handler, at each o
 
 
 class ServerFailed(Exception):
-    """A failed start of the server. The text contains the server's last lines of output."""
+    """A failed start of the server. The text contains the server's last lines of output, if there are any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The command and settings for the next start of a server, which may change between two lives. `argv` lacks the
-    socket's path, which is another one at each start."""
+    path of the SPI's socket, which is different at each start."""
 
     argv: tuple[str, ...]
     run_dir: Path
@@ -92,9 +92,10 @@ class ServerProcess:
     ) -> None:
         """Makes a server that is not started yet.
 
-        `on_death` is called with the end of a server, `on_ready` at each start, including the first, `on_given_up` with
-        the reason why no other server will be started, and `on_hung` before a server that hangs is killed. `foreign` is
-        the server behind a relay, if it is this pod's child too.
+        `on_death` is called with the end of a server. If this process is a relay, that is the server behind it, and the
+        relay's own end is not reported. `on_ready` is called whenever the server has become ready, `on_given_up` with
+        the reason why no other server will be started, and `on_hung` before a process that hangs is killed. `foreign`
+        is the server behind a relay, if it is this pod's child too.
         """
         self._board = board
         self._on_death = on_death
@@ -140,7 +141,7 @@ class ServerProcess:
 
     @property
     def deaths(self) -> int:
-        """The number of deaths of ready servers."""
+        """The number of deaths of this process after it was ready."""
         return self._supervisor.deaths
 
     @property
@@ -220,8 +221,8 @@ class ServerProcess:
         return self.spi
 
     async def died(self, life: int, timeout: float) -> bool:
-        """Returns whether the server's life number `life` has ended, or ends within `timeout` seconds. In that case
-        `on_death` has been called."""
+        """Returns whether the life number `life` of this process has ended, or ends within `timeout` seconds. If its
+        models are lost, `on_death` has then been called."""
         if self.lives == life and self.state is State.READY:
             try:
                 async with asyncio.timeout(timeout):

@@ -71,8 +71,8 @@ class Status:
 
     @property
     def device_memory(self) -> tuple[int, int]:
-        """Returns the bytes in use on the server's device before any model is loaded, and the device's bytes in total.
-        Both are 0 if there is no device, or if its memory is unknown."""
+        """The bytes in use on the server's device before any model is loaded, and the device's bytes in total. Both are
+        0 if there is no device, or if its memory is unknown."""
         return _number(self.told.get(DEVICE_USED)), _number(self.told.get(DEVICE_TOTAL))
 
 

@@ -1,1 +1,2 @@
-"""The memory that an agent and its model server share: use of copies, calls at work, and the permission to serve."""
+"""The memory that an agent shares with its model server or relay: use of copies, calls at work, and the permission to
+serve."""

@@ -64,19 +64,19 @@ class AtWork:
         self._free: deque[int] = deque(range(THREADS))
 
     def close(self) -> None:
-        """Releases the map."""
+        """Releases this object's view of the map, so that the map can be closed."""
         self._kept.release()
 
     # -- writing: the model server
 
     def attach(self) -> None:
-        """Clears all entries. The caller is the event loop's thread."""
+        """Clears all entries, and notes the calling thread as that of the event loop."""
         self._map[self._at : self._at + _KEPT_AT] = bytes(_KEPT_AT)
         self._kept[: framing.PREFIX] = bytes(framing.PREFIX)
         _THREAD.pack_into(self._map, self._at, threading.get_ident())
 
     def inline(self, frame: bytes) -> None:
-        """Notes that the event loop is about to run a copy for that request."""
+        """Notes that the event loop is about to run a copy for the request `frame`."""
         size = len(frame)
         if size <= requestdigest.KEPT:
             self._kept[:size] = frame
@@ -87,7 +87,7 @@ class AtWork:
         """Notes that this thread is about to run a copy for the request `frame`, or, without a request, to load the
         copy.
 
-        Returns a number for `end`."""
+        Returns a number for `end`, which is -1 if no entry is free."""
         try:
             entry = self._free.popleft()
         except IndexError:
@@ -118,7 +118,7 @@ class AtWork:
         return found
 
     def loop(self) -> Last:
-        """Returns the last run of the event loop, which is empty before the first run."""
+        """Returns the last run of the event loop. Before the first run, its digest is that of an empty request."""
         (thread,) = _THREAD.unpack_from(self._map, self._at)
         size = framing.PREFIX + int.from_bytes(self._kept[1 : framing.PREFIX], "big")
         return Last(thread, requestdigest.digest(bytes(self._kept[: min(size, len(self._kept))]), size))

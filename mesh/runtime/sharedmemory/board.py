@@ -18,12 +18,12 @@ assigns and frees the slots; the writer fills them, through a `Row` that keeps t
 map. The histogram is written by `beat`, once a second.
 
 Times are nanoseconds of CLOCK_MONOTONIC (`time.monotonic_ns()`), the same for all processes of one host. The header
-also has the fence: the time until which the server may answer, and the kind of calls (`placement.fence`), as one word,
-so that no reader sees half of it. The word is a time in nanoseconds of CLOCK_BOOTTIME, which continues while the
-machine sleeps, with the mode in the two lowest bits. The agent writes the fence. On a new board, the fence is closed.
+also has the fence: which calls the server may answer, and until when (`placement.fence`), as one word, so that no
+reader sees half of it. The word is a time in nanoseconds of CLOCK_BOOTTIME, which continues while the machine sleeps,
+with the mode in the two lowest bits. The agent writes the fence. On a new board, the fence is closed.
 
-Only one thread writes. The agent chooses the slot of a copy, and draws conclusions from the board. This module makes no
-decisions.
+In each process, only one thread writes the header, the histogram and the slots. The agent chooses the slot of a copy,
+and draws conclusions from the board. This module makes no decisions.
 """
 
 import contextlib
@@ -172,7 +172,7 @@ class Board:
 
     @property
     def pid(self) -> int:
-        """The process that last attached, or 0 if none has."""
+        """The process id of the writer, or 0 if there is none."""
         return self._words[_H_PID]
 
     @property
@@ -193,8 +193,7 @@ class Board:
 
     @property
     def lost(self) -> int:
-        """The number of copies that the writer has found lost so far (`SlotState.LOST`). Never decreases during the
-        writer's life."""
+        """The number of copies that writers of this board have found lost so far (`SlotState.LOST`)."""
         return self._words[_H_LOST]
 
     @property
@@ -246,7 +245,7 @@ class Board:
     # -- writing, between two servers' lives: the agent
 
     def clear(self, slot: int) -> None:
-        """Frees a slot whose copy is not loaded, because its unload was answered, or because the server is dead."""
+        """Frees a slot whose copy is no longer loaded."""
         at = self._at(slot)
         for word in range(at, at + WORDS):
             self._words[word] = 0
@@ -274,7 +273,8 @@ class Board:
         return Row(self._map, self._at(slot) * 8, slot)
 
     def observe(self, method: int, code: int, elapsed_ns: int) -> None:
-        """Counts a call in the histogram. `method` is an index into METHODS, `code` the gRPC code of the answer."""
+        """Counts a call in the histogram. `method` is an index into METHODS, `code` the gRPC code of the answer.
+        Readers see the call after the next `beat`."""
         key = method * _CODES + (code if 0 <= code < _CODES else 2)
         series = self._series.get(key)
         if series is None:  # counters only grow, even across a restart of the server

@@ -49,7 +49,8 @@ class Use:
 
 
 class Row:
-    """The writer's access to one slot. Use it for one copy, and drop it with the copy: later writes would be lost.
+    """The writer's access to one slot. Use it for one copy, and drop it with the copy: later writes could hit the next
+    copy in the slot.
 
     Only the methods here write the slot's words, so the numbers are kept in this object and stored, never read back.
     """
@@ -114,8 +115,8 @@ class Row:
         _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
 
     def accuse(self, running: bool) -> None:
-        """Shows whether the model may still be running in a server that is given up, whatever its calls say. The writer
-        ends afterwards."""
+        """Shows on the board whether the model may still be running in a server that is given up, even if its calls say
+        otherwise. The writer must end afterwards."""
         self._running = int(running)
         _WHEN_BEGUN.pack_into(self._map, self._at + IN_FLIGHT * 8, self.in_flight, self._running, self._last_use_ns)
 

@@ -1,7 +1,7 @@
 """The comparison of a pod's books with the memory that a foreign server really uses.
 
 The memory of the server without models is its base. The base is measured when the server is found, and lowered whenever
-a later measurement is less. The memory beyond the base is the memory of the models. Each measurement updates the
+a later measurement is lower. The memory beyond the base is the memory of the models. Each measurement updates the
 ledger's factor (`placement.account`). Each load is weighed: if the server does not state a model's size, the growth of
 the server's memory during the load is the size.
 
@@ -46,7 +46,7 @@ class SeenMemory(Protocol):
         """Looks for the server's processes. Returns True if they can be observed."""
 
     def read(self, *, relook: bool = False) -> int | None:
-        """Returns the bytes in use, or None if they cannot be read. With `relook`, counts also the newest processes."""
+        """Returns the bytes in use, or None if they cannot be read. With `relook`, also counts the newest processes."""
 
 
 class Weighing:

@@ -1,7 +1,7 @@
 """The call rate of each copy, from readings of the use board every few seconds.
 
-Rates are computed from the last one or two readings, so a model that suddenly gets many calls is noticed within
-seconds. A peak is remembered for some minutes, so that a short pause does not look like the end of the traffic.
+A rate is the mean of the latest reading and the rate before it, so a model that suddenly gets many calls is noticed
+within seconds. A peak is remembered for some minutes, so that a short pause does not look like the end of the traffic.
 
 The time that calls wait before they run follows from the number of waiting calls and the number answered per second
 (Little's law). The board, which is written at every call, therefore does not have to record this time.
@@ -60,8 +60,8 @@ YOUNG = 60.0
 
 
 def active(ledger: Ledger, entry: CacheEntry) -> bool:
-    """Returns whether the leader should know of a copy, because it was called recently, is pinned or young, or is being
-    loaded."""
+    """Returns whether the leader should know of a copy, because it was called recently or has calls in flight, is
+    pinned or young, or is being loaded or unloaded."""
     if entry.rate or entry.pinned or entry.state is not EntryState.LOADED or ledger.age(entry) < YOUNG:
         return True
     use = ledger.use(entry)

@@ -103,8 +103,7 @@ class CacheEntry:
 
     @property
     def physical(self) -> bool:
-        """Returns whether the model may be in the server's memory, because its load has begun and no unload has
-        ended."""
+        """True if the model may be in the server's memory, because its load has begun and no unload has ended."""
         return self.begun or self.state in _PHYSICAL
 
     def __repr__(self) -> str:

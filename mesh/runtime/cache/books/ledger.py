@@ -213,23 +213,22 @@ class Ledger:
 
     @property
     def has_device(self) -> bool:
-        """Returns whether this pod keeps models on a device."""
+        """True if this pod keeps models on a device."""
         return self.capacity.device_bytes > 0
 
     @property
     def free(self) -> Footprint:
-        """Returns the memory that is not reserved. It is negative if sizes were estimated too small."""
+        """The memory that is not committed. It is negative if sizes were estimated too small."""
         return self.capacity - self.committed
 
     @property
     def accounted_bytes(self) -> int:
-        """Returns the bytes of host memory that copies and loads under way need by their sizes, without the factor.
-        O(n)."""
+        """The bytes of host memory that copies and loads under way need by their sizes, without the factor. O(n)."""
         return sum(entry.measured.host_bytes for entry in self.entries.values() if entry.physical)
 
     @property
     def fullness(self) -> float:
-        """Returns the share of memory that is committed, of the host's or the device's memory, whichever is fuller."""
+        """The share of memory that is committed, of the host's or the device's memory, whichever is fuller."""
         return self.committed.share_of(self.capacity)
 
     def fits(self, size: Footprint) -> bool:
@@ -245,12 +244,12 @@ class Ledger:
         return self._counts[state]
 
     def use(self, entry: CacheEntry) -> Use | None:
-        """Returns the use of an entry, from the board."""
+        """Returns the use of an entry, from the board, or None if the entry has no slot."""
         return None if entry.slot is None else self._uses.read(entry.slot)
 
     def idle_ms(self, entry: CacheEntry) -> int:
-        """Returns the time since the last use of an entry, in milliseconds: since the start or end of a call, or since
-        the load."""
+        """Returns the time since the last use of an entry, in milliseconds: since the start or end of a call. Before
+        the copy's first call, the load counts as a use, and the idle time that its request named is added."""
         return max(0, (self._clock() - self._last_use_ns(entry)) // 1_000_000)
 
     def used(self, entry: CacheEntry) -> bool:

@@ -94,7 +94,8 @@ class Meters:
         *,
         published: Callable[[], bool],
     ) -> None:
-        """Adds the metrics that are read at each scrape."""
+        """Adds the metrics of memory, copies, pulls and the disk. `wanted` returns the number of pods that the models
+        in use would fill, and `published` returns whether the pod is published in etcd."""
         gauge = self.registry.gauge
 
         def idle_s() -> float:

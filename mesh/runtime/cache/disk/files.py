@@ -56,7 +56,7 @@ class Files:
         await asyncio.wait({self.discard(into)})
 
     def discard(self, into: str) -> "asyncio.Task[None]":
-        """Removes the pulled files in the background."""
+        """Removes the pulled files in the background. Returns the task that removes them."""
         removal = self._removals.get(into)
         if removal is None:
             removal = self._removals[into] = self._tasks.start(self._remove(into), f"remove files of {into}")

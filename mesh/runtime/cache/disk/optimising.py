@@ -53,11 +53,11 @@ class Keeping(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OptimisingStatistics:
-    """The work done so far."""
+    """The numbers of optimisations."""
 
     waiting: int
-    made: int  # made and kept
-    in_vain: int
+    made: int  # so far, made and kept
+    in_vain: int  # so far, without a form that was kept
 
 
 class Optimising:
@@ -89,7 +89,7 @@ class Optimising:
         self._wake.set()
 
     def statistics(self) -> OptimisingStatistics:
-        """Returns the work done so far."""
+        """Returns the numbers of optimisations."""
         return OptimisingStatistics(len(self._waiting), self._made, self._in_vain)
 
     async def run(self) -> None:

@@ -17,7 +17,8 @@ from placement.footprint import SESSION_BYTES
 
 AGENT = 100 << 20
 SERVER = 100 << 20
-"""Bytes that the agent and the relay need without any model: 84 to 90 MB and 95 MB were measured."""
+"""Bytes that the agent needs, and bytes that the ONNX server or the relay needs without any model: 84 to 90 MB and 95
+MB were measured."""
 
 HEADROOM_SHARE = 0.25
 HEADROOM_LEAST = 512 << 20
@@ -55,8 +56,8 @@ def device_capacity(wanted: int, used: int, total: int) -> int:
     """Returns the number of bytes for models on a device of `total` bytes, of which `used` are in use before any model
     is loaded.
 
-    If `wanted` is 0, returns a large part of the rest. Raises ValueError if the memory is too small, or too small for a
-    single model below the share at which copies are evicted.
+    Models can use what is left below the share at which copies are evicted. If `wanted` is 0, returns most of that.
+    Raises ValueError if `wanted` is more than that, or if not even a small model fits.
     """
     free = max(0, int(total * DEVICE_EVICT) - used)
     if wanted > free:
@@ -70,7 +71,7 @@ def device_capacity(wanted: int, used: int, total: int) -> int:
 
 def server_limit(capacity: int, there: Whole | None) -> int:
     """Returns the number of bytes for the whole model server, of which `capacity` are for models. `there` is the
-    existing memory. Raises ValueError if it is too small."""
+    existing memory, or None if it is unknown. Raises ValueError if it is too small."""
     wanted = limit(capacity)
     if there is None:
         return wanted

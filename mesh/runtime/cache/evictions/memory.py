@@ -3,10 +3,10 @@
 Sizes are measured when a model is loaded, but the model may need more later, when a call has a large input or an arena
 grows. Therefore the server's private resident memory is watched.
 
-The hard limit of the process is `capacity.limit`. Above 90 % of it, the least recently used copies are evicted, one
-after the other as long as this frees memory. Above 95 %, loads are refused too. At 100 %, an allocation fails in the
-code that asks for it, and the server continues. (90 % of the capacity itself would evict from every cache that is
-merely full.)
+The hard limit of the process is `capacity.limit`. Above 90 % of it, the next copies in the order of eviction are
+evicted, unless they are pinned or have calls in flight. Above 95 %, loads are refused too. At 100 %, an allocation
+fails in the code that asks for it, and the server continues. (90 % of the capacity itself would evict from every cache
+that is merely full.)
 
 A device is watched in the same way: sessions need workspace on the device when they are called, and other processes may
 use the device too. The limit is all of the device's memory, and the shares are higher. The capacity is separate:

@@ -97,7 +97,8 @@ class Unloads:
         return await self._free(entry)
 
     async def silent(self, model_id: str) -> None:
-        """Waits until the model's copies that are being unloaded no longer answer calls."""
+        """Waits until the model's copies that are being unloaded no longer answer calls, and a short time for the key
+        to be deleted."""
         for going in self._of(model_id):
             await going.silent.wait()
 

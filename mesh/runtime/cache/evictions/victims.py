@@ -46,10 +46,11 @@ class Victims:
     ) -> room.RoomDecision:
         """Decides which copies must be evicted so that `need` fits.
 
-        `spares` is the number of copies in other pods, for each model asked about. `keep` has the keys of entries that
-        are never victims. `growing` is given for a load that is in memory already and needs more: it has the keys of
-        all such loads that wait. Such loads may use memory that is reserved for other loads, and their own memory does
-        not become free before they have grown.
+        `idle_ms` is the time since the last use of the model that needs the room, or 0 if a caller waits. `spares` is
+        the number of copies in other pods, for each model asked about. `keep` has the keys of entries that are never
+        victims. `growing` is given for a load that is in memory already and needs more: it has the keys of all such
+        loads that wait. Such loads may use memory that is reserved for other loads, and their own memory does not
+        become free before they have grown.
         """
         ledger = self._ledger
         need = need.on(device=ledger.has_device)
@@ -77,7 +78,7 @@ class Victims:
         for_whom: str = "",
         without: Collection[str] = (),
     ) -> room.RoomDecision:
-        """Decides which copies must be evicted to free this many bytes of the disk, by the same rules as for memory.
+        """Decides which copies must be evicted to free this many bytes of the disk, by the same rules as `room_for`.
 
         A pull under way counts with all the space that it may need. `without` has the keys of loads without files on
         disk, because they wait for space.

@@ -9,4 +9,5 @@
 - `admission`: the way of a load into memory: room, a turn, the model server, and room for the measured size
 - `rooms`: the loads that wait for room, and the evictions for them
 - `serverside`: the model server's part of a load
+- `sizing`: the sizes of loaded models, and the number of loads at once
 """

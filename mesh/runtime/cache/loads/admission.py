@@ -1,10 +1,10 @@
 """Admission of models to memory. A model first gets room on the books, then its turn, and the model server loads it.
 Then its room is corrected to the measured size. The first and the last step may need evictions.
 
-If the size was measured before, it is part of the request. Otherwise the size is estimated once the files are here,
-from experience with models of the same type (`placement.sizes`). The estimate is low on purpose. A high estimate would
-evict models needlessly, whereas a low one is corrected by the measurement a moment later, and the server's memory has
-headroom for the difference.
+If the size was measured before, it is part of the request. Otherwise the size is estimated once the files are here: by
+a foreign server if it predicts sizes, or from experience with models of the same type (`placement.sizes`). The estimate
+is low on purpose. A high estimate would evict models needlessly, whereas a low one is corrected by the measurement a
+moment later, and the server's memory has headroom for the difference.
 """
 
 import asyncio
@@ -71,7 +71,8 @@ class Admission:
         *,
         concurrency: int,
     ) -> None:
-        """Makes an admission without loads. At most `concurrency` loads are in the model server at the same time."""
+        """Makes an admission without loads. `concurrency` loads may be in the model server at the same time, apart from
+        those that take long (`Turns`)."""
         self._ledger = ledger
         self._rooms = rooms
         self._server = server
@@ -85,11 +86,11 @@ class Admission:
 
     @property
     def concurrency(self) -> int:
-        """The number of loads that may be in the model server at the same time."""
+        """The number of loads that may be in the model server at the same time, apart from those that take long."""
         return self._turns.count
 
     def resize(self, concurrency: int) -> None:
-        """Sets the number of loads that the server can run at once."""
+        """Sets the number of concurrent loads that the server declares."""
         self._sizing.resize(concurrency)
 
     def lift(self, entry: CacheEntry) -> None:
@@ -98,7 +99,7 @@ class Admission:
         self._turns.lift(entry.model_id)
 
     def queued(self) -> QueueStatistics:
-        """Returns the loads that wait for the model server."""
+        """Returns the number of loads that wait for their turn at the model server."""
         return self._turns.statistics()
 
     def sizes(self) -> SizesStatistics:
@@ -106,7 +107,8 @@ class Admission:
         return self._sizes.statistics()
 
     def ahead_of(self, entry: CacheEntry) -> int:
-        """Returns the number of loads that get their turn before this one, for operators. O(n)."""
+        """Returns the number of loads that get their turn before this one, or 0 if this load does not wait for a turn.
+        For operators. O(n)."""
         return self._turns.ahead_of(entry.model_id)
 
     def expected(self, entry: CacheEntry) -> Forecast:
@@ -135,9 +137,9 @@ class Admission:
     async def admit(
         self, want: Want, entry: CacheEntry, pulled: Pulled, *, spares: Mapping[str, int], apart: bool
     ) -> Size | Refused | Failed:
-        """Brings a model into memory. Returns the measured size, which is then on the books. `spares` is the number of
-        copies of possible victims in other pods. `apart` is True if the model's load may have killed a server before;
-        no other load then runs at the same time."""
+        """Brings a model into memory. Returns the measured size, which is then on the books, or the reason why the
+        model was not loaded. `spares` is the number of copies of possible victims in other pods. `apart` is True if the
+        model's load may have killed a server before; no other load then runs at the same time."""
         ticket = Ticket(want, entry, pulled, spares, self._rooms.place(), time.monotonic(), apart)
         while True:
             prediction = await self._predict(ticket)
@@ -241,8 +243,8 @@ class Admission:
         return True
 
     async def _grow(self, ticket: Ticket, took: Footprint) -> Answer:
-        """Puts the measured size on the books, which may need evictions. Returns a refusal if there is no room for
-        it."""
+        """Puts the measured size on the books, which may need evictions. Returns a refusal if there is no room for it,
+        or GivesWay if the load must leave memory to others."""
         want, entry, ledger = ticket.want, ticket.entry, self._ledger
         here = took if ledger.has_device else Footprint(took.total_bytes)
         if not ledger.holds(here):  # a model that fits nowhere is no evidence about others of its type

@@ -87,7 +87,8 @@ def _outcome(error: PullError) -> Refused | Failed:
     return Failed(Reason.LOAD_FAILED, error.text, _KINDS[error.nature], asked_ms)
 
 
-# Includes bad content that was not even pulled: another check is cheap, and finds a corrected file at once.
+# Bad content has the kind CONTENT, which is retried soon, even if nothing was pulled: another check is cheap, and finds
+# a corrected file.
 _KINDS = {
     Nature.PASSING: FailureKind.PASSING,
     Nature.NOT_FOUND: FailureKind.NOT_FOUND,

@@ -169,8 +169,8 @@ class Loads:
         return spi is None or await spi.holds(model_id, timeout=_ASK)
 
     async def outdated(self, model_id: str, revision: int) -> bool:
-        """Withdraws the copy or the load of a registration that is no longer current. Requests that wait for the load
-        get the outcome stale."""
+        """Withdraws the copy or the load of a registration that is no longer current, as `withdraw` does. Requests that
+        wait for the load get the outcome Stale."""
         return await self.withdraw(model_id, revision, "it is no longer registered, or registered again", stale=True)
 
     async def withdraw(self, model_id: str, revision: int, why: str, *, stale: bool = False) -> bool:

@@ -71,7 +71,8 @@ class Loading:
         self._history = history
 
     async def run(self, want: Want, entry: CacheEntry) -> Outcome:
-        """Runs one load. If cancelled, undoes the load's steps first."""
+        """Runs one load, and returns its outcome. Undoes the load's steps first if the model was not loaded, or if
+        cancelled."""
         began = time.monotonic()
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[Mapping[str, int]] = loop.create_future()

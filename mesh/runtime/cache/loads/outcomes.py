@@ -43,7 +43,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A refusal of a load by this pod, for a reason that is not the model's fault."""
+    """A refusal of a load by this pod. It does not count as a failure of the model."""
 
     reason: Reason
     text: str
@@ -52,13 +52,13 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A load that was tried and failed."""
+    """A load that failed, now or earlier (`again`)."""
 
     reason: Reason
     text: str
     kind: FailureKind = FailureKind.LASTING
     asked_ms: int = 0  # how long the store asks for a pause
-    digest: str = ""  # of the files that cannot be loaded
+    digest: str = ""  # of the files that cannot be loaded; "": the files are not the cause, or unknown
     again: bool = False  # nothing was tried, because the record says that the same files have failed here before
 
 

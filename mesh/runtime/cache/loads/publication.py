@@ -78,7 +78,7 @@ class Publication:
         return await self._claims.claim(want.model_id, claim, expected=want.expected_copies, ask=ask)
 
     async def conclude(self, want: Want, entry: CacheEntry, claimed: verdicts.Claimed) -> Outcome:
-        """Makes the loaded model the pod's copy, once its content's digest is in etcd."""
+        """Makes the loaded model the pod's copy, once its content's digest is in etcd. Returns the load's outcome."""
         record, published = claimed.record, False
         outcome: Outcome | None = None
         first = not record.digest and entry.digest and claimed.modified

@@ -53,7 +53,7 @@ class GivesWay:
 
 
 Answer = Refused | GivesWay | None
-"""The answer to a load that asked for room: a refusal, or None once the room is on the books."""
+"""The answer to a load that asked for room: a refusal, the order to give way, or None once the room is on the books."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,8 @@ class Rooms:
         """Makes room for the measured size of a load beyond its reservation.
 
         The load is in memory already, so it may take memory reserved for loads that have not begun. Those loads notice
-        this when their turn comes (`Ledger.fits`). Until there is room, the load's reservation stays on the books.
+        this when their turn comes (`Ledger.fits`). Until there is room, the load's reservation stays on the books. If
+        the load must leave memory to others, returns GivesWay.
         """
         more = (measured - entry.footprint).positive
 
@@ -272,7 +273,8 @@ class Rooms:
             self._looking = None
 
     def _serve(self) -> None:
-        """Gives room to the loads that fit now, and refuses the loads that never will."""
+        """Gives room to the loads that fit now, and has others wait, give way or be refused, as `placement.line`
+        decides."""
         for waiting in list(self._waiting.values()):
             if waiting.entry not in self._ledger:  # the model server has died, with all that it held
                 self._tell(waiting, Refused(Reason.UNAVAILABLE, "the model server has died in the meantime"))

@@ -50,8 +50,8 @@ class ServerSide:
         self._incarnation = incarnation
         self.load_timeout = load_timeout
         self.default_bytes = 0
-        """The size that a foreign server assumes for models that it knows nothing about, or 0 if the server measures
-        all models."""
+        """The size that a foreign server assumes for models that it knows nothing about; 0 for Mesh's own server, which
+        measures all models."""
         self._mute = 0  # life of the server that cannot predict sizes
         self.mean_ms = 0.0  # mean time of the last loads
 

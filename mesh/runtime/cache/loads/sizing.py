@@ -1,8 +1,8 @@
 """The sizes of loaded models: measured by Mesh's own server, or settled by `placement.account` for a foreign one.
 
-This module also decides how many loads the server runs at once. A server whose memory is observed, and which has not
-stated the size of its last model, gets one load at a time, because only then does the growth of its memory belong to
-one model.
+This module also decides how many loads the server runs at once. A server whose memory is observed gets one load at a
+time if it has not stated the size of its last model, or if its memory contradicts the sizes that it states. Only then
+does the growth of its memory belong to one model.
 """
 
 from dataclasses import replace

@@ -56,8 +56,8 @@ def translation(name: str) -> Translation | None:
 
 
 def question(name: str, channel: grpc.aio.Channel) -> Callable[[], Awaitable[object]] | None:
-    """Returns a request that only the event loop of this kind of server can answer, or None if no prediction can block
-    such a server."""
+    """Returns a function that sends a request which only the event loop of this kind of server can answer, or None if
+    no prediction can block such a server."""
     if name not in _IN_ONE_LOOP:
         return None
     repository = Repository(channel)

@@ -49,8 +49,8 @@ def opened(path: Path, folder: Path, stop: threading.Event) -> Path:
 
 
 def find(path: Path, names: Sequence[str], suffixes: Sequence[str]) -> FoundModel:
-    """Finds the model's file. In a folder it is the first of `names` that is there, or else the only file with one of
-    the suffixes, or else the same in the folder of the highest version. Raises MeshError."""
+    """Finds the model's file. In a folder, or in that of its highest version (`newest`), it is the first of `names`
+    that is there, or else the only file with one of the suffixes. Raises MeshError."""
     try:
         if not path.is_dir():
             return FoundModel(path, sniffing.look(path))

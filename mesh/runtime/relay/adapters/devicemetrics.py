@@ -4,7 +4,7 @@ The SPI says nothing about devices, but the relay passes on what a control adds 
 wraps the control of a server. A model takes the memory by which the metrics grow during its load. Triton reads its GPUs
 at an interval, so each load waits for fresh numbers, and loads take turns.
 
-Triton's metrics count the memory of all processes on a GPU, as far as the driver does.
+Triton's metrics count the memory of all processes on a GPU, as far as the driver knows it.
 """
 
 import asyncio
@@ -126,8 +126,8 @@ class OnDevice:
         self, request: pb.LoadModelRequest, *, timeout: float | None
     ) -> tuple[pb.LoadModelResponse, Trailers]:
         """Loads a model, and reports what it takes: on the device the growth of the memory in use, or the size of the
-        model's files if nothing has grown; on the host what the files suggest. Reports nothing if the metrics could not
-        be read before the load."""
+        model's files if nothing has grown; on the host what the files suggest. Adds nothing to the control's answer if
+        the metrics could not be read before the load."""
         async with self._turn:
             before = await self._memory()
             answer, told = await self._control.load(request, timeout=timeout)

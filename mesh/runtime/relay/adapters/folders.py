@@ -49,8 +49,8 @@ class ModelFolders:
 
 
 class Folders:
-    """The folders of all models of one server. Except for `fill`, the methods block briefly for the disk, and raise
-    OSError."""
+    """The folders of all models of one server. The methods that are not coroutines block briefly for the disk, and
+    raise OSError."""
 
     def __init__(self, root: Path, *, named: Callable[[str], str] = digest) -> None:
         """Keeps folders in `root`. `named` returns the name of a model's folders, which no other model has."""

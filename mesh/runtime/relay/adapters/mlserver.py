@@ -44,7 +44,7 @@ class Runtime:
     names: tuple[str, ...]  # in the order in which a folder is searched
     suffixes: tuple[str, ...]
     folder: bool = False  # it loads the folder that holds the first of `names`
-    code: bool = False  # to load a model may run code in it
+    code: bool = False  # loading a model may run code in it
     content_type: str = ""  # of requests that name none, if the runtime itself has no default
 
 
@@ -108,7 +108,7 @@ class MLServer:
         return model_id
 
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
-        """Returns READY once the server is live and has dropped all models."""
+        """Returns READY if the server is live, after it has dropped all models, and otherwise STARTING."""
         if not await self._repository.live(timeout=timeout):
             return pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.STARTING), ()
         for model_id in {*self._folders.ids(), *await self._repository.index(timeout=timeout)}:
@@ -150,8 +150,8 @@ class MLServer:
     async def size(
         self, request: pb.ModelSizeRequest, *, timeout: float | None
     ) -> tuple[pb.ModelSizeResponse, Trailers]:
-        """Returns the size that the code of a user states, and 0 for other models, whose size MLServer does not know.
-        Raises AioRpcError with NOT_FOUND if the server does not have the model."""
+        """Returns the size that a model's Python code states, and 0 for other models, whose size MLServer does not
+        know. Raises AioRpcError with NOT_FOUND if the server does not have the model."""
         parameters = await self._repository.describe(request.modelId, timeout=timeout)
         return pb.ModelSizeResponse(sizeInBytes=max(0, parameters.get(_SIZE, 0))), ()
 

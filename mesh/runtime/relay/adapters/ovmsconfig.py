@@ -69,7 +69,7 @@ class OvmsRest:
 
 
 class Reloads:
-    """The models that one OVMS shall have. For use in one event loop."""
+    """The models that one OVMS should have. For use in one event loop."""
 
     def __init__(self, root: Path, rest: OvmsRest) -> None:
         self._file = root / "models" / ovms.FILE

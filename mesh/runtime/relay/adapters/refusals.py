@@ -31,7 +31,8 @@ async def within(timeout: float | None) -> AsyncIterator[None]:
 
 
 def of_the_way(error: grpc.aio.AioRpcError) -> bool:
-    """Returns whether a call of the server failed on its way, so that the error says nothing about the model."""
+    """Returns whether a request to the server was lost, late or cancelled, so that the error says nothing about the
+    model."""
     return error.code() in _OF_THE_WAY
 
 

@@ -5,8 +5,7 @@ import json
 from mesh.pb import modelruntime_pb2 as pb
 
 FACTOR = 1.25
-"""Memory of a model over the size of its files: ModelMesh's estimate for the servers with an adapter."""
-
+"""Ratio of a model's memory to the size of its files: ModelMesh's estimate for the servers with an adapter."""
 
 UNKNOWN = 1_000_000
 """Bytes of a model of which nothing is known: ModelMesh's default."""

@@ -8,8 +8,8 @@ TorchServe has no V2 gRPC that keeps raw contents: that of its Open Inference Pr
 name of its own. `V2OverPredictions` therefore puts V2's messages into calls of `Predictions`, and Mesh's handler
 answers them.
 
-Models of all types run code when they are loaded or called. A TorchScript model cannot run Python, but it can read and
-overwrite files: torch.from_file and torch.save are among its functions.
+Models of both types need permission to run code. A `.mar` runs the code of its handler. A TorchScript model cannot run
+Python, but it can read and overwrite files: torch.from_file and torch.save are among its functions.
 """
 
 import asyncio

@@ -56,7 +56,7 @@ class Triton:
         return plain(model_id, _PLAIN)
 
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
-        """Returns READY once the server is live and has dropped all models."""
+        """Returns READY if the server is live and has dropped all models, and otherwise STARTING."""
         starting = pb.RuntimeStatusResponse(status=pb.RuntimeStatusResponse.STARTING)
         if not await self._repository.live(timeout=timeout):
             return starting, ()

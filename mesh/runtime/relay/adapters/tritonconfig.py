@@ -105,7 +105,7 @@ def with_schema(config: Message, schema: dict[str, list[Any]]) -> Message:
 
 
 def generated(backend: str) -> Message:
-    """Returns the description of a model that has none."""
+    """Returns a description that only names the backend, for a model that comes without a description."""
     return Message((Field("backend", backend.encode()),))
 
 

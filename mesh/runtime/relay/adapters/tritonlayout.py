@@ -17,7 +17,7 @@ from mesh.runtime.relay.adapters.tritonconfig import CONFIG
 from mesh.statuses import MeshError, Reason
 
 TRITON, PYTHON = "triton", "triton-python"
-"""The types of a model whose files say what it is, and of one for the Python backend."""
+"""The type of models whose files say what they are, and the type of models for the Python backend."""
 
 _SCHEMA = "_schema.json"  # the name under which a schema may have been pulled beside the model
 
@@ -47,7 +47,9 @@ FORMATS = {
 
 
 def lay_out(model_type: str, schema: dict[str, list[Any]], pulled: Path, read: Path, *, allow_code: bool) -> None:
-    """Fills the model's folder in the repository, `read`, which is empty. Blocks. Raises MeshError and OSError."""
+    """Fills the model's folder in the repository, `read`, which is empty, from what was `pulled`. Puts the inputs and
+    outputs of the schema into the description. Blocks. Raises OSError, and MeshError for a model that Triton cannot
+    load, or that may run code without `allow_code`."""
     if pulled.is_dir() and (pulled / CONFIG).is_file():
         _native(schema, pulled, read, allow_code=allow_code)
         return
@@ -105,7 +107,8 @@ def _is_version(entry: Path) -> bool:
 
 
 def _inferred(model_type: str, source: Path) -> str:
-    """Returns the type of a model of type `triton` that has no description, from the names of its files."""
+    """Returns the type of a model of type `triton` that has no description, from the names of its files. Raises
+    MeshError, also for types that Triton takes only with a description."""
     if model_type == TRITON:
         there = {entry.name for entry in source.iterdir()} if source.is_dir() else {source.name}
         for name, form in FORMATS.items():
@@ -154,8 +157,8 @@ def _link(form: Format, model_type: str, source: Path, version: Path) -> None:
 
 
 def _may_be(entry: Path, form: Format) -> bool:
-    """Returns whether the only entry of a folder is the model, whatever its name. A program says by its name that it is
-    one."""
+    """Returns whether the only entry of a folder may be the model, whatever its name. Only a model for the Python
+    backend is recognised by its ending."""
     if entry.is_dir():
         return bool(form.folder)
     return form is not FORMATS[PYTHON] or entry.name.endswith(form.suffixes)

@@ -6,7 +6,8 @@ thread or an await, so that a call of a small model costs little more than the m
 
 Every call is answered: bad input with INVALID_ARGUMENT and a text, and a call for a copy that is not in this pod with
 *not here*. Once the agent's permission has expired, every call is answered *not here*. While the agent cannot reach
-etcd, a call is served only if its router has verified the record (`placement.fence`).
+etcd, a call is served only if its router has verified the record or, for some time, if its router cannot reach etcd
+either (`placement.fence`).
 """
 
 import asyncio
@@ -260,7 +261,7 @@ class DataPort:
             call.reply(_IS_READY, answers.load(self._runs.count))
 
     def _asked(self, call: Call, frame: bytes, kind: Any, method: int) -> ServedCopy | None:
-        """Returns the copy that a status or metadata request is about, or None if the request was answered *not here*.
+        """Returns the copy that a status or metadata request is about, or None if the request was answered without one.
         Such requests do not count as uses."""
         started_ns = time.monotonic_ns()
         model_id, token, _ = named(call)

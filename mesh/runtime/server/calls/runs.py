@@ -35,7 +35,8 @@ MAX_WAITING = 1024
 """Largest number of calls that wait for a thread."""
 
 MAX_WAITING_BYTES = 256 << 20
-"""Largest number of bytes of input that all running and waiting calls may have in memory."""
+"""Largest number of bytes of input that all running and waiting calls may have in memory. A single call may have
+more."""
 
 MAX_SECONDS = 600.0
 """Time limit of a call without a deadline, in seconds."""
@@ -231,7 +232,7 @@ class Runs:
                 self.stop(run, MeshError(Reason.NOT_HERE, "the model was unloaded before the call could run"))
 
     async def close(self) -> None:
-        """Answers all calls with an error, without waiting for ONNX Runtime, and ends the threads that are idle."""
+        """Answers all calls with an error, without waiting for ONNX Runtime, and ends each thread once it is idle."""
         for run in list(self._live):
             self.stop(run, MeshError(Reason.UNAVAILABLE, "the model server is shutting down"))
         if self._timer is not None:

@@ -1,9 +1,9 @@
 """Supervision of calls that run in the event loop, from a separate thread.
 
 The duration of a run may depend on the values in its input, not only on their number: eight bytes can make a Loop run a
-million rounds. Such a call would delay all others. A thread therefore checks the event loop every few milliseconds, and
-ends a run that takes too long. The call then runs again in a thread, where its duration does not matter. ONNX Runtime
-releases the GIL while it runs, so the watcher can run too.
+million rounds. Such a call would delay all others. A watcher thread therefore checks the event loop every 20 ms, and
+ends a run that takes too long. The call then runs again in a thread of `runs`, where its duration does not matter. ONNX
+Runtime releases the GIL while it runs, so the watcher can run too.
 
 While no call runs, the watcher sleeps, so an idle server costs nothing.
 """
@@ -15,8 +15,8 @@ from typing import Any
 from mesh.runtime.server.onnx import session
 
 LIMIT_NS = 50_000_000
-"""Longest run in the loop: 50 times the expected duration, so that no call is ended only because the machine is
-busy."""
+"""Longest run in the loop, in nanoseconds: 50 times the mean up to which calls stay in the loop (`pace.THREAD_NS`), so
+that no call is ended only because the machine is busy."""
 
 _LOOK = 0.02  # seconds
 _ROUNDS = 50  # looks without a run after which the watcher sleeps

@@ -66,8 +66,8 @@ class _Load:
         self.lone: Lone[making.Made] | None = None
         self.thread: asyncio.Future[making.Made] | None = None  # its result
         self.turn: making.Turn | None = None
-        self.waiting = False  # its wait for a turn
-        self.lasts = False
+        self.waiting = False  # True while it waits for a turn
+        self.lasts = False  # it takes long, so others go first
 
     def end(self) -> None:
         """Ends the load as soon as possible."""
@@ -104,8 +104,8 @@ class Loader:
         concurrency: int,
         clock: Callable[[], int] = time.thread_time_ns,
     ) -> None:
-        """Makes a loader. `timeout` is the time for one load, in seconds. `clock` returns the processor time of the
-        calling thread, in ns."""
+        """Makes a loader. `timeout` is the time limit of one load, in seconds. `concurrency` loads may run at the same
+        time, apart from those that take long. `clock` returns the processor time of the calling thread, in ns."""
         self._loop = asyncio.get_running_loop()
         self._copies = copies
         self._board = board
@@ -287,11 +287,12 @@ class Loader:
     # -- out
 
     async def unload(self, model_id: str, *, token: bytes = b"", grace: float = UNLOAD_GRACE) -> None:
-        """Unloads a copy, or ends its load. Nothing of it is left afterwards. Does nothing for an unknown id.
+        """Unloads the copies of an id, and ends its load. Nothing of them is left afterwards. Does nothing for an
+        unknown id.
 
-        With a token, unloads only the copy with that token. New calls are answered *not here* immediately; calls in
-        flight get `grace` seconds before they are ended. Raises `MeshError` if a call cannot be ended. The copy's
-        memory then stays in use.
+        With a token, unloads only the copy with that token, or a copy without one. New calls are answered *not here*
+        immediately; calls in flight get `grace` seconds before they are ended. Raises `MeshError` if a call or the load
+        cannot be ended. Its memory then stays in use.
         """
         load = self._loading.get(model_id)
         if load is not None and token in (b"", load.order.token):

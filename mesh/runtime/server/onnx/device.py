@@ -41,7 +41,7 @@ _PROBE = bytes.fromhex(
 
 
 class DeviceError(Exception):
-    """The error for a requested device that does not work. The text says what to do."""
+    """A device that was requested and does not work. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,8 @@ class Device:
 
     @property
     def least(self) -> int:
-        """Returns the smallest number of bytes that a session takes on the device."""
+        """The smallest number of bytes that a session takes on the device; 0 if the device has no memory of its own, or
+        if its memory is unknown."""
         return SESSION_BYTES if self.memory()[1] else 0
 
     def memory(self) -> tuple[int, int]:

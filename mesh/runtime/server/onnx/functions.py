@@ -31,8 +31,8 @@ _Key = tuple[str, str, str]
 
 
 def too_many(path: Path) -> str | None:
-    """Returns the reason why a model's functions expand to too much to be loaded. Returns None if they do not, or if
-    the file is not a model. Raises OSError."""
+    """Returns the reason why a model is refused because of its functions: they are recursive, nested too deep, or
+    expand to too many operators. Returns None otherwise, and for a file that is not a model. Raises OSError."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         view = memoryview(mapped)
         try:

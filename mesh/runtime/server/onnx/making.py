@@ -8,9 +8,9 @@ unmeasured. Memory that other loads and unloads are known to change meanwhile is
 threads and of unmeasured loads are not known. While such calls or loads run, the size is kept within bounds derived
 from the file.
 
-Two warm-up calls with generated input follow. The first bears the cost of first calls (it allocates memory, and may
-never end). The second shows how long a call takes. A model may fail with generated input, so an error is only logged.
-If memory is lacking, or if the call does not end, the load fails.
+Warm-up calls with generated input follow, unless the input would be too large. The first call bears the cost of first
+calls (it allocates memory, and may never end). If it was quick, a second call shows how long a call takes. A model may
+fail with generated input, so an error is only logged. If memory is lacking, or if a call does not end, the load fails.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Made:
     host_bytes: int  # at least 1
     device_bytes: int
     optimised: bool  # made from its optimised form
-    pace: tuple[int, int] | None  # bytes of the made-up input, ns that a call took; None: no call succeeded
+    pace: tuple[int, int] | None  # bytes of the generated input, ns that a call took; None: no warm-up, or it failed
     failed: str = ""  # why the warm-up call failed
 
 
@@ -119,7 +119,8 @@ def make(
     """Makes a model, in a thread. Raises `MeshError`.
 
     `optimised` is the path of the optimised form, which saves time if it can be used (`optimiser`). `disturbed` returns
-    whether calls run in threads at this moment, `clock` the processor time of the calling thread, in ns.
+    whether other work (calls in threads, unmeasured loads) may be allocating memory now, and `clock` returns the
+    processor time of the calling thread, in ns.
     """
     file = onnxfile.find(path)
     estimate = file.bytes + file.bytes // 4 + 65536  # a quarter more, as ModelMesh's adapters estimate
@@ -179,8 +180,8 @@ def _session(
 def _warm_up(
     made: session.Session, model_id: str, stop: session.Stop, clock: Callable[[], int]
 ) -> tuple[tuple[int, int] | None, str]:
-    """Runs the warm-up calls. Returns the size of the input and the duration of a call if a call succeeded, and the
-    error otherwise."""
+    """Runs the warm-up calls. Returns the size of the input and the duration of a call, or None if a call failed or the
+    input would be too large, and the text of the error, or ""."""
     feed = made.made_up()
     if feed is None:
         log.info("warm-up call skipped", model=model_id, why="the declared inputs are too large")

@@ -85,7 +85,7 @@ private memory was 57 MB larger, and its resident memory 7 MB larger."""
 
 
 def widen(data: int) -> None:
-    """Replaces the RLIMIT_DATA that `limit` returned with another one, if the system allows it."""
+    """Sets RLIMIT_DATA to `data` bytes, or to the process's hard limit if that is lower."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (data if hard == resource.RLIM_INFINITY else min(data, hard), hard))
 

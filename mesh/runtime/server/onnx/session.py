@@ -7,7 +7,7 @@ Settings of a session, each measured on a logistic regression of 64 features:
   KB. For a convolutional network with 40 MB of activations, a call without an arena takes 0 to 3 % longer.
 - No spinning: an idle server costs nothing.
 
-Only this module and `device` import onnxruntime.
+Only this module, `device` and `v2.values` import onnxruntime.
 """
 
 import contextlib

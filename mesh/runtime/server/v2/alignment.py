@@ -71,7 +71,8 @@ class Scratch:
         self._at = 0
 
     def put(self, contents: Raw, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
-        """Returns an array of that shape over a copy of `contents`, which must have as many bytes."""
+        """Returns an array of that shape over a copy of `contents`, which must have as many bytes. If they do not fit
+        here, the copy is in newly allocated memory."""
         begin = self._at
         end = begin + len(contents)
         if end > self._size or end == begin:

@@ -71,8 +71,8 @@ class Blocks:
 
 
 def contents_at(begun: bytes | bytearray | memoryview) -> int:
-    """Returns the offset of the raw contents in a frame, given the frame's beginning: of the last contents that begin
-    in it, or 0 if none do."""
+    """Returns the offset in a frame of the raw contents that begin in `begun`, the beginning of the frame, and continue
+    beyond it. Returns 0 if there are none."""
     head = bytes(begun[:_MAX_HEAD])
     at = framing.PREFIX
     if head[:1] != b"\0":

@@ -1,8 +1,8 @@
 """The conversion of a request into a model's input.
 
-Every refusal is INVALID_ARGUMENT, or UNIMPLEMENTED for an unsupported extension. The error names the tensor, what was
-sent, and what the model accepts, because the caller learns nothing else about the model. A request that passes fits the
-model's declared inputs. Only errors inside the model are left to ONNX Runtime.
+Every refusal is INVALID_ARGUMENT, or UNIMPLEMENTED for an unsupported extension. An error about a tensor names the
+tensor, what was sent, and what the model accepts, because the caller may know nothing else about the model. A request
+that passes fits the model's declared inputs. Only errors inside the model are left to ONNX Runtime.
 
 The rules that V2 leaves open: contents are raw for all inputs or typed for all; FP16 and BF16 have no typed field, so
 they are raw only; BYTES are strings in ONNX, so they must be UTF-8. Unknown fields are ignored.
@@ -239,8 +239,8 @@ def requested(
     tensors: Mapping[str, Tensor],
     unsupported: Mapping[str, str],
 ) -> tuple[Tensor, ...]:
-    """Returns the outputs that a request asks for, in the request's order. `unsupported` has the outputs of other ONNX
-    types, by name."""
+    """Returns the outputs that a request asks for, in the request's order. `unsupported` has the ONNX types of the
+    outputs that V2 cannot carry, by name. Raises `MeshError`."""
     found: list[Tensor] = []
     for sent in wanted:
         tensor = tensors.get(sent.name)
