@@ -33,7 +33,7 @@ SOON_REFUTED = 3
 the memory after any of them."""
 
 REFUTED = 0.95 * MOST
-"""Factor above which the server's own sizes are no longer believed: they explain a quarter of the memory at most."""
+"""Factor from which the server's own sizes are no longer believed: they explain only about a quarter of the memory."""
 
 SLACK_SHARE, SLACK_BYTES = 1 / 50, 16 << 20
 """Excess of observed memory over the books that is always allowed, for calls in flight and imported code: a share of
@@ -105,8 +105,8 @@ def settle(
     `said` is the size that the server states, `predicted` the estimate, and `remembered` the measurement of an earlier
     load, 0 if there is none. `reserved` is the room that the books hold for the load, and `free` the rest of the books'
     room. `growth` is None if the server's memory cannot be observed. `believed` means that the memory has not refuted
-    the server's sizes. A remembered size that a load alone does not confirm is halved, so that a wrong size is
-    forgotten. All sizes are in bytes."""
+    the server's sizes. If the load ran alone, a remembered size counts only for half, so that a wrong one is forgotten
+    after a few loads. All sizes are in bytes."""
     said, predicted = stated(said), stated(predicted)
     if growth is None:
         if plausible(said, capacity):

@@ -2,8 +2,8 @@
 
 `placement.suspects` decides, from how the server ended, which models may have caused the death. No model is blamed for
 an end with an outside cause. This module decides what the blames in a model's record mean. A blame expires, so that
-coincidences do not add up over days. A single death only puts the model on probation (`on_probation`): its next load
-runs apart from other loads, which separates the culprit from bystanders.
+coincidences do not add up over days. A single death during a model's load only puts the model on probation
+(`on_probation`): its next load runs apart from other loads, which separates the culprit from bystanders.
 
 A load that kills its server will do so again: the model is quarantined after the second blame, if it is from another
 pod or nothing else can have been the cause. If a call kills its server (by a division that overflows, say), the request
@@ -27,7 +27,8 @@ REFUSED_MS = 600_000
 """Time for which a request that killed a server is refused."""
 
 PODS = 2
-"""Number of pods in which a model's loads must have killed the server before the model is quarantined."""
+"""Number of pods in which a model's loads must have killed the server before the model is quarantined. As many
+deaths in one pod are enough if nothing else can have caused any of them."""
 
 REQUESTS = 3
 """Number of different requests that must have killed a server before the model is quarantined."""
@@ -39,8 +40,8 @@ DIGESTS = 8
 """Requests kept for each blame."""
 
 UNKNOWN = "?"
-"""The digest of requests that nobody has recorded, as those of a foreign server. It counts as another request at each
-death, and no request is refused because of it."""
+"""The digest of requests that were not recorded, such as those of a foreign server. It counts as another request at
+each death, and no request is refused because of it."""
 
 _LOOKS = 3  # after the last sample, a pod may take this many times the memory that it took between the last two
 _LITTLE = 0.05  # of all memory

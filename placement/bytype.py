@@ -8,15 +8,16 @@ from typing import Any, TypeVar
 DEFAULT = "_default"
 
 MAX_BYTES = 1 << 20
-"""Longest document that is accepted: people write these mappings, so they are short."""
+"""Longest document that is accepted: people write these documents, so they are short."""
 
 _T = TypeVar("_T")
 
 
 def parse(text: str | bytes, what: str, one: Callable[[str, Any], _T], default: _T) -> tuple[Mapping[str, _T], _T]:
-    """Parses each type's entry, and the default's, with the function `one`. An empty string has no entries.
+    """Parses a document, and each of its entries with the function `one`. Returns the entries by type, and the entry
+    for all other types, which is `default` if the document has none. An empty text has no entries.
 
-    Raises ValueError with a text for the operator. `what` names the document in that text.
+    Raises ValueError with a text for the operator. `what`, a plural, names the document in that text.
     """
     if len(text) > MAX_BYTES:
         raise ValueError(f"{what} are longer than {MAX_BYTES} bytes")

@@ -4,13 +4,13 @@ Views of pods lag by seconds. If every router picked "the best pod" by exact fig
 pod until it publishes new figures. That is why there are three steps:
 
 1. **Filter**: each pod that may not take the model is refused, with the cause: too small, without a label that the
-   model's type requires, excluded, accepting no loads, or full of copies used more recently.
+   model's type requires, for other types only, excluded, accepting no loads, or full of copies used more recently.
 2. **Rank** the other pods in coarse buckets, by these criteria in this order. Pods that a rollout is about to replace
-   come last. Pods in a zone without a copy come before those in a zone with one. Pods with free space come before those
-   that must evict. Then comes the type's preference; among full pods it counts only if the preferred pod's oldest copy
-   has been idle for about as long as the others'. If an eviction is needed, pods whose oldest copy has been idle longer
-   come first, in powers of two (so the pods' caches work as one: the pod with the oldest copies gets the next load).
-   Then fewer loads queued for each loading thread, then fewer calls a minute. Ages and rates are compared with the best
+   come last. Pods in zones with fewer copies of the model come first. Pods with free space come before those that must
+   evict. Then comes the type's preference; among full pods it counts only if the preferred pod's oldest copy has been
+   idle for about as long as the others'. If an eviction is needed, pods whose oldest copy has been idle longer come
+   first, in powers of two (so the pods' caches work as one: the pod with the oldest copies gets the next load). Then
+   fewer loads queued for each loading thread, then fewer calls a minute. Ages and rates are compared with the best
    candidate's, not with fixed marks: two pods at 63 and 65 s are equal. Last, among otherwise equal pods, those that
    have the files on disk come first.
 3. **Draw** within the best bucket by rendezvous hash, weighted by free space (by capacity if all are full).

@@ -7,13 +7,13 @@ gets its second copy in the next round, a few seconds later.
 
 Copies are removed more slowly than added. A surplus copy is only unloaded if room is scarce, if the *highest* rate of
 the last minutes would use the remaining copies at two thirds of their capacity or less, and if none of the model's
-copies is young, so that a copy is not removed by the effect that it had itself. Copies above the maximum are unloaded
-immediately.
+copies is young, so that a copy is not removed by the effect that it had itself. One of two copies is only unloaded if
+room is scarce and the model has been idle for long. Copies above the maximum are unloaded immediately.
 
 A copy in a pod that its type may no longer use does not count: another one is loaded first, and then the old one is
 unloaded. It is unloaded immediately if every allowed pod is full of models used more recently, or if the load in
-another pod has just failed. A model whose last copy
-was lost with a pod gets a new one if it was used recently; that load evicts no models used more recently.
+another pod has just failed. A model whose last copy was lost with a pod gets a new one if it was used recently; that
+load evicts no models used more recently.
 
 Each round is bounded: loads under way and new ones may only take a share of the mesh's memory, the most urgent first,
 so that a change of constraints for a thousand models does not start a thousand loads at the same time. The plan is a
@@ -85,7 +85,7 @@ class ScaledModel:
     model_type: str = ""
     idle_ms: int = 0  # since its last use, in any copy
     limits: CopyLimits = UNLIMITED  # the model's own over its type's
-    lost: bool = False  # a pod with a copy of it vanished recently
+    lost: bool = False  # it has no copy since a pod disappeared recently
     stuck: bool = False  # its last load failed: no load is planned now
 
 
@@ -240,7 +240,7 @@ def plan(
 
 
 def _wishes(model: ScaledModel, standing: Sequence[ReportedCopy], want: Wanted) -> Iterable[_Wish]:
-    """Yields the loads that the model lacks. `standing` holds its copies in allowed pods."""
+    """Yields the loads that the model needs. `standing` holds its copies in allowed pods."""
     minimum = max(model.limits.minimum or 0, 1 if model.limits.pinned else 0)
     misplaced = len(model.copies) - len(standing)
     hottest = -sum(copy.rate for copy in model.copies)

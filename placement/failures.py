@@ -33,7 +33,8 @@ EXPIRY_MS = 15 * 60_000
 
 FIRST_PAUSE_MS = 1_000
 LONGEST_PAUSE_MS = 30_000
-"""The shortest and the longest pause before a temporary failure is retried."""
+"""The shortest and the longest pause before a retry, after failures of all kinds but `LASTING`. A store may ask for a
+longer one."""
 
 MOST_ASKED_MS = 5 * 60_000
 """Longest Retry-After of a store that is respected."""
@@ -156,9 +157,9 @@ class _ModelFailures:
 
 @dataclass(frozen=True, slots=True)
 class FailuresStatistics:
-    """The numbers of kept failures. Expired failures count until they are next looked up."""
+    """The numbers of models and pods in the kept failures. Expired failures count until they are next looked up."""
 
-    models: int
+    models: int  # with failures
     pods: int  # with evidence against them since their last success
 
 

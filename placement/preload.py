@@ -18,8 +18,8 @@ RESERVE = 8
 """One part in this many of a pod's memory stays free."""
 
 AHEAD = 8
-"""Loads in progress for each loading thread of a pod below which the pod gets more preloads. Loads for callers overtake
-preloads in the pod's queue."""
+"""Number of loads in progress, for each loading thread of a pod, at which the pod gets no more preloads. Loads for
+callers overtake preloads in the pod's queue."""
 
 TRIES = 1000
 """Models considered in one round, whether they fit or not."""

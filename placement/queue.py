@@ -117,9 +117,9 @@ def forecast(
     """Forecasts the end of a load for a caller. Times in milliseconds from now.
 
     `load_ms` is the usual time of this model's load; if it is 0, the time is unknown and no caller is turned away.
-    `ahead` loads have their turn before this one, and `in_progress` loads have it now; each takes `mean_load_ms`, those
-    in progress another half of it. `begun_ms` is the time since this load began, None while it waits. `deadline_ms` is
-    None if the caller has no deadline.
+    `ahead` loads have their turn before this one, and `in_progress` loads have it now; each takes `mean_load_ms`, and
+    those in progress count as half done. `begun_ms` is the time since this load began, None while it waits.
+    `deadline_ms` is None if the caller has no deadline.
     """
     if begun_ms is not None:
         left = load_ms - begun_ms

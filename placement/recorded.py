@@ -44,7 +44,7 @@ def on_clock(
 ) -> tuple[Failure, ...]:
     """Converts the failures in a record to the caller's clock.
 
-    `secrets` are the current versions of the storage secret in pods, if known: failures with another version are
+    `secrets` has the current version of the storage secret in each pod, if known: failures with another version are
     dropped. `wall_ms` is the time `now_ms` as milliseconds since the epoch. Hosts' clocks differ, so an age that would
     be negative counts as 0, and from the first look on, ages grow by the caller's clock.
     """

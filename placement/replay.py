@@ -34,8 +34,8 @@ class Difference:
 
     line: int
     question: Question
-    verdict: RoomVerdict
-    victims: tuple[str, ...]
+    verdict: RoomVerdict  # as recorded
+    victims: tuple[str, ...]  # as recorded
     now: RoomDecision
 
 

@@ -111,7 +111,7 @@ class RoomDecision:
     why: str
     freed: Footprint = NOTHING
     passes: bool = False  # NO_ROOM only: there will be room once busy copies are idle
-    hasty: bool = False  # EVICT only: a victim's caller has not arrived yet; better victims are near
+    hasty: bool = False  # EVICT only: a victim's caller has not arrived yet; there may soon be better victims
 
 
 def make_room(need: Need, held: Iterable[ResidentCopy], *, idle_ms: int = 0) -> RoomDecision:

@@ -20,7 +20,7 @@ LEAST = 0.01
 """The smallest part of its calls to which a shadow is reduced."""
 
 ENOUGH = 20
-"""Number of calls of either kind before they are compared."""
+"""Number of calls of each kind that must have ended before they are compared."""
 
 STALE = 50
 """Number of successive calls that begin during shadow calls before the shadow has to pause."""

@@ -12,7 +12,7 @@ moment later. An estimate is never larger than a pod, so a load is never refused
 if a measurement, or a file, is larger than any pod. An estimate alone evicts no more than about twice the file:
 `Prediction.steps` lists what to reserve if there is little room.
 
-The memory used here is bounded: a few loads of each of the types seen last.
+The memory used here is bounded: a few dozen loads of each of the types seen last.
 """
 
 import enum
@@ -130,7 +130,8 @@ class Sizes:
     __slots__ = ("_default_bytes", "_over", "_over_bytes", "_predictions", "_seen", "_under", "_under_bytes")
 
     def __init__(self, *, default_bytes: int = 0) -> None:
-        """Starts without observations; `default_bytes` is the estimate if model, type and file are all unknown."""
+        """Starts without observations. `default_bytes` is the estimate for a model that was never measured and whose
+        file's size is unknown."""
         self._default_bytes = default_bytes
         self._seen: LRUCache[tuple[str, bool], _Observations] = LRUCache(maxsize=2 * TYPES)
         self._predictions = self._over = self._under = 0
@@ -246,7 +247,7 @@ def _middle(values: list[_Number]) -> _Number:
 
 
 def _in(took: int, device: bool) -> Footprint:
-    """Returns a footprint of that many bytes in the memory that holds weights."""
+    """Returns a footprint of that many bytes in all, most of them in the memory that holds weights."""
     return Footprint(min(OVERHEAD_BYTES, took), max(0, took - OVERHEAD_BYTES)) if device else Footprint(took)
 
 

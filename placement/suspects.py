@@ -3,8 +3,8 @@
 A crash happens in one thread. If that thread is known and was running a model, that model is the cause. If it was not
 running a model, it may have hit memory that a model corrupted, so every model at work is a suspect. The same is true if
 nothing is known about threads. A server that hung was blocked by what its event loop ran; work in other threads does
-not block it. Servers have also crashed while unloading a model, but copies come and go all the time, so unloads are
-only suspect if nothing else was going on.
+not block it. If the event loop was in no model, all running models are suspects. Servers have also crashed while
+unloading a model, but copies come and go all the time, so unloads are only suspect if nothing else was going on.
 
 No model is blamed for an end that came from outside: a stop, a kill by hand, a replacement. A kill for lack of memory
 comes from outside too, but its cause is inside: the models at work may have taken the memory.

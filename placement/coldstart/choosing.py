@@ -36,7 +36,8 @@ def usable(created: int, seen: Seen) -> bool:
 def claimed(flight: Flight, created: int, seen: Seen, standing: Eligibility, rules: Rules) -> str:
     """Returns a pod that is known to have a copy of the registration `created`, or to be loading one, or "" if there is
     none. A request to that pod's agent joins the load. Pods in which the load has failed are left out: their claims are
-    deleted, or about to be, although the view still shows them. So are pods whose agents have just not answered."""
+    deleted, or about to be, although the view still shows them. So are pods that have refused the load, and pods whose
+    agents failed to answer a moment ago."""
     for copy in seen.copies:
         silent = copy.agent_failed_ms is not None and seen.now_ms - copy.agent_failed_ms < rules.pause_ms
         passed_over = copy.pod in flight.excluded or copy.pod in standing.excluded

@@ -94,7 +94,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Recalled(Answer):
-    """The record as remembered from an earlier read of the router."""
+    """The record as the router remembers it from an earlier read; None if it remembers none."""
 
     record: Record | None
 

@@ -3,8 +3,8 @@
 | phase | it waits for | next |
 | --- | --- | --- |
 | recalling | the remembered record | looking; reading if there is none, or it is marked |
-| reading | the record | looking; waiting or over if an agent calls a record stale that has not changed |
-| looking | the view | over if there is a copy; asking a pod that has or loads one; choosing |
+| reading | the record | looking; over if there is none; waiting or over if it is unchanged but called stale |
+| looking | the view | over if there is a copy, or loads are forbidden; asking a pod that has or loads one; choosing |
 | choosing | a choice of a pod | asking; over if no pod can take the model; waiting if one may be able to soon |
 | asking | an agent's answer | over, looking, reading or waiting, by the answer |
 | waiting | a change of the view, or a moment | reading |
@@ -99,7 +99,7 @@ class Flight:
 
         self.record: events.Record | None = None
         self.fresh = False  # the read under way must begin after the request for it
-        self.read_after = 0  # how many waiters had joined, any flight, when the read began
+        self.read_after = 0  # how many waiters had arrived, in all flights, when the read began
         self.doubted = ""  # the pod that called the record stale, while it is read again
         self.stale = 0  # times in a row that a pod called a record stale that had just been read
 

@@ -82,7 +82,7 @@ class Flights:
 
     def ask(self, flight: Flight, pod: str) -> None:
         """Instructs the carrier to ask an agent to load the model. Waiters whose deadline comes before the expected end
-        of the load get their error now."""
+        of the load get their error now, and waiters that only wait until an agent is asked get their answer."""
         assert flight.record is not None, "a flight asks once it has a record"
         self.failures.tried(pod, self.now_ms)
         flight.pod, flight.asked_ms, flight.quiet = pod, self.now_ms, flight.idle_ms > 0

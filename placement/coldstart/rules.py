@@ -15,11 +15,11 @@ class Rules:
     max_waiting_bytes: int = 256 << 20  # of the messages that waiters hold
     failure_expiry_ms: int = EXPIRY_MS
 
-    max_refusals: int = 5  # pods asked in one go before the last refusal is the answer
+    max_refusals: int = 5  # refusals after which no further pod is asked in one go
     max_stale: int = 5  # answers "stale" for a record that has just been read
     pause_ms: int = 500  # between two looks, if the view does not change earlier
     patience_ms: int = 10_000
     """Time for which a flight without waiters waits for pods to come back, or for claims of dead pods to end: a lease's
-    time to live. A flight with waiters waits three times as long."""
+    time to live. A flight with waiters waits three times as long, but no longer than `load_wait_ms`."""
     waited_ms: int = 1_000
     """An agent that takes longer than this to refuse a load must have waited for room first."""

@@ -16,8 +16,9 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 Uses: TypeAlias = Callable[[K], tuple[int, int]]
-"""Returns the time of a copy's last use (of its load, until it is called), and its calls since it was loaded. Times are
-in any unit of one clock that does not go back; neither figure shrinks while the copy exists."""
+"""A function that returns the time of a copy's last use (of its load, until it is called), and the number of its calls
+since it was loaded. Times are in any unit of one clock that does not go back; neither figure shrinks while the copy
+exists."""
 
 Standing: TypeAlias = tuple[int, float]
 """A copy's distance from eviction: the copy with the lowest is evicted first. Values are comparable among the copies of
@@ -100,7 +101,7 @@ class RankedKeys(Generic[K, R]):
         return heap[0][0] if heap else None
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Returns keys, lowest rank first, up to and including the first that is `enough`."""
+        """Returns keys, lowest rank first, up to and including the first for which `enough` is true."""
         heap, live, rank = self._heap, self._live, self._rank
         seen: list[tuple[R, int, K]] = []
         while heap:

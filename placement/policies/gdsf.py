@@ -71,7 +71,7 @@ class Gdsf(Generic[K]):
         self._seen.pop(key, None)
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Returns copies, the lowest rank first, up to and including the first that is `enough`."""
+        """Returns copies, the lowest rank first, up to and including the first for which `enough` is true."""
         return self._order.walk(enough)
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:

@@ -35,7 +35,7 @@ class Lru(Generic[K]):
         self._order.discard(key)
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
-        """Returns copies, the least recently used first, up to and including the first that is `enough`."""
+        """Returns copies, the least recently used first, up to and including the first for which `enough` is true."""
         return self._order.walk(enough)
 
     def standing(self, key: K, *, now: int, spare: bool = False) -> Standing:

@@ -27,7 +27,7 @@ GHOSTS = 1.0
 MIN_GHOSTS = 16
 
 _PROVEN = 2
-"""Calls from which on a copy is no longer a newcomer: the call that loaded it, and another one."""
+"""Number of calls that end a copy's time as a newcomer: the call that loaded it, and another one."""
 
 
 class Probation(Generic[K]):
@@ -103,8 +103,8 @@ class Probation(Generic[K]):
 
     def walk(self, enough: Callable[[K], bool]) -> list[K]:
         """Returns newcomers whose time in the queue is over, then copies of the other policy, then the remaining
-        newcomers, up to and including the first that is `enough`. Newcomers that were called again move to the other
-        policy."""
+        newcomers, up to and including the first for which `enough` is true. Newcomers whose time in the queue is over
+        and that were called again move to the other policy."""
         found: list[K] = []
         ended = False
         self._front = {}

@@ -3,7 +3,7 @@
 As in a real mesh, the router chooses a pod (`choice`), and after a refusal asks another. The pod chooses victims by its
 policy (`room.search`) and runs a few loads at a time; callers of a loading model wait for that load. Pods publish their
 figures every two seconds; in between, the router debits the loads that it has sent (`debits`). Optionally the leader
-plans copies every few seconds.
+plans copies every ten seconds.
 
 Unlike in a real mesh, calls take no time, pods do not die, and a load takes exactly as long as its model says.
 """

@@ -40,8 +40,8 @@ def zipf(models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, 
 def scan(
     models: int, requests: int, *, alpha: float = 0.9, rate: float = RATE, share: float = 0.2, seed: int = 0
 ) -> Trace:
-    """Generates a Zipf trace in which, from time to time, a job calls every model once. The jobs make up `share` of all
-    requests."""
+    """Generates a Zipf trace in which, from time to time, a job calls every model once. The jobs make up about `share`
+    of all requests."""
     names = _names(models)
     usual = zipf(models, requests, alpha=alpha, rate=rate, seed=seed)
     jobs = max(1, round(requests * share / models))

@@ -26,7 +26,7 @@ from types import MappingProxyType
 from placement.vmodels.record import Mirror, VModelMore, VModelRecord
 
 KEEP = 2
-"""Number of earlier versions that are kept for going back, unless the vmodel sets another number."""
+"""Number of earlier versions that are kept for rollbacks, unless the vmodel sets another number."""
 
 MOST_WEIGHTS = 16
 MOST_KEPT = 10

@@ -1,7 +1,7 @@
 """The record of a virtual model (vmodel, alias): a name that points at models and can be moved.
 
-Its first four attributes are ModelMesh's. Mesh's additions are in `VModelMore`, which ModelMesh keeps
-without reading it. `mesh.schema.vmodels` reads and writes both as JSON.
+Its first four attributes are ModelMesh's. Mesh's additions are in `VModelMore`, which ModelMesh keeps without reading
+it. `mesh.schema.vmodels` reads and writes both as JSON.
 """
 
 from collections.abc import Mapping
