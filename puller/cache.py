@@ -129,8 +129,8 @@ class Cache:
         budget_bytes: int | None = None,
         on_change: Callable[[str, bool], None] = lambda into, remembered: None,
     ) -> None:
-        """Makes an unloaded cache. Without a budget, unused blobs stay while a tenth of the file system (at most 10
-        GiB) is free."""
+        """Creates an empty cache; `load` adds the blobs on disk. Without a budget, unused blobs stay while a tenth of
+        the file system (at most 10 GiB) is free."""
         self._disk = disk
         self._budget = budget_bytes
         self._on_change = on_change
@@ -281,7 +281,7 @@ class Cache:
 
     def link(self, blob: Blob, target: Path) -> None:
         """Makes the file appear at the target too: by a link, or by a copy, which blocks, if the file system has no
-        links."""
+        links. Raises OSError, for example if the blob was removed."""
         with self._lock:
             path = self._there(blob)
             try:
@@ -347,8 +347,8 @@ class Cache:
         self._on_change(into, True)
 
     def leave(self, into: str) -> None:
-        """Notes that the model's folder was removed, and what others have made of it; its blobs are kept while there is
-        room. Call `trim` afterwards."""
+        """Notes that the model's folder was removed, and with it the files that others have made of the model. Its
+        blobs are kept while there is room. Call `trim` afterwards."""
         with self._lock:
             self._count_made(into, 0)
             for blob in self._made_of.get(into, ()):
@@ -357,8 +357,8 @@ class Cache:
                     self._let_go(blob)
 
     def made(self, into: str, size: int) -> None:
-        """Notes that another program has made files of `size` bytes in all of the model's files. They count against the
-        budget until `leave`, even if they exceed it. Call `trim` afterwards."""
+        """Notes that another program has made further files from the model's files, `size` bytes in all. They count
+        against the budget until `leave`, even if they exceed it. Call `trim` afterwards."""
         with self._lock:
             self._count_made(into, size)
 
@@ -542,7 +542,7 @@ class Cache:
         if self._contents.get(blob.sha256) is blob:
             self._damaged += 1
             log.warning(
-                "a file of the pod's disk was damaged or removed there, and is fetched again when it is needed: %s",
+                "a file on the pod's disk was damaged or removed; it is fetched again when it is needed: %s",
                 blob.path,
             )
         self._disown(blob)

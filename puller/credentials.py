@@ -151,8 +151,8 @@ class Secrets:
         """Returns the settings for a registration, or None if the type of store is not known.
 
         `key` is the registration's storage_key, `parameters` its storage_params. `uri` has the settings that its URI
-        names, which take precedence over both. `bucket` is the old top-level attribute. Reads a file or two. Raises
-        PullError if the key or a setting cannot be used.
+        names, which take precedence over both. `bucket` is ModelMesh's old attribute of the key; it replaces the
+        secret's bucket, if that has one. Reads a file. Raises PullError if the key or a setting cannot be used.
         """
         parameters, uri = dict(parameters or {}), dict(uri or {})
         overrides = {**parameters, **uri}
@@ -163,9 +163,10 @@ class Secrets:
             origin, values = "", {}
         elif wanted and isinstance(values.get("type"), str) and values["type"] != wanted:
             text = (
-                f"key {origin} of the storage secret is a store of type {values['type']}, but the path needs {wanted}"
+                f"key {origin} of the storage secret is a store of type {values['type']}, but "
+                f"{'the path' if uri.get('type') else 'storage_params'} requires {wanted}"
             )
-            raise PullError(PullErrorKind.SETTINGS, f"{text}; name the storage_key of such a store")
+            raise PullError(PullErrorKind.SETTINGS, f"{text}; name the storage_key of a store of type {wanted}")
         if values.get("default_bucket") and "bucket" not in values:
             values["bucket"] = values["default_bucket"]
         if bucket and "bucket" in values:
@@ -216,8 +217,8 @@ class Secrets:
 
 
 def _override(values: dict[str, Any], path: str, value: object) -> bool:
-    """Sets a string at a dotted path. Returns False if the path already had that value. Raises PullError if the old
-    value is not a string."""
+    """Sets a string at a dotted path. Returns False if the path already had that value. Raises PullError if the path
+    leads through something that is not an object, or if the new or the old value is not a string."""
     *parents, last = path.split(".")
     for name in parents:
         values = values.setdefault(name, {})

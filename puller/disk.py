@@ -57,7 +57,8 @@ def write_error(error: OSError) -> PullError | None:
 
 
 class Disk:
-    """One directory. Its methods block for microseconds; `remove` and `sweep` block for longer if folders are large."""
+    """One directory. Its methods block for microseconds; `commit`, `remove` and `sweep` block for longer if they remove
+    large folders."""
 
     def __init__(self, directory: Path, *, reserve_bytes: int = 64 * 2**20) -> None:
         self._directory = Path(os.path.abspath(directory))

@@ -67,7 +67,7 @@ class PullErrorKind(enum.Enum):
 
 
 class PullError(Exception):
-    """A failed pull, which has left nothing behind.
+    """The error of a failed pull, which has left no folder behind; complete files stay in the cache.
 
     `retry_after` is the time that the store asked for, in seconds. `short` is how many bytes of models in use must be
     evicted from the disk for the pull, or 0 if that does not help. `never` says that this pod's disk would be too small

@@ -90,7 +90,8 @@ class Flights:
         store: str,
         room: DiskReservation,
     ) -> FileFlight:
-        """Begins a flight. From now on `room` belongs to the flight. `store` is the store of the listing."""
+        """Begins a flight. From now on `room` belongs to the flight. `store` is the store of the listing. If `name` is
+        None, other pulls cannot join the flight."""
         flight = FileFlight(name, location, file.size)
         if name is not None:
             self._flights[name] = flight

@@ -125,7 +125,8 @@ class HttpProvider:
         )
 
     def _trust(self, settings: StoreSettings) -> ssl.SSLContext | None:
-        """Returns the TLS settings of a store that names an authority, or a certificate for its clients."""
+        """Returns the TLS settings of a store that names an authority or a client certificate, or None for any other
+        store."""
         name = settings.fingerprint()
         context = self._trusted.get(name)
         if context is None:
@@ -177,8 +178,8 @@ class HttpProvider:
 
 
 def _described(response: aiohttp.ClientResponse, location: Location, key: str) -> RemoteFile:
-    """Returns the description of the file whose body the answer has, from its headers. Raises PullError unless the body
-    is the whole file."""
+    """Returns the description of the file in an answer's body, from the headers. Raises PullError for a status other
+    than 200, a compressed body, or a web page."""
     if response.status != HTTPStatus.OK:
         raise status_error(response, location.shown)
     headers = response.headers
@@ -243,8 +244,8 @@ def _place(location: Location) -> str:
 
 
 def _validator(headers: Mapping[str, str]) -> tuple[str, bool]:
-    """Returns the header value that distinguishes versions: a strong ETag, or else a date of change. Also returns
-    whether that value would certainly differ after a later change."""
+    """Returns the header value that distinguishes versions: a strong ETag, or else a date of change, or else "". Also
+    returns whether that value would certainly differ after a later change."""
     tag = headers.get("ETag", "").strip()
     strong = tag if tag.startswith('"') else ""
     changed = headers.get("Last-Modified", "")

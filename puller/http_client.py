@@ -104,8 +104,8 @@ class HttpClient:
                 yield
         # `from None`: aiohttp's message may quote the URL's query, and a traceback shows causes.
         except TimeoutError:
-            text = f"{shown} was not answered in time: the server did not answer, or stopped sending; "
-            text += "check that it is up and reachable from the pods"
+            text = f"{shown} was not answered in time: the server did not answer, stopped sending, or needed more than "
+            text += f"{self.policy.total_timeout:g} s in all; check the server, and the network between it and the pods"
             raise PullError(PullErrorKind.TIMEOUT, text) from None
         except aiohttp.ClientPayloadError:
             raise PullError(
@@ -133,8 +133,8 @@ class HttpClient:
     ) -> OpenAnswer:
         """Sends a GET, or a POST with JSON. Follows redirects unless `follow` is false, and returns any other answer.
 
-        `secret` are headers for the URL's own origin only; `trust` replaces the policy's trusted authorities. Must be
-        called inside `translated`.
+        The headers in `secret` are only sent to the URL's own origin, for which `trust` replaces the policy's trusted
+        authorities. Must be called inside `translated`. Raises PullError if there are too many redirects.
         """
         origin = url.origin()
         store = origin.raw_authority

@@ -77,7 +77,7 @@ class PullLimits:
         await self._slots.acquire(store)
 
     def release(self, store: str) -> None:
-        """Returns a connection that was taken for this store."""
+        """Gives back a connection that was taken for this store."""
         self._slots.release(store)
 
     @asynccontextmanager
@@ -109,7 +109,7 @@ class PullLimits:
             raise errors.exceptions[0] from None
 
     def parts(self, missing: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Cuts ranges (first byte, one after the last) into parts for parallel requests, in order."""
+        """Cuts ranges (first byte, one after the last) into parts of at most `range_bytes` bytes, in order."""
         parts: list[tuple[int, int]] = []
         for start, end in missing:
             length = end - start

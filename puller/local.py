@@ -99,7 +99,8 @@ class LocalProvider:
         self._executors: dict[str, ThreadPoolExecutor] = {}
 
     async def listing(self, location: Location) -> Listing:
-        """Lists the file, or all files below the folder, following links that stay inside."""
+        """Lists the file, or all files below the folder, following links that stay inside the roots. A single small
+        file is read too."""
         path = path_of(location)
         return await self._in_thread(path, _shown(location), self._list, path, _shown(location))
 
@@ -166,7 +167,8 @@ class LocalProvider:
                     file = replace(file, content=self._content(shown, file))
                 return Listing((file,), is_file=True)
             if not stat.S_ISDIR(found.st_mode):
-                raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} is neither a file nor a folder")
+                text = f"{shown} is neither a file nor a folder; register the path of a file or a folder"
+                raise PullError(PullErrorKind.BAD_REQUEST, text)
             tree = _Tree(shown)
             self._list_folder(real, "", [(found.st_dev, found.st_ino)], tree, stop)
             if not tree.files and tree.skipped:
@@ -209,7 +211,8 @@ class LocalProvider:
                 tree.skip(prefix + name, stray(name))
                 continue
             if len(tree.files) + len(tree.folders) >= MAX_FILES:
-                raise PullError(PullErrorKind.TOO_LARGE, f"{tree.path} holds more than {MAX_FILES} files and folders")
+                text = f"{tree.path} holds more than {MAX_FILES} files and folders; name a folder below it"
+                raise PullError(PullErrorKind.TOO_LARGE, text)
             try:
                 real = os.path.realpath(os.path.join(folder, name))
                 self._check(real, os.path.join(folder, name), f"{tree.path.rstrip('/')}/{prefix}{name}")

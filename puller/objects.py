@@ -119,7 +119,7 @@ class ObjectProvider:
             await self._limits.in_parts(sink.missing(), fetch)
 
     async def close(self) -> None:
-        """Drops the clients; obstore closes their connections."""
+        """Drops the clients, whose connections obstore closes, and ends all other connections and threads."""
         self._clients.clear()
         if self._tunnel is not None:
             tunnel, self._tunnel = self._tunnel, None

@@ -11,16 +11,16 @@ and what this module does about them:
 - `timeout` (30 s) covers the whole body: a large object would never arrive. Here it is a day, and `read_timeout` ends a
   stalled transfer. It is never 0, with which every request fails immediately.
 - By default, it retries ten times, even after refused connections and for wrong names, and counts the time from the
-  first request. This is switched off, because `retry` knows what is already on disk. Two retries remain for tokens of
-  the pod's own identity.
+  first request. This is switched off, because `retry` knows what is already on disk. Two retries remain for clients
+  that must fetch a token first.
 - `.config`, `repr` and pickles of a client contain its secrets, so clients stay inside `objects`.
 - It resolves names and follows redirects by itself, with no way to check an address. So Mesh's own proxy, `tunnel`,
   makes all of its connections.
 - A child process that is forked after the first use hangs when it uses the library. Mesh never forks without exec.
 
 Identity of a pod: without credentials in the settings, obstore uses the pod's own (instance role, workload identity,
-environment). For S3 this is always so, because roles exist for this; for GCS and Azure only if there is a sign of an
-identity, because with ModelMesh such settings meant a public bucket. `"identity": "anonymous"` or `"ambient"` in the
+environment). For S3 it always does, because roles exist for this purpose; for GCS and Azure only if there is a sign of
+an identity, because with ModelMesh such settings meant a public bucket. `"identity": "anonymous"` or `"ambient"` in the
 settings overrides this.
 """
 
@@ -116,7 +116,10 @@ def endpoint_of(settings: StoreSettings) -> str:
     except ValueError:
         valid = False
     if not valid or split.query or split.username or split.fragment:
-        raise settings.error("endpoint_url must be an http or https URL without user, query and fragment") from None
+        raise settings.error(
+            f"{'endpoint_url' if settings.text('endpoint_url') else 'BlobEndpoint in connection_string'} must be an "
+            "http or https URL without user, query and fragment"
+        ) from None
     return url.rstrip("/")
 
 

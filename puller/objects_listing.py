@@ -41,7 +41,7 @@ class Lister(Protocol):
     """The interface to a store's listing: the request for each page, and the parser of its answer."""
 
     def request(self, prefix: str, token: str, *, now: datetime) -> tuple[str, dict[str, str]]:
-        """Returns the URL of a page and the headers for it. Raises ValueError for invalid keys."""
+        """Returns the URL of a page and the headers for it. Raises ValueError if the account's key is not valid."""
 
     def page(self, root: ElementTree.Element) -> Page:
         """Returns the content of a page. Raises ValueError if a value in it is invalid."""

@@ -65,15 +65,15 @@ class Provider(Protocol):
     """A kind of store. `listing` and `read` may run many times concurrently, and raise PullError."""
 
     async def listing(self, location: Location) -> Listing:
-        """Lists everything at the location, however many files there are. Raises PullError (NOT_FOUND, EMPTY) if there
-        are none."""
+        """Lists all files at the location. Raises PullError, for example NOT_FOUND or EMPTY if there are none, or
+        TOO_LARGE if there are more than a model can have."""
 
     async def read(self, location: Location, file: RemoteFile, sink: Sink) -> None:
-        """Writes a listed file to the sink, and never another version of it (CHANGED).
+        """Writes a listed file to the sink. Raises PullError(CHANGED) rather than write another version of the file.
 
-        Connections are taken from `sink.limits`, and bytes are reported to `sink.pace`. If the sink already holds bytes
-        from an attempt that broke off, only the missing ones may be read, provided that the version is certainly the
-        same; otherwise `sink.restart` is called. A cancelled read stops soon.
+        Connections and received bytes count against the pod's `PullLimits`. If the sink already holds bytes from an
+        attempt that broke off, only the missing ones may be read, provided that the version is certainly the same;
+        otherwise `sink.restart` is called. A cancelled read stops soon.
         """
 
     async def close(self) -> None:

@@ -2,8 +2,7 @@
 
 These are `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`; their lower-case forms take precedence. `NO_PROXY` is
 a list of hosts, domains (with or without a leading dot, meaning everything below them), addresses and networks
-(`10.0.0.0/8`), any of them with a port; `*` means everything. This machine's own addresses are never requested through
-a proxy.
+(`10.0.0.0/8`), any of them with a port; `*` means everything. Loopback addresses are never requested through a proxy.
 
 Only `http:` proxies are supported. The scheme is that of the proxy itself; the TLS connection of an `https:` URL is
 with the store.

@@ -104,9 +104,9 @@ class Puller:
         retries: retry.RetryPolicy | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """Makes a puller. `file_roots` are folders that paths may lie in, `volumes` a folder with a subfolder for each
-        `pvc:` name, and `secrets` the mounted storage secret. `providers` are further ones by scheme, which take
-        precedence over the built-in ones.
+        """Makes a puller. `file_roots` are the folders that `file:` paths may lie in, `volumes` a folder with a
+        subfolder for each `pvc:` name, and `secrets` the mounted storage secret. `providers` are further ones by
+        scheme, which take precedence over the built-in ones.
 
         `budget_bytes` bounds all files on disk. Without it, unused files stay while the disk has room (`cache`).
         """
@@ -174,7 +174,7 @@ class Puller:
     def sweep(self) -> None:
         """Removes what an earlier process left, except complete files, which are used again.
 
-        Blocks. Raises ValueError if the directory belongs to another program.
+        Blocks. Raises ValueError if the directory holds something else or is in use, and OSError if it cannot be used.
         """
         self._disk.sweep()
         self._cache.load()
@@ -315,7 +315,8 @@ class Puller:
     async def remove(self, into: str) -> None:
         """Removes the folder of that name, if it exists. The model server must no longer need the files there.
 
-        The files stay in the cache for as long as there is room.
+        The files stay in the cache for as long as there is room. Waits for up to ten seconds; the removal then
+        continues by itself. Raises OSError if the folder cannot be removed.
         """
         # Done at once, so that a late removal does not hit a later pull into the same name.
         self._latest.pop(into, None)
@@ -328,7 +329,7 @@ class Puller:
             work.result()
 
     async def close(self) -> None:
-        """Closes connections and releases the directory. All pulls must have been cancelled before."""
+        """Closes connections and releases the directory. No pull may be in progress."""
         for provider in dict.fromkeys(self._providers.values()):
             await provider.close()
         if self._securing:

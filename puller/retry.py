@@ -40,8 +40,8 @@ async def retried(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> _T:
-    """Returns the operation's result. Raises the PullError of its last attempt; after several attempts, the text says
-    how many there were.
+    """Returns the operation's result. Raises the PullError of its last attempt. If several attempts were made and the
+    error is of a kind that is retried, its text says how many there were.
 
     `progress` is a number that grows as the operation progresses: a new maximum restarts the count."""
     began = since = clock()

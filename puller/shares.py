@@ -31,7 +31,7 @@ class Shares:
         return len(self._waiting)
 
     async def acquire(self, store: str) -> None:
-        """Takes a turn of the store, once there is one. It must be returned by `release`."""
+        """Takes a turn of the store, once there is one. `release` gives it back."""
         if self._may(store) and store not in self._waiting.values():
             self._taken[store] += 1
             return
@@ -47,7 +47,7 @@ class Shares:
             self._waiting.pop(turn, None)
 
     def release(self, store: str) -> None:
-        """Returns a turn, and passes it to the first waiter that may have it."""
+        """Gives back a turn, and passes turns to the waiters that may now have one, in the order of arrival."""
         self._taken[store] -= 1
         if not self._taken[store]:
             del self._taken[store]

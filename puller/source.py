@@ -116,7 +116,8 @@ def locate(path: str) -> Location:
 
 
 def rewritten_key(key: dict[str, Any], *, disk_bytes: int, schema: str | None) -> str:
-    """Returns the key that a model server gets after the pull, with sizes and local paths instead of stores."""
+    """Returns the key that a model server gets after the pull: without the store, but with the model's bytes on disk
+    and the schema's local path, if it has a schema."""
     kept = {name: value for name, value in key.items() if name not in _STORE_ATTRIBUTES and name != "schema_path"}
     kept["disk_size_bytes"] = disk_bytes
     if schema is not None:
@@ -159,7 +160,8 @@ class _Store:
             return _in_store(settings, path, self._claims)
         if named:
             text = (
-                f'{redact(path)!r} is in a store of no known type; name a storage_key, or give "type" in storage_params'
+                f"the type of the store of {redact(path)!r} is unknown; name a storage_key, or give "
+                '"type" in storage_params'
             )
             raise PullError(PullErrorKind.BAD_REQUEST, text)
         text = f"{redact(path)!r} is neither an absolute path nor a URI such as file:///models/a.onnx or s3://bucket/a"
@@ -212,7 +214,7 @@ class _Store:
 
 
 def _parse_uri(uri: str, scheme: str) -> tuple[dict[str, str], str]:
-    """Returns the settings that a store URI contains, as storage_params, and the path inside the store. Returns nothing
+    """Returns the settings that a store URI contains, as storage_params, and the path inside the store. Both are empty
     for an unknown scheme."""
     rest = uri.partition(":")[2].removeprefix("//")
     first, _, path = rest.partition("/")
