@@ -1,4 +1,5 @@
-"""`python -m router`: the command line of a router pod. Each option can also be set as MESH_OPTION."""
+"""`python -m router`: the command line of a router pod. Each option can also be set by an environment variable, such as
+MESH_WORKERS for `--workers`."""
 
 import os
 import socket

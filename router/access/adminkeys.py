@@ -1,8 +1,8 @@
 """The admin key in a file, with which a mesh is set up before any key exists in etcd.
 
 The file has one key in each line, so that a new one can be added before the old one is removed. It is read again when
-it changes. If the file is missing, the last keys stay valid, because Kubernetes sometimes mounts volumes late. An empty
-file revokes them.
+it changes. If the file is missing or cannot be used, the last keys stay valid, because Kubernetes sometimes mounts
+volumes late. An empty file revokes them.
 """
 
 import hashlib

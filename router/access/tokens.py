@@ -117,7 +117,10 @@ class Tokens:
                 return source
         if not unverified.issuer:
             raise TokenError("the token does not name its issuer (the claim iss): get a token that does")
-        raise TokenError(f"the token is of the issuer {unverified.issuer!r:.200}, which this mesh does not accept")
+        raise TokenError(
+            f"the token is of the issuer {unverified.issuer!r:.200}, which this mesh does not accept: get a token of "
+            "an issuer that it accepts"
+        )
 
     def _refusal(self, digest: bytes, error: TokenError) -> MeshError:
         self.failures.failed()

@@ -138,8 +138,8 @@ class Aliases:
 
     def destination(self, alias: Alias, call: Call, version: str) -> Destination:
         """Returns the destination of a call by an alias. If the alias names versions, `version` decides, unless it is
-        "". Otherwise the call goes to the active model, or to a model of the split. Raises MeshError UNKNOWN_VERSION if
-        the alias has no such version."""
+        "". A call without a version goes to a model of the split, if there is one. All other calls go to the active
+        model. Raises MeshError UNKNOWN_VERSION if the alias has no such version."""
         if version and alias.versions:
             return alias.of_version(version)
         split = alias.split

@@ -59,7 +59,7 @@ class Attempts:
         return self._after(copy, trouble, lost.why, kept=kept, deaths=deaths)
 
     def missed(self, copy: Copy, *, kept: bool = True) -> Decision:
-        """Decides what follows after the pod has disappeared before anything could be sent to it."""
+        """Decides what follows if the pod disappeared before anything could be sent to it."""
         return self._after(copy, Trouble.UNREACHED, f"{copy.pod.name} has gone", kept=kept)
 
     def _after(
@@ -97,7 +97,8 @@ class Attempts:
     def _error(self, end: End, trouble: Trouble, copy: Copy, why: str) -> MeshError:
         if end is End.EXHAUSTED:
             text = (
-                f"{self._tries} attempts have called no copy of {self._model_id}: try again; the last one failed: {why}"
+                f"{self._tries} attempts to call {self._model_id} have reached no copy of it: try again; the last one "
+                f"failed: {why}"
             )
             return MeshError(Reason.UNAVAILABLE, text, retry_after=1.0)
         if end is End.UNKEPT:
@@ -107,7 +108,8 @@ class Attempts:
             )
             return MeshError(Reason.UNAVAILABLE, text, retry_after=0)
         if end is End.BUSY:
-            return MeshError(Reason.OVERLOADED, f"{self._model_id} cannot be called now: {why}", retry_after=0.1)
+            text = f"{self._model_id} cannot be called now: {why}: try again"
+            return MeshError(Reason.OVERLOADED, text, retry_after=0.1)
         if trouble is Trouble.BROKEN:
             return replies.broken(why)
         text = f"the connection to {copy.pod.name} was lost in the middle of the call: {why}"

@@ -41,7 +41,7 @@ MAX_BYTES = 8 << 20
 """Maximum bytes of requests and answers that one worker keeps for shadows."""
 
 BUSY = 4
-"""Number of callers' calls in flight in a pod above which the pod gets no shadow calls."""
+"""Number of callers' calls in flight in a pod from which on the pod gets no shadow calls."""
 
 TIMEOUT = 10.0
 """Seconds within which a shadow must answer."""
@@ -67,7 +67,7 @@ class Calls(Protocol):
     loop: asyncio.AbstractEventLoop
 
     def pick(self, copies: list[Copy]) -> Copy | None:
-        """Returns the copy to call."""
+        """Returns the copy to call, or None if none may be called."""
 
     def must_verify(self, copy: Copy) -> bool:
         """Returns whether a record must be read before this copy may be called."""
@@ -275,7 +275,7 @@ class Mirrors:
         self.calls.loop.call_later(LATER, self._send, shadow, mirrored)
 
     def ended(self, call: _ShadowCall) -> None:
-        """Frees the resources of a shadow call, which the call requests when it ends."""
+        """Frees the resources of a shadow call. The call itself calls this when it ends."""
         self._running.discard(call)
         self._ran.append((call.began, time.perf_counter()))
         pod = call.copy.pod

@@ -38,7 +38,7 @@ _UNARY = frozenset({"/grpc.health.v1.Health/Check"})
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _NOT_SENT = metadata.RESERVED | {b"grpc-encoding", b"grpc-accept-encoding", b"server", b"date"}
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing from its stubs
-_NEWS = 0.002  # seconds; measured 0.1 ms
+_NEWS = 0.002  # seconds in which the news of a cancellation arrives; measured: 0.1 ms
 _STREAM_WINDOW = 1 << 20  # bytes that a client may send ahead on a stream; the same as Envoy's (`mesh.envoy.config`)
 _INTERNAL = "internal error; the router's log has the cause"
 
@@ -87,7 +87,8 @@ class GrpcCall(wire.Call):
         return self._cancelled
 
     def on_cancel(self, callback: Callable[[], None] | None) -> None:
-        """Sets the function to call when the caller goes away before the answer."""
+        """Sets the function to call when the caller goes away before the answer. Calls it immediately if the caller has
+        already gone."""
         if callback is not None and self._cancelled:
             callback()
         else:

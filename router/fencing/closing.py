@@ -2,8 +2,8 @@
 longer needed.
 
 A life without presence is open: its model server may or may not still answer. The leader records two facts about an
-open life. From the revision at which the presence ended, and etcd's history, a reader finds out which copies the pod
-had. The time for which the life has been open is an age and not a date, so the next leader can continue the count with
+open life: the revision at which the presence ended, by which etcd's history shows which copies the pod had; and the
+time for which the life has been open. This is an age and not a date, so the next leader can continue the count with
 any clock. A life is closed
 
 - by its agent, once its model server has ended;

@@ -40,7 +40,7 @@ class CarryingStatistics:
 
     loads: int
     unloads: int
-    failures: int  # loads that an agent refused or failed, or that it did not answer
+    failures: int  # loads that did not succeed, without those whose agents did not answer in time
 
 
 class Carrying:

@@ -86,13 +86,14 @@ class Loads:
         self._maximum = maximum
 
     def active(self, model_id: str) -> NamedModel:
-        """Returns the number of copies of an active model, including those that answer calls although etcd has lost
-        them."""
+        """Returns the numbers of all and of loaded copies of an active model, including copies that answer calls
+        although etcd has lost them."""
         known = list(self._view.known(model_id))
         return NamedModel(copies=len(known), loaded=sum(copy.callable for copy in known))
 
     def target(self, registration: Registration) -> NamedModel:
-        """Returns the number of copies of a target, counting only those that every router knows from etcd."""
+        """Returns the numbers of all and of loaded copies of a target. A copy counts as loaded only if every router
+        knows it from etcd."""
         known = [c for c in self._view.known(registration.model_id) if c.record.create_revision == registration.created]
         loaded = sum(copy.callable and not copy.answered and not copy.suspect for copy in known)
         return NamedModel(copies=len(known), loaded=loaded)

@@ -67,7 +67,8 @@ class Reloading:
         on_done: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Begins without moves. `idle_ms` returns the time since a model's last use by the agents' latest reports, or
-        None if they did not report it. `on_done` is called with each model whose copies have all moved."""
+        None if they did not report it. `on_done` is called with each model whose reload has ended, because its copies
+        have moved or because it was unregistered."""
         self._view = view
         self._registry = registry
         self._etcd = etcd

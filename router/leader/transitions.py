@@ -81,7 +81,7 @@ class Parked:
         self.pause = pause  # seconds
         self.since = self.checked = time.monotonic()
         self.until = self.since + pause
-        self.modified = 0 if target is None else target.modified  # the target's registration, after the failure
+        self.modified = 0 if target is None else target.modified  # revision of the target's record; 0: unknown
         self.checking = False
 
 

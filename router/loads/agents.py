@@ -1,8 +1,8 @@
 """Requests to agents. The channel to an agent is opened when it is first needed, and closed when the agent's pod
 disappears.
 
-Control traffic is rare, so plain `grpc.aio` is fast enough. Every request has a timeout. If an agent cannot be reached
-or does not answer, `Unreachable` is raised. This says nothing about the requested model.
+Control traffic is rare, so plain `grpc.aio` is fast enough. Every request has a timeout. A request raises `Unreachable`
+if the agent cannot be reached or does not answer. This says nothing about the requested model.
 """
 
 import asyncio

@@ -14,8 +14,8 @@ from router.state.view import View
 
 
 def settle(view: View, debits: Debits, now_ms: Callable[[], int]) -> None:
-    """Ends the debits of `load`, from now on, when their pods publish figures that contain them or disappear from
-    `view`."""
+    """Listens to `view` from now on, and ends each debit that `load` makes once its pod publishes figures that contain
+    the load, or disappears."""
 
     def on_pod(name: str, news: News) -> None:
         if news is News.PUBLISHED:

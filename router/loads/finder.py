@@ -1,8 +1,8 @@
 """Answers to the requests of cold starts, with the record from the registry, the copies from the view, and replies from
 agents.
 
-Each request of `placement.coldstart` gets one answer. The finder also updates the copies in the view, and the debits
-and unreachable agents for the choice.
+Each request of `placement.coldstart` gets one answer. The finder also updates what later choices depend on: the copies
+in the view, the debits, and the times at which agents failed to answer.
 """
 
 from collections.abc import Callable

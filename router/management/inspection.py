@@ -41,7 +41,8 @@ class Inspector:
 
     async def explain(self, model_id: str, readable: Callable[[str], bool] = lambda _: True) -> Explanation:
         """Returns the pods that have a model, or that would load it, with the reasons. Hides the ids of other models
-        that are not `readable`. Raises BAD_REQUEST, UNKNOWN_MODEL, REGISTRY_AWAY."""
+        that are not `readable`. Raises BAD_REQUEST, UNKNOWN_MODEL, INTERNAL if the record cannot be decoded,
+        REGISTRY_AWAY."""
         check_id(model_id)
         seen = await self._status.look(model_id)
         if seen.registration is None:

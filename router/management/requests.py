@@ -96,11 +96,11 @@ def check_move(request: MoveVModel) -> None:
     elif mirror is not None and not 0 < mirror.percent <= 100:
         wrong = f"a mirror's share is a percentage above 0, at most 100, not {mirror.percent:g}"
     elif any(not 0 <= weight <= _MOST_WEIGHT for weight in weights.values()):
-        wrong = f"a weight is a whole number from 0 to {_MOST_WEIGHT}, as in 90 and 10"
+        wrong = f"a weight is a whole number from 0 to {_MOST_WEIGHT}, such as 90"
     elif weights and not any(weights.values()):
         wrong = "the weights add up to 0: no model would get calls"
     elif change.target and weights and change.target not in weights:
-        wrong = f"the target, model {change.target[:200]}, has no weight"
+        wrong = f"the target, model {change.target[:200]}, has no weight: give it one, or name another target"
     if wrong:
         raise MeshError(Reason.BAD_REQUEST, wrong)
 

@@ -6,7 +6,7 @@ from mesh.telemetry import metrics
 
 
 def summary(snapshot: metrics.Snapshot) -> dict[str, Any]:
-    """Returns calls, hits, cold starts, latencies and calls by alias, computed from a snapshot of the workers'
+    """Returns calls, hits, cold starts, loads, latencies and calls by alias, computed from a snapshot of the workers'
     metrics."""
     found = {metric["name"]: metric for metric in snapshot["metrics"]}
 

@@ -88,7 +88,8 @@ class Reporter:
         self._wall = wall
 
     async def of(self, model_id: str) -> StatusInfo:
-        """Returns a model's status. Neither loads the model nor counts as a use. Raises BAD_REQUEST, REGISTRY_AWAY."""
+        """Returns a model's status. Neither loads the model nor counts as a use. Raises BAD_REQUEST, INTERNAL if the
+        model's record cannot be decoded, REGISTRY_AWAY."""
         check_id(model_id)
         seen = await self.look(model_id)
         return StatusInfo(ModelStatus.NOT_FOUND) if seen.registration is None else self.info(seen.registration, seen)

@@ -292,8 +292,8 @@ class RouterPod:
         return addresses.format_address(host, self._envoy.port if self._envoy is not None else port)
 
     def _with_ports(self, settings: RouterSettings) -> RouterSettings:
-        """Returns the settings with free ports filled in. Without Envoy, all workers share these ports. Raises
-        StartError."""
+        """Returns the settings, without Envoy with free ports in place of ports 0, because all workers share the ports.
+        Raises StartError if a port is taken."""
         if settings.edge == "envoy":
             return settings
         chosen = []

@@ -1,8 +1,9 @@
-"""`python -m router.process.worker SETTINGS INDEX [GRPC INFERENCE REST]`: a worker process, started by the router pod.
+"""`python -m router.process.worker SETTINGS INDEX [DESCRIPTOR...]`: a worker process, started by the router pod.
 
-With Envoy, the worker answers on three unix sockets that the pod has created (`sockets`): gRPC over HTTP/1.1, inference
-over REST, and everything else over REST. Their descriptors are the last arguments. If `grpc.aio` is the edge, the
-worker listens on the ports itself. All of its state can be rebuilt from etcd, so it may die at any time.
+With Envoy, the worker answers on unix sockets that the pod has created (`sockets`) and whose descriptors it passes: for
+gRPC over HTTP/1.1, for inference over REST, and for everything else over REST. With a separate port for management,
+there are two more, for gRPC and REST at that port. If `grpc.aio` is the edge, the worker listens on the ports itself.
+All of its state can be rebuilt from etcd, so it may die at any time.
 """
 
 import asyncio

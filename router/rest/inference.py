@@ -23,7 +23,7 @@ from router.rest.pieces import Body, Piece
 SMALL = 64 * 1024
 """Largest JSON body that is converted in the event loop, in bytes: about 3 ms."""
 
-_UNPACKED = 4 * 1024  # bytes that are decompressed there, into no more than 4 MiB: 10 ms
+_UNPACKED = 4 * 1024  # bytes that are decompressed in the event loop, into no more than 4 MiB: 10 ms
 _EXPANSION = 1032  # the most that zlib achieves
 _WINDOWS = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ZLIB}
 

@@ -151,7 +151,8 @@ class Kept:
         return None
 
     def put(self, file: File) -> None:
-        """Keeps a file, and frees those used least recently if there are too many, or too many bytes."""
+        """Keeps a file, unless it has more than `BYTES`. Frees the files used least recently if there are too many, or
+        too many bytes."""
         if file.size > BYTES:
             file.close()
             return

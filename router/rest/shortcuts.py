@@ -7,8 +7,8 @@ two small outputs, the CPU time to convert a request and its reply, without the 
 
 If a body has binary tensors, its JSON part is recognised as a whole, because it is the same in every call.
 
-Only the simplest requests take this path: numbers, without parameters or binary data. All others take the long path
-(`documents`), which also makes all refusals.
+Of requests without binary data, only the simplest take this path: numbers, without parameters. All others take the long
+path (`documents`), which also makes all refusals.
 """
 
 import math
@@ -33,7 +33,7 @@ _MAX_INPUTS = 16
 _MAX_ELEMENTS = 1 << 16  # of an input; the text of a longer one is read elsewhere
 _MAX_HEAD = 4096  # bytes of a JSON part
 _MAX_REPLY = 16384  # maximum bytes of a reply, because a longer one gains little
-_FEW = 16  # maximum numbers of which a tuple is written faster than an array
+_FEW = 16  # maximum number of elements for which a tuple is written faster than an array
 
 _MODEL, _VERSION, _REQUEST_ID, _RAW_INPUT = 0x0A, 0x12, 0x1A, b"\x3a"  # tags of a ModelInferRequest's fields
 _ID, _RAW = 0x1A, 0x32  # of a ModelInferResponse's

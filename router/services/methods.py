@@ -63,8 +63,8 @@ def unary(message: type[M], answer: Callable[[M], Message]) -> wire.Handler:
 
 
 def for_known(guard: Guard, handlers: Mapping[bytes, wire.Handler]) -> dict[bytes, wire.Handler]:
-    """Returns handlers that answer only known callers. If the guard identifies no callers, returns the handlers
-    unchanged."""
+    """Returns handlers that answer only known callers. If the guard also admits unknown callers to such operations,
+    returns the handlers unchanged."""
     if not guard.asks(operations.SERVER.verb):
         return dict(handlers)
 

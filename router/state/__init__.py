@@ -9,5 +9,6 @@
 | `candidates` | the view's pods, in the form that placement needs |
 | `dynamic` | the settings that change while the mesh runs, from the range `config` |
 | `registry` | the models' records, read on demand |
+| `differing` | which attributes of a registered model differ from those of a request |
 | `vmodels` | the vmodels' records, from the range `vmodels` |
 """

@@ -12,7 +12,8 @@ from router.state.pods import Pod
 log = logs.get(__name__)
 
 AVOID = 1.0
-"""Seconds for which a pod that could not be reached is chosen last."""
+"""Seconds for which a pod gets no calls after its data port could not be reached, and no loads after its agent did not
+answer."""
 
 LATELY = 300.0
 """Seconds for which a pod that has gone is expected to return, under the same name or another: after the restart of a

@@ -1,6 +1,6 @@
 """The contents of etcd's range `presence`, key by key: pods, copies, lives, tombstones.
 
-Keys and records that cannot be decoded, and the few other keys in the range, are logged and skipped.
+Keys and records that cannot be decoded are logged and skipped. The few other keys in the range are ignored.
 """
 
 from collections.abc import Callable, Iterable, Iterator
