@@ -1,7 +1,7 @@
 """Generates `mesh/pb/` from the .proto files beside this file, or checks that it is fresh.
 
     python proto/generate.py            writes mesh/pb/
-    python proto/generate.py --check    exits 1 and names the files that differ
+    python proto/generate.py --check    exits 1 and shows what differs, if anything does
 
 The generated modules register their messages in a descriptor pool of our own (`mesh.pb.POOL`): in protobuf's default
 pool, our V2 messages and those of another V2 client library in the same process are "duplicate symbols".

@@ -1,8 +1,8 @@
 """A real one-node Kubernetes on this machine, for tests: control plane, kubelet, containerd, DNS and Pod Security.
 
-`make cluster` builds and starts the cluster; `make cluster-down` stops it and leaves the machine as it was. The cluster
-is built only from Go modules and Debian packages, so it needs no container registry. Its addresses are reachable only
-from this machine, and its pods cannot reach anything outside it.
+`make cluster` builds and starts the cluster; `make cluster-down` stops it, and restores the machine's network and
+kernel settings. The cluster is built only from Go modules and Debian packages, so it needs no container registry. Its
+addresses are reachable only from this machine, and its pods cannot reach anything outside it.
 
 Where to find what:
 

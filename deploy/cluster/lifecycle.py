@@ -136,8 +136,8 @@ def up(tell: Callable[[str], None] = lambda _: None) -> None:
 
 
 def down() -> None:
-    """Stops this tree's cluster if it runs, and restores the machine's state. Logs and built files stay. Raises
-    OccupiedError if another tree's cluster runs."""
+    """Stops this tree's cluster if it runs, and restores the machine's network and kernel settings. Logs and built
+    files stay. Raises OccupiedError if another tree's cluster runs."""
     owner = _owner()
     if owner is not None and owner != layout.CACHE and owner.exists():
         raise OccupiedError(

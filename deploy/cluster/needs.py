@@ -91,7 +91,7 @@ def obtain() -> None:
 
 
 def parse_go_version(text: str) -> tuple[int, int] | None:
-    """Returns the major and minor version from the output of `go version`."""
+    """Returns the major and minor version from the output of `go version`, or None if it has none."""
     match = re.search(r"\bgo(\d+)\.(\d+)", text)
     return (int(match[1]), int(match[2])) if match else None
 

@@ -12,7 +12,7 @@ from deploy.image import building
 
 
 def main() -> int:
-    """Builds the image and prints its name."""
+    """Builds the image and prints its name. Returns the exit status."""
     try:
         engine = building.engine(os.environ.get("ENGINE", ""))
     except building.NoEngineError as error:
