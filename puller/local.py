@@ -167,8 +167,10 @@ class LocalProvider:
                     file = replace(file, content=self._content(shown, file))
                 return Listing((file,), is_file=True)
             if not stat.S_ISDIR(found.st_mode):
-                text = f"{shown} is neither a file nor a folder; register the path of a file or a folder"
-                raise PullError(PullErrorKind.BAD_REQUEST, text)
+                raise PullError(
+                    PullErrorKind.BAD_REQUEST,
+                    f"{shown} is neither a file nor a folder; register the path of a file or a folder",
+                )
             tree = _Tree(shown)
             self._list_folder(real, "", [(found.st_dev, found.st_ino)], tree, stop)
             if not tree.files and tree.skipped:
@@ -211,8 +213,10 @@ class LocalProvider:
                 tree.skip(prefix + name, stray(name))
                 continue
             if len(tree.files) + len(tree.folders) >= MAX_FILES:
-                text = f"{tree.path} holds more than {MAX_FILES} files and folders; name a folder below it"
-                raise PullError(PullErrorKind.TOO_LARGE, text)
+                raise PullError(
+                    PullErrorKind.TOO_LARGE,
+                    f"{tree.path} holds more than {MAX_FILES} files and folders; name a folder below it",
+                )
             try:
                 real = os.path.realpath(os.path.join(folder, name))
                 self._check(real, os.path.join(folder, name), f"{tree.path.rstrip('/')}/{prefix}{name}")

@@ -108,8 +108,9 @@ class Attempts:
             )
             return MeshError(Reason.UNAVAILABLE, text, retry_after=0)
         if end is End.BUSY:
-            text = f"{self._model_id} cannot be called now: {why}: try again"
-            return MeshError(Reason.OVERLOADED, text, retry_after=0.1)
+            return MeshError(
+                Reason.OVERLOADED, f"{self._model_id} cannot be called now: {why}: try again", retry_after=0.1
+            )
         if trouble is Trouble.BROKEN:
             return replies.broken(why)
         text = f"the connection to {copy.pod.name} was lost in the middle of the call: {why}"
