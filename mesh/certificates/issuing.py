@@ -64,7 +64,7 @@ class Pair:
 
 
 def authority(now: datetime.datetime) -> Pair:
-    """Creates a self-signed authority."""
+    """Creates a self-signed authority, which is valid for ten years."""
     key = ec.generate_private_key(ec.SECP256R1())
     # Authorities need different names: while both are trusted, OpenSSL finds the issuer by its name.
     name = _name(f"mesh authority {now:%Y-%m-%d} {x509.random_serial_number() & 0xFFFFFF:06x}")
@@ -80,7 +80,8 @@ def authority(now: datetime.datetime) -> Pair:
 
 
 def leaf(by: Pair, wanted: Wanted, now: datetime.datetime) -> Pair:
-    """Creates a certificate for the mesh's processes. The certificate expires no later than its authority."""
+    """Creates a certificate for the mesh's processes, signed by the authority `by`. It expires no later than its
+    authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     public = by.certificate.public_key()
     until = min(now + wanted.life, by.certificate.not_valid_after_utc)

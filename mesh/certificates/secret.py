@@ -75,7 +75,8 @@ class Cluster:
 
 
 class Secret:
-    """A store in a Secret."""
+    """A store in a Secret. Without `namespace`, the Secret is in the pod's own. `timeout` is the time for all attempts
+    of one request, in seconds."""
 
     def __init__(self, cluster: Cluster, name: str, *, namespace: str = "", timeout: float = 60.0) -> None:
         self._cluster = cluster

@@ -37,8 +37,9 @@ class Conversion:
 def convert(
     model: Any, *, rows: Path | None, width: int | None, tolerance: float, missing_values: bool = True
 ) -> Conversion:
-    """Converts a model, and compares the answers, also for the rows in a file. Numbers have 32 bits in the ONNX model,
-    or 64 if that is exact and 32 are not. Raises CannotConvert."""
+    """Converts a model, and compares the answers of both models for rows that are made up, and for those in the file
+    `rows`. Numbers have 32 bits in the ONNX model, or 64 if that is exact and 32 are not. `width` is the number of
+    columns, if the user has given it. Raises CannotConvert."""
     model = answers.wrapped(model)
     layout = of_model(model, width)
     knowledge.note(model, layout.columns)

@@ -19,7 +19,7 @@ _MOST = 2000  # values kept for each column
 
 
 def note(model: Any, columns: Sequence[Column]) -> None:
-    """Adds what the model knows to its columns."""
+    """Adds the values that the model knows to its columns."""
     with contextlib.suppress(Exception):  # these attributes are the libraries' own: without them, rows are plainer
         _of_step(next(steps(model)), list(range(len(columns))), columns)
 

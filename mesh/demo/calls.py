@@ -44,7 +44,8 @@ class Caller(Protocol):
     name: str
 
     async def infer(self, model_id: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Returns the outputs by name. Raises CallFailed, or ValueError for an answer that is not V2."""
+        """Returns the outputs by name. Raises CallFailed; ValueError, KeyError or TypeError for an answer that is not
+        V2."""
 
 
 class GrpcCaller:
@@ -88,7 +89,7 @@ class GrpcCaller:
 
 
 class RestCaller:
-    """REST calls with tensors in the JSON or in binary after it. `base` is a URL without a trailing slash."""
+    """REST calls with tensors in JSON, or in binary after the JSON. `base` is a URL without a trailing slash."""
 
     def __init__(self, session: aiohttp.ClientSession, base: str, *, binary: bool, timeout: float) -> None:
         self.name = "REST binary" if binary else "REST JSON"

@@ -125,8 +125,8 @@ class Certificates:
         self._take(read(self._tls), stamp)
 
     def look(self) -> bool:
-        """Copies changed files if they work, and returns True if any was copied. Logs files that do not work, once for
-        each reason."""
+        """Copies changed files if all of them work, and returns whether they were copied. Logs files that do not work,
+        once for each reason."""
         stamp = self._look()
         if stamp == self._stamp:
             return False

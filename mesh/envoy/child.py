@@ -80,7 +80,7 @@ class EnvoyChild:
 
     @property
     def complained(self) -> str:
-        """The latest warnings and errors in Envoy's output."""
+        """The latest warnings and errors in Envoy's output, or a text that says that there are none."""
         return "; ".join(self._complaints) or "it gave no reason"
 
     async def missing(self) -> str:

@@ -68,7 +68,7 @@ class EtcdCompacted(EtcdError):
 
 
 class EtcdLeaseLost(EtcdError):
-    """A write that named a lease which does not exist, or no longer exists."""
+    """A request that named a lease which does not exist, or no longer exists."""
 
 
 def _away(why: str) -> str:

@@ -25,7 +25,7 @@ _PAUSE_FIRST, _PAUSE_MAX = 0.05, 1.0  # seconds between attempts to open the str
 
 @dataclass(frozen=True, slots=True)
 class LeaseStatistics:
-    """Counters of a lease."""
+    """The state and the counters of a lease."""
 
     id: int
     ttl: int  # seconds

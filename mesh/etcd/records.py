@@ -30,7 +30,7 @@ class Page:
 
 
 class ChangeKind(enum.Enum):
-    """The kind of a change."""
+    """The kind of a change: a write or a deletion."""
 
     PUT = "put"
     DELETE = "delete"
@@ -73,7 +73,7 @@ class TxnResult:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A member's status."""
+    """The state of a member of the cluster, as the member reports it."""
 
     endpoint: str
     version: str
@@ -100,7 +100,7 @@ class EtcdMember:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """An alarm of a member."""
+    """An alarm that a member has raised."""
 
     member: int
     kind: str  # NOSPACE: no more writes; CORRUPT: members disagree

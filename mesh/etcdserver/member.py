@@ -34,7 +34,7 @@ from mesh.telemetry import logs
 log = logs.get("mesh.etcdserver.member")
 
 COMMAND_TIMEOUT = 5.0
-"""Seconds for the others to answer. At the first start of a cluster no member answers, so this start takes as much
+"""Seconds for the others to answer. At the first start of a cluster, no member answers, so that start takes this much
 longer."""
 
 PATIENCE = 60.0

@@ -96,7 +96,7 @@ class LocalMesh:
         self._tasks.run(duties.PART, child.run, child.part.name)
 
     async def stop(self) -> None:
-        """Stops all parts."""
+        """Stops all parts: the router first, then the pods, and etcd last."""
         for child in self._children:
             child.leave()  # no part may be started again, whichever ends first
         await self._router.stop()

@@ -123,7 +123,8 @@ _LIBRARIES: tuple[tuple[bytes, Kind], ...] = (
     (b"torch", TORCH),
     (b"sklearn", SKLEARN),
 )
-"""Libraries by the module names in a pickle. Wrappers of boosters have scikit-learn's classes too, so it is last."""
+"""Libraries by the module names in a pickle. Wrappers of boosters have scikit-learn's classes too, so scikit-learn is
+last."""
 
 _TORCH_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that begins PyTorch's old format
 _PICKLES = frozenset(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
@@ -217,8 +218,8 @@ def _of_zip(names: set[str]) -> Kind:
 
 
 def _local_names(head: bytes) -> Iterator[str]:
-    """Yields the names of an archive's first entries. An entry that is an archive itself is skipped, unless its header
-    does not give its length."""
+    """Yields the names of an archive's first entries. The content of an entry, which may be an archive itself, is
+    skipped, unless the entry's header does not give its length."""
     at = 0
     while head.startswith(_LOCAL_ENTRY, at):
         streamed = head[at + 6 : at + 7] and head[at + 6] & 0x08

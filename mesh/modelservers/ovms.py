@@ -9,7 +9,7 @@ FILE = "model_config_list.json"
 
 
 def write(file: Path, models: Mapping[str, str]) -> None:
-    """Writes the file from the models' folders by name. Raises OSError."""
+    """Writes the configuration file. `models` has the models' folders by their names. Raises OSError."""
     listed = [{"config": {"name": name, "base_path": path}} for name, path in models.items()]
     fresh = file.with_suffix(".new")
     fresh.write_text(json.dumps({"model_config_list": listed}))

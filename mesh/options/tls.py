@@ -20,7 +20,8 @@ Internal = Annotated[
 
 
 def check(folder: Path | None) -> Path | None:
-    """Returns the folder if its files can be used. Raises BadParameter."""
+    """Returns the folder's absolute path, or None if no folder is given. Raises BadParameter if its files cannot be
+    used."""
     if folder is None:
         return None
     folder = folder.absolute()

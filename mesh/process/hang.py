@@ -55,7 +55,7 @@ class Observation:
 
 
 class ProcessState(enum.Enum):
-    """The state of a process."""
+    """The possible verdicts on a process."""
 
     WELL = "well"
     SUSPECT = "suspect"  # not to be relied on, but not yet to be replaced
@@ -64,7 +64,7 @@ class ProcessState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class HangVerdict:
-    """The state of a process, and the reason."""
+    """The verdict on a process, and the reason."""
 
     doing: ProcessState
     why: str = ""
@@ -75,7 +75,7 @@ WELL = HangVerdict(ProcessState.WELL)
 
 
 class Hang:
-    """One process, from its start to its end."""
+    """The judgement of one process, from its start to its end."""
 
     __slots__ = ("_heard", "_last", "_silent", "_stopped", "limits")
 

@@ -33,7 +33,7 @@ class StartFailed(Exception):
 
 
 class State(enum.Enum):
-    """The state of the child."""
+    """The state of a supervised child."""
 
     STARTING = "starting"
     READY = "ready"

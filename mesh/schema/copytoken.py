@@ -31,6 +31,7 @@ def revision(token: bytes) -> int:
 
 
 def supersedes(held: bytes, meant: bytes) -> bool:
-    """Returns whether the copy `held` is a newer generation of the copy `meant`."""
+    """Returns whether the copy with the token `held` is of a newer generation than the one with the token `meant`, in
+    the same pod and of the same registration."""
     one, other = read(held), read(meant)
     return one is not None and other is not None and one[:2] == other[:2] and one[2] > other[2]

@@ -22,7 +22,7 @@ _MAX_BYTES = 8192  # maximum size of a set that is read from etcd
 
 
 class IdSet:
-    """An immutable set of ids."""
+    """An immutable set of ids. `in` is true for each id in the set, and for about one in a hundred others."""
 
     __slots__ = ("_bits", "_size")
 

@@ -61,7 +61,7 @@ class Keys:
 
     @property
     def auth(self) -> bytes:
-        """Prefix of identities and their permissions."""
+        """Prefix of API keys and grants."""
         return f"{self.base}/auth/".encode()
 
     @property

@@ -432,7 +432,7 @@ class CopyRecord:
 
     @property
     def token(self) -> bytes:
-        """Returns the value of the header `mesh-copy`, which lets a call reach only this copy."""
+        """The value of the header `mesh-copy`, which lets a call reach only this copy."""
         return copytoken.make(self.incarnation, self.create_revision, self.generation)
 
     @classmethod

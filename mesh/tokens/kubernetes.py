@@ -48,7 +48,7 @@ class Reviewer:
         self._turn = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def review(self, token: bytes) -> Review:
-        """Asks about a token. Raises LocationError."""
+        """Asks Kubernetes about a token, and returns the answer. Raises LocationError if there is no usable answer."""
         spec: dict[str, Any] = {"token": token.decode("latin-1")}
         if self._audiences:
             spec["audiences"] = list(self._audiences)

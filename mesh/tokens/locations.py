@@ -68,7 +68,7 @@ class File:
             raise LocationError(f"{self._path} cannot be read: {error.strerror}") from error
 
     def changed(self) -> bool:
-        """Returns whether the file was replaced or written."""
+        """Returns whether the file was replaced or written since the last reading."""
         return self._stat() != self._seen
 
     def _stat(self) -> tuple[int, int, int] | None:

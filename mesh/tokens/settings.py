@@ -17,7 +17,7 @@ class TokenSettings:
     """The issuers whose tokens are accepted, and the rules for their tokens."""
 
     issuer: str = ""  # URL of an OIDC issuer; empty: none
-    audiences: tuple[str, ...] = ()  # one of which its tokens must be for
+    audiences: tuple[str, ...] = ()  # its tokens must be for one of these
     keys: str = ""  # path or URL of its keys; empty: its discovery document says where
     ca: str = ""  # path of a PEM file with the authorities to trust for it; empty: the system's
     algorithms: tuple[str, ...] = ALGORITHMS

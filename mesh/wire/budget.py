@@ -144,4 +144,4 @@ class Hold:
 
 
 UNBOUNDED = Budget()
-"""The default budget of connections."""
+"""A budget that never refuses a body: the default of servers and pools."""

@@ -31,7 +31,7 @@ class Head:
 
 
 class Call(ABC):
-    """One call. Made by a transport, given to a handler once, answered exactly once."""
+    """One call. A transport makes it, and gives it to a handler once; the handler answers it exactly once."""
 
     __slots__ = ("deadline", "encoding", "frame", "headers", "method", "peer")
 

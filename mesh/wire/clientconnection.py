@@ -44,7 +44,7 @@ class Owner(Protocol):
 
 
 class ClientConnection(asyncio.Protocol):
-    """Parser callbacks and transport callbacks of one connection."""
+    """One connection of a pool, with the callbacks of its parser and its transport. It carries one call at a time."""
 
     __slots__ = (
         "_body",

@@ -562,7 +562,7 @@ class Connection(asyncio.Protocol, Generic[M, K]):
     # --- refusing, closing ---
 
     def _excess(self) -> None:
-        """Ends the input if too much of it is neither a complete head nor a wanted body: an endless head, chunk
+        """Ends the input, because too much of it is neither a complete head nor a wanted body: an endless head, chunk
         extensions, trailers, or the body of a call that is already answered."""
         if self._incoming is not None and self._incoming.phase >= ANSWERED:
             self._close(False)

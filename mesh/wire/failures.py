@@ -12,7 +12,7 @@ _UNKNOWN = int(statuses.Code.UNKNOWN)
 
 def reply(special: Mapping[bytes, bytes], headers: list[call.Header], trailers: list[call.Header]) -> Reply:
     """Returns the reply without its message. `special` are the transport's own headers and trailers. Without a status,
-    or with an unknown one, the reply is UNKNOWN."""
+    or with an unknown one, the code is UNKNOWN."""
     status = special.get(b"grpc-status")
     raw = special.get(b"grpc-message", b"")
     if status is None:
@@ -29,7 +29,8 @@ def not_grpc(status: int) -> Reply:
 
 
 def broken(error: framing.FrameError) -> Reply:
-    """Returns the failure that replaces a reply which breaks the framing or is too large."""
+    """Returns the failure that replaces a reply which breaks the framing, is too large, or has no room in the
+    budget."""
     if error.reason is statuses.Reason.BAD_REQUEST:  # the reason for requests; in a reply the server is at fault
         return failure(statuses.Reason.INTERNAL, f"the reply is broken: {error.text}")
     text = f"in the reply, {error.text}"

@@ -50,7 +50,7 @@ def read_as(value: bytes) -> tuple[str, str]:
 
 
 def listed(versions: Iterable[str]) -> bytes:
-    """Returns the value of `VERSIONS`."""
+    """Returns the value of `VERSIONS` for these versions."""
     return "/".join(map(_quoted, versions)).encode()
 
 

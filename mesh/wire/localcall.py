@@ -105,7 +105,7 @@ class LocalCall(wire.Call):
         self._settle(LocalAnswer(code, text, None, [*(self._start or ()), *headers], list(trailers)))
 
     def start(self, headers: wire.Headers = ()) -> None:
-        """Starts a streamed reply."""
+        """Keeps the initial metadata of a reply that `write` and `finish` complete."""
         self._start = list(headers)
 
     async def write(self, frame: bytes) -> None:

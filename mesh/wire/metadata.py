@@ -131,7 +131,7 @@ class Block(tuple[call.Header, ...]):
     lines: bytes
 
     def __new__(cls, headers: Iterable[call.Header]) -> Self:
-        """Returns the headers and their lines."""
+        """Makes a block, and the lines of its headers."""
         made = super().__new__(cls, headers)
         made.lines = encode_headers(tuple(made))
         return made

@@ -27,7 +27,7 @@ from mesh.host import cpus
 from mesh.process import python
 
 REVISION = 1
-"""Revision of `training`: another number means other bytes for the same recipe."""
+"""Revision of `training`. It changes when the same recipe gives other bytes."""
 
 _LIBRARIES = ("scikit-learn", "skl2onnx", "onnx", "numpy")
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

@@ -39,7 +39,8 @@ _FIRST = (
     ("diabetes", "ridge"),
     ("diabetes", "boosting"),
 )
-"""Recipes of the models that `mesh up` registers: one for each data set, small and quick to train."""
+"""Recipes of the models that `mesh up` registers, small and quick to train: one for each data set, and two for the
+last."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def _rename(graph: GraphProto, names: dict[str, str]) -> None:
 
 
 def _customers_rows(recipe: Recipe, data: Dataset) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Returns the customer's part of the data, which has rows of every class."""
+    """Returns the rows and targets of one customer: a random part of the data, drawn with the recipe's seed."""
     drawn = np.random.default_rng(recipe.seed)
     count = len(data.rows)
     # Only a few hundred rows of the larger sets: a customer has no more, and training stays quick.

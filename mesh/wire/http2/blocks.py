@@ -48,7 +48,7 @@ class Fields:
 
 
 class Encoder:
-    """The blocks of requests to one server."""
+    """An encoder of the headers of requests to one server."""
 
     def __init__(self, authority: bytes) -> None:
         """Makes an encoder for requests with this `:authority`."""
@@ -103,7 +103,7 @@ def size(block: bytes) -> int:
 
 
 class Decoder:
-    """The blocks of one connection's replies."""
+    """A decoder of the headers and trailers of one connection's replies."""
 
     def __init__(self) -> None:
         self._memo: Memo[Fields] = Memo()
@@ -134,7 +134,7 @@ class Decoder:
 
 
 def _fields(pairs: Iterable[tuple[bytes, bytes] | tuple[str, str]]) -> Fields:
-    """Sorts the pairs of a block."""
+    """Splits the pairs of a block into the status, the transport's own headers, and metadata."""
     read = Fields()
     for name, value in pairs:
         assert isinstance(name, bytes)

@@ -415,7 +415,7 @@ class Http2Connection(asyncio.Protocol):
         raise ProtocolError("it pushes a reply, which is not allowed")
 
     def _known(self, number: int) -> None:
-        """Checks that a stream without a call was one: frames of a call that is over are still under way."""
+        """Raises ProtocolError if a stream was never opened. Frames of calls that are over may still arrive."""
         if not number & 1 or number >= self._next:
             raise ProtocolError(f"stream {number} was never opened")
 
@@ -454,8 +454,8 @@ class Http2Connection(asyncio.Protocol):
         ]
 
     def _flush(self, answer: bytes) -> None:
-        """Sends an answer to a frame that steers, at the end of this turn. A server that keeps asking and does not read
-        loses the connection."""
+        """Sends the answer to a PING or SETTINGS frame at the end of this turn. If a server keeps asking but does not
+        read, the connection ends."""
         if self._stalled:
             self._flushed += 1
             if self._flushed > _MAX_FLUSH:
@@ -472,7 +472,7 @@ class Http2Connection(asyncio.Protocol):
     # --- ends ---
 
     def _begin(self, streams: list[Http2Stream]) -> None:
-        """Turns replies into streams whose end has not followed their first message."""
+        """Turns each reply whose end has not followed its first message into a stream."""
         for stream in streams:
             stream.begins()
 

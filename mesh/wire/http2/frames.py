@@ -1,4 +1,4 @@
-"""The frames of HTTP/2 (RFC 9113, 4 and 6): their heads, and the small ones that only steer the connection."""
+"""The frames of HTTP/2 (RFC 9113, 4 and 6): their heads, and the small ones that only control the connection."""
 
 import enum
 import struct
@@ -72,7 +72,7 @@ head_of = struct.Struct(">HBBBI").unpack_from
 
 
 def frame(kind: int, flags: int, stream: int, content: bytes | memoryview = b"") -> bytes:
-    """Returns a frame. The content must be shorter than 16 MiB."""
+    """Returns the bytes of a frame. The content must be shorter than 16 MiB."""
     head = b"%b%c%c%b" % (len(content).to_bytes(3, "big"), kind, flags, _number.pack(stream))
     return b"".join((head, content))
 
