@@ -75,7 +75,7 @@ class RuntimeSettings:
 
     @property
     def foreign(self) -> bool:
-        """True if the model server is not ours."""
+        """True if the model server is a foreign one."""
         return bool(self.server or self.server_command or self.adapter)
 
     @property

@@ -25,7 +25,7 @@ from puller.puller import Puller
 
 STARTING, SERVER_DOWN = "starting", "server-down"
 
-_STEPS = 50  # in which observed memory is published, so that small changes publish nothing
+_STEPS = 50  # steps of the capacity in which observed memory is published: small changes publish nothing
 _DEAD = 180.0  # seconds of fruitless starts of a model server after which the pod is not live
 
 
@@ -74,7 +74,7 @@ class AgentStanding:
 
     @property
     def state(self) -> str:
-        """The state: starting, ready, leaving or server-down."""
+        """The state: starting, ready, leaving, or server-down for a ready pod without a ready model server."""
         return SERVER_DOWN if self.phase == READY and not self._server.serves else self.phase
 
     # --- for the mesh
@@ -166,7 +166,7 @@ class AgentStanding:
         return self._cache.decisions.lines(model_id)
 
     def counters(self) -> dict[str, int]:
-        """Returns counts since the start, for operators and tests."""
+        """Returns counts of what has happened since the start, and of what is in progress, for operators and tests."""
         cache, presence = self._cache, self._presence.statistics()
         loads, pulls = cache.loads.statistics(), self._puller.statistics()
         optimised, records = self._optimising.statistics(), self._history.statistics()

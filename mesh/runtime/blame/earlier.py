@@ -51,8 +51,8 @@ class Earlier:
         self.suspects: dict[int, str] = {}  # create revision of the model's record -> what it was doing
 
     def read(self, folder: Path) -> None:
-        """Notes the models at work, unless the board cannot be read, a signal had stopped that agent, or no measurement
-        shows that the pod ran out of memory."""
+        """Notes the models that were at work when the pod was killed, unless the board cannot be read, a signal had
+        stopped that agent, or no measurement shows that the pod ran out of memory."""
         if os.environ.get(process.STOPPED_BEFORE):
             return
         try:

@@ -47,7 +47,8 @@ class Housekeeping:
         self._loads = loads
 
     async def run(self) -> None:
-        """Checks periodically until cancelled."""
+        """Checks periodically until cancelled, and from time to time also compares the pod's keys with its copies.
+        Skips a round if etcd is unavailable."""
         for round_ in itertools.count(1):
             # Spreads the checks of all pods over time.
             await asyncio.sleep(self._interval * random.uniform(0.75, 1.25))

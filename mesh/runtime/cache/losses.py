@@ -26,7 +26,7 @@ class Losses:
         self._count = count
 
     async def run(self) -> None:
-        """Watches until cancelled."""
+        """Withdraws lost copies, several times a second, until cancelled."""
         seen = 0
         while True:
             turned()

@@ -123,7 +123,7 @@ class Fence:
         self._grant(fence.permit(standing) if self._last_proof else self._permission)
 
     def wake(self) -> None:
-        """Decides again immediately, because the pod's state has changed."""
+        """Has `run` decide again immediately, because the pod's state has changed."""
         self._news.set()
 
     def why_silent(self) -> str:

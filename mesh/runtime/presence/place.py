@@ -91,7 +91,7 @@ class Place:
                 if present is not None:
                     log.info("took the place of a dead pod of this name")
                 return taken
-            # Either a dead pod's lease has just ended, or another pod was quicker: that one lives.
+            # Either a dead pod's lease has just ended, or another pod was quicker, which `wait` will find alive.
         raise NameTaken(f"other pods with the name {self._name} are starting too: give each pod its own --name")
 
     async def prepare(self) -> tuple[Lease, int]:

@@ -175,7 +175,7 @@ class RelayPort:
         carried.copy.left(carried)
 
     def ended(self, carried: Carried, error: BaseException) -> None:
-        """Ends a call that was sent without a task before its outcome is known."""
+        """Ends a call that was sent without a task, before its outcome is known."""
         if carried.exchange is not None:
             carried.exchange.cancel()
         self._end(carried, self._failed(carried, error))

@@ -34,8 +34,8 @@ class Control(Protocol):
     a version of its own."""
 
     def resume(self, *, former: bool) -> None:
-        """Continues with a server that reported to an earlier relay that it is ready. `former` is this attribute's
-        value there."""
+        """Continues with a server that reported to an earlier relay that it is ready. `former` is the value that the
+        attribute `former` had there."""
 
     def name(self, model_id: str) -> str:
         """Returns the name by which the server knows a model. The same id has the same name in every relay."""
@@ -128,7 +128,6 @@ class _FormerName:
         self._channel = channel
 
     def unary_unary(self, method: str, *args: Any, **more: Any) -> Any:
-        """Returns the callable of a method."""
         return self._channel.unary_unary(_FORMER_NAME + method.rpartition("/")[2], *args, **more)
 
 

@@ -153,8 +153,8 @@ class Link:
             log.info("connected to the same model server again", server=self._server)
 
     async def watch(self) -> None:
-        """Asks the server every few seconds whether it still has one of its copies, in turn. Withdraws a copy that is
-        lost, and gives the server up if it hangs."""
+        """Asks the server every `LOOK` seconds about one copy, one after the other. Withdraws a copy that the server no
+        longer has, and gives the server up if it hangs."""
         while True:
             await asyncio.sleep(LOOK)
             turned()
@@ -166,8 +166,8 @@ class Link:
                 self._end(HUNG, f"has not answered for {self._hang_timeout:g} s")
 
     async def survey(self) -> bool:
-        """Asks the server about every copy. If it has lost only some, or none, withdraws these and returns True. If it
-        has lost all, withdraws none and returns False. Raises AioRpcError if the connection is lost."""
+        """Asks the server about every copy. Withdraws the copies that it has lost, and returns True. If it has lost
+        all, withdraws none and returns False. Raises AioRpcError if the connection is lost."""
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def held(model_id: str) -> tuple[str, bool | None]:

@@ -26,12 +26,12 @@ def splice(message: bytes, path: Sequence[int], value: bytes) -> bytes:
 
 
 def append(message: bytes, number: int, values: Sequence[bytes]) -> bytes:
-    """Returns the message with texts added to a repeated field."""
+    """Returns the message with `values` added to the repeated field `number`."""
     return message + b"".join(_field(number, value) for value in values)
 
 
 def drop(message: bytes, number: int) -> bytes:
-    """Returns the message without a field. If it does not have the field, returns the same object. Raises
+    """Returns the message without the field `number`. If it does not have the field, returns the same object. Raises
     SpliceError."""
     if not any(True for _ in _fields(message, 0, len(message), number)):
         return message

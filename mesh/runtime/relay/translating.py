@@ -17,7 +17,7 @@ class Translation(Protocol):
     """The translation of the calls of one kind of server. Methods are as on the wire, with a leading slash."""
 
     def method(self, method: bytes) -> bytes | None:
-        """Returns the server's method for a method, or None if calls of it are not translated."""
+        """Returns the server's method for a method of the caller, or None if its calls are not translated."""
 
     def request(self, method: bytes, message: bytes) -> bytes:
         """Returns the message for the server. Raises MeshError."""
@@ -88,7 +88,8 @@ class TranslatingEgress(WithoutPost):
         return framing.pack(self._translation.reply(method, message))
 
     def checked(self, reply: Reply) -> Reply:
-        """Returns the end of an answer. Raises MeshError if the server's status stands for an error of another kind."""
+        """Returns the end of an answer as it is. Raises MeshError if the server's status stands for an error of another
+        kind."""
         error = self._translation.status(reply.code, reply.text) if reply.code else None
         if error is not None:
             raise error

@@ -35,7 +35,8 @@ class Pace:
         self._ns = [-1] * (_SIZES + 1)  # the running mean of each class; -1: never seen
 
     def note(self, size: int, took_ns: int) -> None:
-        """Records the duration of a call with this many bytes: in processor time, if that can be told from waiting."""
+        """Records the duration of a call with this many bytes: its processor time if that was measured, or else the
+        time that passed."""
         index = size.bit_length()
         if index > _SIZES:
             return

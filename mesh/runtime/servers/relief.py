@@ -32,8 +32,8 @@ class Server(Protocol):
 
 
 class Relief:
-    """The watch over lost threads. Its `run` must run as long as the server. `refusal` says why loads are refused
-    meanwhile."""
+    """The watch over lost threads. Its `run` must run as long as the server. `refusal` is the reason why loads are
+    refused until the server is replaced, or "" if they are not."""
 
     def __init__(self, stuck: Callable[[], int], server: Server, *, look: float = _LOOK) -> None:
         """Makes a watch. `stuck` returns the number of lost threads."""

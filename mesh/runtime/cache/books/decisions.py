@@ -32,7 +32,8 @@ class Decisions:
         self._kept: deque[Decision] = deque(maxlen=KEPT)
 
     def note(self, kind: str, *models: str, why: str) -> None:
-        """Notes a decision."""
+        """Notes a decision about the first of `models`, which involves the others. Forgets the oldest decision if there
+        are too many."""
         self._kept.append(Decision(kind, models, why, time.monotonic()))
 
     def lines(self, model_id: str = "", *, limit: int = 50) -> Iterator[str]:

@@ -87,7 +87,7 @@ class Files:
                     )
 
     async def close(self) -> None:
-        """Waits a short time for removals to finish, and closes the puller."""
+        """Waits at most 2 s for removals to finish, and closes the puller."""
         await self._tasks.settle(2.0)
         await self._tasks.close()
         await self._puller.close()

@@ -103,7 +103,7 @@ class MemoryWatch:
         return self.refusal
 
     def _may_evict(self) -> bool:
-        """Returns whether evictions can help now."""
+        """Returns True. A subclass returns False while evictions cannot help."""
         return True
 
     def _refused(self, used: int) -> str:
@@ -120,7 +120,7 @@ class MemoryWatch:
         return f"the model server takes {shown} of {limit}"
 
     def _begun(self, victims: list[CacheEntry]) -> None:
-        """Notes the copies that are about to be evicted."""
+        """Does nothing. A subclass notes the copies that are about to be evicted."""
 
     def _leaving(self) -> int:
         return sum(self._of(entry) for entry in self._ledger.entries.values() if entry.state is EntryState.UNLOADING)

@@ -76,7 +76,7 @@ class Unloads:
         self._tasks = Tasks()
 
     def start(self, entry: CacheEntry, why: str) -> None:
-        """Begins to unload a copy, or the remains of a load, unless an unload of it is under way."""
+        """Begins to unload a copy, or the remains of a load, unless its unload is under way or it is gone."""
         if self.begin(entry):
             log.info("unloading", model=entry.model_id, why=why)
             self._decisions.note("unload", entry.model_id, why=why)

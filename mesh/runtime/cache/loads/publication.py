@@ -95,7 +95,8 @@ class Publication:
         return self._keep(want, entry, published=published) if outcome is None else outcome
 
     async def withdraw(self, want: Want) -> None:
-        """Withdraws the claim of a load that did not become a copy."""
+        """Withdraws the claim of a load that did not become a copy. Waits at most a second for the key to be
+        deleted."""
         self._presence.drop(want.model_id)
         await self._presence.settled(want.model_id, _KEY_WAIT)
 

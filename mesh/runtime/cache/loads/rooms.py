@@ -255,7 +255,6 @@ class Rooms:
         return waiting.answer
 
     async def _look(self) -> None:
-        """Looks for room periodically while loads wait."""
         try:
             while self._waiting:
                 began, news = time.monotonic(), self._space.news

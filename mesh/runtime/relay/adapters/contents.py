@@ -98,13 +98,13 @@ def with_file(path: Path, name: str) -> Path:
 
 
 def link(target: Path, name: Path) -> None:
-    """Makes a link to a file or folder that was pulled. Raises OSError."""
+    """Makes a symbolic link to a file or folder that was pulled. Raises OSError."""
     name.symlink_to(target.absolute())
 
 
 def mirror(folder: Path, name: Path) -> None:
-    """Makes a folder with the same files as one that was pulled, for servers that refuse links: the files have second
-    names, or are copied if they are on another file system. Raises OSError and MeshError."""
+    """Makes a folder with the same files as one that was pulled, for servers that refuse symbolic links. The files are
+    hard links, or copies if they are on another file system. Raises OSError and MeshError."""
 
     def put(source: Path, target: Path) -> None:
         source = source.resolve()

@@ -8,7 +8,7 @@ from placement import modeltypes
 
 
 def key_of(request: pb.LoadModelRequest) -> dict[str, Any]:
-    """Returns the object in a request's key, which is empty if the key is no object."""
+    """Returns the JSON object in a request's key, or an empty one if the key is not a JSON object."""
     try:
         key = json.loads(request.modelKey) if request.modelKey else {}
     except ValueError:

@@ -162,7 +162,7 @@ class MLServer:
     # --- the model's folder
 
     def _lay_out(self, request: pb.LoadModelRequest, place: ModelFolders, stop: threading.Event) -> ModelFolders:
-        """Writes the model's settings. Raises MeshError and OSError."""
+        """Writes the model's settings, and makes the links that they need. Raises MeshError and OSError."""
         (place.read / SETTINGS).write_text(json.dumps(self._settings(request, place, stop)))
         return place
 
@@ -203,7 +203,8 @@ class MLServer:
         return settings | {"parameters": parameters}
 
     def _link_modules(self, source: Path, place: ModelFolders) -> None:
-        """Makes links to all that lies beside a model's own settings, where MLServer looks for modules."""
+        """Makes links to all that lies beside a model's own settings, where MLServer looks for modules. Raises
+        MeshError if another model has a module with the same name, or a subfolder has settings of its own."""
         nested = next((file for file in source.rglob(SETTINGS) if file.parent != source), None)
         if nested is not None:
             text = f"MLServer would mix up the model's {SETTINGS} with that in a subfolder"
@@ -283,7 +284,8 @@ def _find(model_type: str, runtime: Runtime, pulled: Path) -> contents.FoundMode
 
 
 def _inside(folder: Path, uri: Any) -> Path:
-    """Returns the path that settings name, relative to their own folder, in which it must be."""
+    """Returns the path that settings name, relative to the folder of the settings. Raises MeshError for a path that is
+    missing or outside of that folder."""
     try:
         split = urlsplit(uri) if isinstance(uri, str) and "\0" not in uri else None
         if split is None or split.scheme not in ("", "file") or split.netloc:

@@ -63,7 +63,7 @@ class Ovms:
         return plain(model_id)
 
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
-        """Returns READY once the server answers and has dropped all models."""
+        """Has the server drop all models, and returns READY. Raises MeshError or AioRpcError if it does not answer."""
         await self._reloads.clear(timeout)
         await asyncio.to_thread(self._folders.clear)
         told = await self._stub.ServerMetadata(v2.ServerMetadataRequest(), timeout=timeout)

@@ -88,7 +88,7 @@ class TorchServe:
         return folders.plain(model_id)
 
     async def status(self, *, timeout: float) -> tuple[pb.RuntimeStatusResponse, Trailers]:
-        """Returns READY once the server answers and has dropped all models."""
+        """Has the server drop all models, and returns READY. Raises AioRpcError if it does not answer."""
         for name in await self._listed(timeout):
             await self._drop(name, timeout)
         await asyncio.to_thread(self._folders.clear)

@@ -73,7 +73,8 @@ def refused(why: str) -> MeshError:
 
 
 def _native(schema: dict[str, list[Any]], pulled: Path, read: Path, *, allow_code: bool) -> None:
-    """Fills the folder from one of a Triton repository, whose description keeps what it says."""
+    """Fills the folder from one in Triton's own layout. Its description is kept, but gets the inputs and outputs of the
+    schema. Raises MeshError and OSError."""
     file = pulled / CONFIG
     if file.stat().st_size > pbtxt.MAX_BYTES:
         raise contents.bad(f"{CONFIG} has more than {pbtxt.MAX_BYTES:,} bytes")
@@ -94,7 +95,7 @@ def _native(schema: dict[str, list[Any]], pulled: Path, read: Path, *, allow_cod
 
 
 def _version(pulled: Path) -> tuple[int, Path]:
-    """Returns the highest version in what was pulled, and its folder; without version folders, version 1."""
+    """Returns the highest version in what was pulled, and its folder, or 1 and `pulled` without version folders."""
     if pulled.is_dir():
         newest = contents.newest(pulled)
         if newest != pulled and int(newest.name) > 0:
@@ -126,7 +127,7 @@ def _inferred(model_type: str, source: Path) -> str:
 
 
 def _link(form: Format, model_type: str, source: Path, version: Path) -> None:
-    """Makes the folder of a version."""
+    """Makes the folder of a version, in which the model has the name that its backend expects."""
     if source.is_dir():
         entries = [entry for entry in source.iterdir() if not entry.name.startswith(".") and entry.name != _SCHEMA]
         if len(entries) == 1 and _may_be(entries[0], form):

@@ -260,7 +260,7 @@ class Runs:
             self._start(run, line)
 
     def _leave(self, line: Line) -> None:
-        """Forgets a line without calls."""
+        """Forgets a line if it has no calls left."""
         if not line.threads and not line.waiting:
             self._lines.pop(line.copy, None)
 

@@ -36,7 +36,8 @@ class Trimmer:
             self._timer = self._loop.call_later(_DELAY, self._trim)
 
     def look(self) -> None:
-        """Trims if calls have left much freed memory behind. Called from time to time."""
+        """Schedules a trim if calls have left much freed memory behind, every 10 s at most. Call it about once a
+        second."""
         now = time.monotonic()
         if now - self._looked > _PAUSE and memory.private() - memory.in_use() - self._base > _SLACK:
             self._looked = now

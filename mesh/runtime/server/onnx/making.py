@@ -98,7 +98,7 @@ class Turn:
         """True while this load is being measured. May become False before the load ends."""
 
     def give_up(self) -> None:
-        """Gives the turn to the next load."""
+        """Ends the measurement of this load, if it is being measured, and gives the turn to the next load."""
         if self.measured:
             self.measured = False
             self._meter.next()
@@ -132,7 +132,8 @@ def make(
         device_bytes = max(device.least, device.used() - meter.others_device - before_device)
         after = memory.in_use() - meter.others
     if not turn.measured:
-        # On a device, the weights are on the device; the measurement also includes loads and unloads by others.
+        # With a device, the weights are on the device. Its memory is estimated too: a measurement would include other
+        # loads and unloads.
         host, on_device = (LEAST, estimate + device.least) if device.least else (estimate, 0)
         meter.others += host
         meter.others_device += on_device

@@ -88,8 +88,8 @@ class Tensor:
         return count
 
     def head(self, shape: tuple[int, ...]) -> tuple[bytes, bytes]:
-        """Returns the bytes of an output of that shape that precede its contents: in the output's message, and in the
-        reply, as a whole field."""
+        """Returns the encoding of an output of that shape in two forms, both without contents: the fields of its
+        message, to which typed contents are added, and the whole message as a field of the reply."""
         found = self._heads.get(shape)
         if found is None:
             packed = b"".join(map(varint, shape))
