@@ -73,7 +73,7 @@ async def status_of(reader: asyncio.StreamReader) -> int:
 
 
 def _leaf(mesh: LocalMesh, word: str) -> list[int]:
-    """Returns the router's children whose command line contains a word."""
+    """Returns the process ids of the router's children whose command line contains a word."""
     return [pid for pid in children(mesh.routers[0].pid) if word in command(pid)]
 
 

@@ -56,7 +56,6 @@ async def run(etcd: EtcdServer, folder: Path, console: Console) -> None:
 
 
 async def _alias(mesh: LocalMesh, name: str, array: np.ndarray, input: str, **more: object) -> None:
-    """Writes an alias to etcd, and calls it once through each router."""
     record = {"amid": "fraud@7", "tmid": "fraud@7", "mesh": {"versions": _VERSIONS, **more}}
     async with Etcd(mesh.etcd.settings) as etcd:
         await etcd.put(Keys(mesh.base).vmodel(name), json.dumps(record).encode())

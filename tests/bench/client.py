@@ -69,7 +69,6 @@ class Outcome:
 
     @property
     def rate(self) -> float:
-        """Calls a second."""
         return self.calls / self.seconds
 
     @property
@@ -256,7 +255,6 @@ class _GrpcSender:
             await self._methods[number % _CHANNELS](self._door.body, metadata=self._metadata, timeout=_TIMEOUT)
 
     def send(self, answered: Callable[[int], None]) -> None:
-        """Sends a call, in a task."""
         self._turn = (self._turn + 1) % _CHANNELS
         call = self._methods[self._turn](self._door.body, metadata=self._metadata, timeout=_TIMEOUT)
         task = asyncio.get_running_loop().create_task(self._finish(call, answered))

@@ -24,7 +24,6 @@ _LARGE = 64 * 1024  # bytes of a request
 
 
 def named(door: Door) -> str:
-    """Returns the name of the generator for a door."""
     if len(door.body) <= _LARGE:
         if door.kind == "grpc" and shutil.which("h2load"):
             return "h2load"

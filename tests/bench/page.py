@@ -31,7 +31,6 @@ COLOURS = ("#1f6f5c", "#8a8a8a", "#d08c2f", "#4b78b5", "#b5544b")
 
 
 def text(document: dict[str, Any]) -> str:
-    """Returns the text of docs/performance.md."""
     return "".join(f"{_wrapped(line)}\n" for line in _lines(document))
 
 

@@ -21,7 +21,6 @@ Model = tuple[onnxruntime.InferenceSession, list[str]]
 
 
 def model(path: str) -> Model:
-    """Loads a model, for one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

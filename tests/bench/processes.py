@@ -36,7 +36,6 @@ def exact_seconds(pid: int) -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """Returns the resident memory of a process."""
     fields = _read(pid, "statm").split()
     return int(fields[1]) * _PAGE if fields else 0
 

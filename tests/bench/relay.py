@@ -6,7 +6,7 @@ Envoy to the same kind of foreign server. The foreign server is the example runt
 Envoy alone is the least that a hop of real gRPC costs: HTTP/2 in, HTTP/2 out, and no checks of copies, ids or fences.
 
 To see whether our own server has become slower, name a checkout of an earlier commit in `MESH_BENCH_BEFORE`: a mesh of
-that code is then measured in turn with the others, so that both see the same machine.
+that code is then measured in turn with the others, so that both run under the same conditions.
 """
 
 import asyncio

@@ -87,14 +87,11 @@ class Comparison:
 
     @property
     def ours(self) -> str:
-        """The first column that is Mesh's."""
         return next(system for system in self.systems if system.startswith(OURS))
 
 
 @dataclass(slots=True)
 class Results:
-    """The results of one run."""
-
     console: Console
     comparisons: list[Comparison] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)  # systems that could not be measured, and why
@@ -103,7 +100,6 @@ class Results:
     machine: dict[str, Any] = field(default_factory=lambda: machine())
 
     def add(self, comparison: Comparison) -> None:
-        """Adds a comparison, and prints it."""
         self.comparisons.append(comparison)
         self.console.print(table(comparison))
         for note in comparison.notes:

@@ -94,7 +94,6 @@ class Load:
         self.ended = asyncio.Event()
 
     def send(self) -> None:
-        """Sends one more call."""
         self.left -= 1
         self.open += 1
         self.pool.send(METHOD.encode(), METADATA, framing.pack(REQUEST), self)
@@ -103,7 +102,6 @@ class Load:
         pass
 
     def on_reply(self, reply: client.Reply) -> None:
-        """Sends the next call after a reply."""
         self.failed += reply.frame is None
         self.open -= 1
         if self.left > 0:
@@ -112,16 +110,13 @@ class Load:
             self.ended.set()
 
     def on_stream(self, stream: client.ReplyStream) -> None:
-        """Fails, as a small unary reply is not expected to be a stream."""
         raise AssertionError("a unary reply came in pieces")
 
     def on_lost(self, lost: client.Lost) -> None:
-        """Fails, as the server is expected to stay."""
         raise AssertionError(str(lost))
 
 
 async def through_pool(path: str, calls: int, in_flight: int) -> None:
-    """Runs the load with our client."""
     pool = client.Pool(f"unix:{path}", max_connections=in_flight)
     load = Load(pool, calls)
     for _ in range(in_flight):
@@ -132,7 +127,6 @@ async def through_pool(path: str, calls: int, in_flight: int) -> None:
 
 
 async def through_grpc(path: str, calls: int, in_flight: int) -> None:
-    """Runs the load with grpc.aio."""
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
         infer = channel.unary_unary(METHOD)
 

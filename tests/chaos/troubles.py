@@ -21,8 +21,6 @@ LEAVING = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """One harm to one target."""
-
     text: str
     claims: frozenset[str]  # the targets: pods, routers, `etcd`, and `NAME/road`
     seconds: float  # the length of the trouble

@@ -68,7 +68,7 @@ def test_pods_beside_a_foreign_server_show_its_memory(mesh, run):
 
 
 def test_one_pod_is_shown_with_what_it_holds(mesh, run):
-    """`mesh pods NAME` shows the pod's live description of itself."""
+    """`mesh pods NAME` shows the pod's memory, its copies with their last use, and its evictions."""
     mesh.answer("/mesh/v1/pods/pod-1", DESCRIBED)
     result = run("pods", "pod-1")
     assert result.exit_code == 0, result.stderr

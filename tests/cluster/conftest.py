@@ -85,8 +85,6 @@ def image_before(image: str) -> str:
 
 @contextlib.contextmanager
 def _a_namespace(cluster: Kube, folder: Path) -> Iterator[Kube]:
-    """Creates a namespace under Pod Security's `restricted`, and yields it for an admin with rights in this namespace
-    only."""
     name = f"test-{secrets.token_hex(4)}"
     here = cluster.within(name)
     here.apply(

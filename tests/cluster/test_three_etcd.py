@@ -33,7 +33,6 @@ async def mesh(shared_namespace: Kube, image: str, volumes: str) -> AsyncIterato
 
 
 def _leader(mesh: Installed) -> str:
-    """Returns the leading member of etcd."""
     return next(name for name in mesh.names("etcd") if mesh.metric(name, "etcd_server_is_leader", port=2381))
 
 
@@ -105,8 +104,8 @@ async def test_what_was_lost_comes_back_from_a_snapshot(mesh: Installed) -> None
 
 
 async def _listed(mesh: Installed) -> list[dict[str, Any]]:
-    """Returns the registered models, as soon as the router that is asked reads from etcd. Until the cluster's DNS has
-    forgotten the former addresses of etcd's members, a router may try these."""
+    """Returns the registered models once a router can read from etcd again. Until the cluster's DNS forgets the former
+    addresses of etcd's members, routers may still try those."""
     found: dict[str, Any] = {}
 
     async def answered() -> bool:

@@ -67,8 +67,8 @@ async def test_a_certificate_is_replaced_under_traffic(mesh: Installed, pairs: l
 
 async def test_an_expired_certificate_is_not_taken(mesh: Installed, pairs: list[tuple[bytes, bytes]]) -> None:
     """Running routers do not adopt an expired certificate. They keep the valid one and report the problem in log and
-    metrics, doctor names the Secret, and no call fails. Once the Secret has a valid certificate again, they refuse
-    nothing."""
+    metrics, doctor names the Secret, and no call fails. Once the Secret has its valid certificate again, the metrics
+    show no refused certificate."""
     (valid,) = shown(mesh)
     assert mesh.trust is not None
     # If two authorities have one name, a new connection tries the first alone.

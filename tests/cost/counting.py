@@ -30,14 +30,11 @@ _COUNTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The cost of one run of an operation."""
-
     functions: dict[str, int]  # instructions by function, as "mesh/wire/heads.py split_request"
     memory: int  # bytes: the most allocated at once beyond what was there before
 
     @property
     def instructions(self) -> int:
-        """The total number of instructions in all functions."""
         return sum(self.functions.values())
 
 

@@ -28,8 +28,6 @@ Figures = dict[str, Cost]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A difference between a measured and a stored figure."""
-
     operation: str
     text: str
 

@@ -53,7 +53,6 @@ class Mount:
         self.put()
 
     def put(self, raw: bytes | None = None, **changes: str) -> None:
-        """Changes the Secret."""
         self.known.update(changes)
         self.mounted.put(etcd_connection=json.dumps(self.known).encode() if raw is None else raw)
 

@@ -14,8 +14,6 @@ from tests.foreign.fleet import Fleet
 
 @dataclass(frozen=True, slots=True)
 class Harm:
-    """One trouble."""
-
     text: str
     pod: str  # "" if calls need not fail because of it
     seconds: float

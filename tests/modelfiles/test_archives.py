@@ -201,7 +201,8 @@ def test_no_list_of_a_zip_is_read_into_memory_whatever_its_length(tmp_path: Path
 
 
 def test_the_longest_list_that_is_read_has_all_files_that_an_archive_may_hold(tmp_path: Path) -> None:
-    """Names of three hundred bytes do not exceed the limit of the list before the number of files does."""
+    """With names of three hundred bytes, an archive with as many files as permitted stays below the limit on the length
+    of its list."""
     names = [f"{number:05}-{'n' * 240}/{'m' * 60}" for number in range(archives.LIMITS.files)]
     zipped(tmp_path / "zip", [(name, b"") for name in names])
     with packed.zipped(tmp_path / "zip") as archive:
@@ -266,7 +267,7 @@ def test_a_sparse_file_takes_what_it_claims(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("write", [zipped, tarred])
 def test_a_path_that_no_disk_takes_is_refused(tmp_path: Path, write) -> None:
-    """Each name is short enough, and so is the depth, but not the whole path."""
+    """Each name in the path is short enough and the path is not too deep, but the complete path is too long."""
     write(tmp_path / "archive", [("/".join(["n" * 250] * 20), b"")])
     with pytest.raises(BadArchive, match="a path that is too long for the pod's disk: 'nnn"):
         archives.unpack(tmp_path / "archive", tmp_path / "into")

@@ -7,8 +7,8 @@ from mesh.options import checked
 
 
 def test_the_total_for_bodies_holds_messages_of_the_largest_size():
-    """The memory for bodies has room for messages of the largest size: for four of them with `auto`. A value is refused
-    if one message does not fit into the half that is reserved for large requests."""
+    """With `auto`, the memory for bodies has room for at least four messages of the largest size. A value is refused if
+    one message does not fit into the half that is reserved for large requests."""
     assert checked.body_bytes("auto", least=100 << 20, max_message="16MiB") == 100 << 20
     assert checked.body_bytes("auto", least=100 << 20, max_message="64MiB") == 256 << 20
     assert checked.body_bytes("3MiB", least=1, max_message="1MiB") == 3 << 20

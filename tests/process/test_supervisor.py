@@ -100,8 +100,8 @@ async def test_one_that_dies_is_started_again() -> None:
     ids=["stopped", "silent"],
 )
 async def test_one_that_hangs_is_killed_and_replaced(limits: process.HangLimits, stopped: bool) -> None:
-    """The child's successor learns whether the hang was the child's own fault, which it is not if the child was
-    stopped."""
+    """The child's successor learns whether the hang was the child's own fault. If the child was stopped by a signal, it
+    was not."""
     async with kept(limits=limits) as one:
         one.run()
         await until(lambda: one.ready == 1)

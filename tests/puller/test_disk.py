@@ -56,7 +56,6 @@ def test_ordinary_ids_stay_readable():
 
 
 def test_commit_replaces_what_was_there(disk):
-    """A second pull into the same name replaces everything of the first."""
     for content in ("one", "two"):
         partial = disk.begin()
         (partial / content).write_text(content)

@@ -79,8 +79,6 @@ class TritonPythonModel:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """One model of the bank."""
-
     path: Path
     type: str
     answer: np.ndarray  # the library's own, for each of ROWS

@@ -85,7 +85,6 @@ class Served:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(trained, etcd_server, tmp_path_factory) -> AsyncIterator[Served]:
-    """Runs the mesh for all tests of this module."""
     folder = tmp_path_factory.mktemp("mesh")
     pod = ["--adapter", "mlserver", "--capacity", "2GiB", "--file-root", str(Path(trained["joblib"]["path"]).parent)]
     options = {"pod-1": [*pod, "--allow-code"], "pod-2": [*pod, "--egress", "grpc"]}

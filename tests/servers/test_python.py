@@ -91,7 +91,6 @@ class Served:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(environment, etcd_server, tmp_path_factory) -> AsyncIterator[Served]:
-    """Runs the mesh for all tests of this module."""
     folder = tmp_path_factory.mktemp("python")
     shared, port = folder / "shared", free_port()
     shared.mkdir()

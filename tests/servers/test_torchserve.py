@@ -116,7 +116,6 @@ class Served:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(made, etcd_server, tmp_path_factory) -> AsyncIterator[Served]:
-    """Runs the mesh for all tests of this module."""
     options = [*pod(made), "--allow-code"]
     async with LocalMesh(tmp_path_factory.mktemp("mesh"), etcd_server, pods=1, runtime_options=options) as mesh:
         yield Served(mesh, made)

@@ -52,7 +52,6 @@ class Served:
         return await self.mesh._register(model_id, kind, path, load=True, sync=True, router=0)
 
     async def infer(self, model_id: str, *, raw: bool = True, version: str = "", outputs: tuple[str, ...] = ()) -> Any:
-        """Returns a model's answer to ROWS over gRPC."""
         request = v2.ModelInferRequest(model_name=model_id, model_version=version, id="7")
         tensor = request.inputs.add(name="x", datatype="FP32", shape=ROWS.shape)
         for name in outputs:
@@ -113,7 +112,6 @@ def triton() -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(triton, etcd_server, tmp_path_factory) -> AsyncIterator[Served]:
-    """Runs the mesh for all tests of this module."""
     folder = tmp_path_factory.mktemp("triton")
     written = triton_models.write(folder / "written")
     for kind in PACKED:
@@ -152,7 +150,6 @@ async def test_every_layout_answers(served: Served, layout: str) -> None:
 
 
 async def test_only_the_outputs_that_a_call_names_are_returned(served: Served) -> None:
-    """A model with several outputs returns those that the request names."""
     await served.register("some", served.written["repository"].path)
     response = await served.infer("some", outputs=("twice",))
     assert [output.name for output in response.outputs] == ["twice"]

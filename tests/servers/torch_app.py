@@ -22,7 +22,6 @@ class Net(torch.nn.Module):
         self.linear = torch.nn.Linear(4, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns probabilities."""
         return torch.softmax(self.linear(x), 1)
 
 
@@ -30,7 +29,6 @@ class Pair(torch.nn.Module):
     """A function of two inputs, whose order matters, with two outputs of different types."""
 
     def forward(self, left: torch.Tensor, right: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:  # noqa: UP006
-        """Returns the difference of the inputs, and whether it is positive."""
         difference = left - 2 * right
         return difference, difference > 0
 
@@ -39,7 +37,6 @@ class Writes(torch.nn.Module):
     """A model that overwrites a file of the pod: the reason why TorchScript counts as code."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Writes the input into a file."""
         file = torch.from_file("WHERE", True, 4)
         file.copy_(x.flatten()[:4])
         return file

@@ -89,8 +89,6 @@ PYTHON = 'name: "theirs"\nbackend: "python"  # Python\n'
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A model on disk."""
-
     path: Path
     plus: float = 0.0  # added to each number of its answers
 

@@ -18,8 +18,6 @@ def store(tmp_path_factory):
 
 
 class TestMoto(StoreSuite):
-    """The store suite, run against moto, with tests for S3 alone."""
-
     async def test_folder_markers(self, reach):
         """Objects that consoles create for folders are not files of the model, but an empty folder stays a folder."""
         await reach.put({"t/sub/a": b"x", "t/zero": b""})

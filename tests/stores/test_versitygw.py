@@ -20,4 +20,4 @@ def store(tmp_path_factory):
 
 
 class TestVersity(StoreSuite):
-    """The store suite, run against versitygw."""
+    pass

@@ -1,5 +1,5 @@
 """Essential duties: long-lived tasks without which a process cannot continue. When one ends, its process gives the
-reason in its last log line and ends, and a new process serves calls. The test restarts what Kubernetes or `mesh up`
+reason in its last log line and ends, and a new process serves calls. The tests restart what Kubernetes or `mesh up`
 would restart."""
 
 import asyncio

@@ -39,8 +39,8 @@ async def mesh(tmp_path_factory, etcd_server):
 
 
 class Traffic:
-    """Sequential calls of all models. The test checks that each answer is right and that no call had to wait for a
-    load."""
+    """Sequential calls of all models, whose answers are checked. `nobody_noticed` fails if a call failed or had to wait
+    for a load."""
 
     def __init__(self, mesh: LocalMesh) -> None:
         self.rounds = 0

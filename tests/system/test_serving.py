@@ -23,7 +23,7 @@ FEATURES = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
 async def mesh(request, tmp_path_factory, etcd_server):
-    """A mesh behind Envoy, then behind grpc.aio, because clients must see the same behind either edge."""
+    """A mesh behind Envoy, then behind grpc.aio, because clients must see no difference."""
     async with LocalMesh(tmp_path_factory.mktemp("serving"), etcd_server, edge=request.param) as mesh:
         yield mesh
 

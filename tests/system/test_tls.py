@@ -223,8 +223,7 @@ async def test_options_that_do_not_go_together_are_refused(tmp_path):
 
 
 async def test_a_certificate_that_cannot_work_is_told_at_the_start(a_mesh, tmp_path):
-    """An unusable certificate stops the router at its start with the file's name; the router does not wait for a better
-    one."""
+    """An unusable certificate stops the router at its start, with an error that names the file."""
     (tmp_path / "tls.crt").write_text("no certificate")
     argv = [sys.executable, "-m", "router", "--listen", "127.0.0.1:0", "--probe", "127.0.0.1:0"]
     argv += ["--etcd", a_mesh(pods=0).etcd.endpoint, "--base", "test/tls"]

@@ -182,7 +182,7 @@ async def test_a_cancel_reaches_the_handler(edge, shape):
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 async def test_the_end_of_a_call_reaches_a_handler_that_reads_nothing(edge, how, monkeypatch):
-    """A client gives a call up, or its deadline passes, while all buffers on the way to the handler are full."""
+    """A client cancels a call, or its deadline passes, while all buffers on the way to the handler are full."""
     monkeypatch.setattr(server, "_LOOK", 0.05)
     service, channel = edge
     one = channel.stream_unary("/test.Service/Hang")(timeout=30 if how == "cancel" else 3)

@@ -38,7 +38,6 @@ class Closed:
 
     @property
     def what(self) -> str:
-        """The row's name."""
         form = "gRPC" if self.kind == "grpc" else "REST, binary tensors" if self.binary else "REST, JSON"
         return f"{form}, {self.payload}, {self.callers} {'caller' if self.callers == 1 else 'callers'}"
 
@@ -82,7 +81,6 @@ class Bar:
         self._last = stage
 
     def failed(self, what: str, system: str, error: Exception) -> None:
-        """Prints that a round of a system failed."""
         self._progress.console.print(f"[bold red]{what}: {system} FAILED: {error}")
 
     def done(self, seconds: float) -> None:

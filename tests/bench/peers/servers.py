@@ -45,8 +45,6 @@ PAYLOADS = {
 
 @dataclass(slots=True)
 class Server:
-    """A running server."""
-
     name: str
     doors: dict[Kind, str]  # addresses
     program: Program | None = None
@@ -64,7 +62,6 @@ class Server:
         return bodies.rest(address, payload.model, payload.values, answer, headers, binary=binary)
 
     def pids(self) -> list[int]:
-        """Returns all current processes of the server."""
         return [pid for root in self.roots() for pid in family(root)]
 
 
@@ -76,7 +73,6 @@ def write_models(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def of_mesh(mesh: LocalMesh) -> Server:
-    """Returns the running mesh as a server."""
     rest = mesh.rest_url().partition("//")[2]
     return Server(
         "Mesh",
@@ -98,7 +94,6 @@ def _started(name: str, program: Program, doors: dict[Kind, str], **more: object
 
 
 def plain(folder: Path, models: Path) -> Server:
-    """Starts the plain server of `tests.bench.plain`."""
     port = free_port()
     argv = [sys.executable, "-m", "tests.bench.plain", str(port), *(str(models / f"{name}.onnx") for name in MODELS)]
     return _started("plain grpc.aio", _program("plain", argv, folder), {"grpc": f"127.0.0.1:{port}"})
@@ -138,7 +133,6 @@ def kserve(environment: Path, folder: Path, models: Path) -> Server:
 
 
 def ray(environment: Path, folder: Path, models: Path) -> Server:
-    """Starts Ray and Ray Serve."""
     rest, grpc = free_port(), free_port()
     argv = [str(environment / "bin" / "python"), str(HERE / "ray_app.py"), str(rest), str(grpc)]
     argv += [str(models), str(folder / "ray")]

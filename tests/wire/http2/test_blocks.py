@@ -73,7 +73,7 @@ def test_blocks_of_hpack_are_read_in_any_order(blocks: list[list[tuple[bytes, by
 
 
 def test_a_block_that_uses_the_dynamic_table_is_an_error() -> None:
-    """Such a block means something else each time, so its meaning must not be cached."""
+    """A block that uses the dynamic table means something else each time, so its meaning must not be cached."""
     encoder = hpack.Encoder()
     first = encoder.encode([(b"name", b"value")], huffman=False)
     second = encoder.encode([(b"name", b"value")], huffman=False)
@@ -85,7 +85,7 @@ def test_a_block_that_uses_the_dynamic_table_is_an_error() -> None:
 
 
 def test_a_number_that_does_not_end_is_refused() -> None:
-    """Reading all of it would take seconds."""
+    """Reading such a number to its end would take seconds."""
     with pytest.raises(ProtocolError, match="too long"):
         Decoder().fields(b"\xff" * 60_000)
 
@@ -115,7 +115,7 @@ def remembered(act: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("what", ["methods", "metadata", "metadata that cannot be sent"])
 def test_what_is_remembered_of_requests_is_bounded(what: str) -> None:
-    """Callers choose methods and metadata."""
+    """Callers choose methods and metadata, so they could fill the memory."""
     encoder = Encoder(b"host")
     name = b"Name" if "cannot" in what else b"name"
 
@@ -129,7 +129,7 @@ def test_what_is_remembered_of_requests_is_bounded(what: str) -> None:
 
 
 def test_what_is_remembered_of_replies_is_bounded() -> None:
-    """A byte of a block can mean a pair of metadata."""
+    """A single byte of a block can stand for a whole pair of metadata."""
     decoder = Decoder()
 
     def decode() -> None:

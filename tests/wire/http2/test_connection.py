@@ -1,4 +1,4 @@
-"""An HTTP/2 connection whose server is a test: calls and replies, the accounts of flow control, faults of servers."""
+"""An HTTP/2 connection whose server is a test: calls and replies, flow control, and faults of servers."""
 
 import asyncio
 import gc
@@ -247,7 +247,7 @@ async def test_a_reply_without_room_in_the_budget_is_refused_and_nothing_stays_c
 @pytest.mark.parametrize("where", ["head", "trailers", "trailers of a stream"])
 @pytest.mark.parametrize("size", [70_000, 300_000], ids=["one block", "many frames"])
 async def test_a_reply_with_too_many_headers_ends_its_call_only(where: str, size: int) -> None:
-    """The other calls of the connection are calls of other models."""
+    """The other calls of the connection may be calls of other models, which must go on."""
     peer = Peer().begin()
     (sink, _), (other, _) = peer.call(), peer.call()
     large = [(b"a", b"0" * size)]  # five bits for each byte: the smaller one fits into a block of 64 KiB
@@ -381,7 +381,8 @@ async def test_a_flood_of_frames_leaves_turns_for_other_work(unit: bytes) -> Non
 
 
 async def test_a_fault_of_the_client_in_a_later_turn_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing would read the rest, and calls would wait for it forever."""
+    """If the connection stayed open, nothing would read the rest of its bytes, and calls would wait for their replies
+    forever."""
     peer = Peer().begin()
     peer.call()
     monkeypatch.setattr(peer.connection, "_on_data", lambda *_: 1 / 0)
@@ -405,7 +406,7 @@ async def test_no_more_calls_are_sent_than_the_server_takes_at_once() -> None:
 
 @given(st.integers(0, 600) | st.just(20_000), st.integers(0, 5))
 def test_a_call_with_more_headers_than_the_server_takes_is_refused(size: int, count: int) -> None:
-    """Netty ends the connection, and so all calls, if a request has many more headers than it takes."""
+    """Netty ends the connection, and so all calls, if a request has many more headers than Netty accepts."""
     limit = 800
     headers = ((b"name", b"v" * size), *((b"x%d" % number, b"") for number in range(count)))
 
@@ -520,7 +521,7 @@ async def test_a_server_that_has_taken_no_call_loses_the_connection_at_once() ->
 
 @pytest.mark.parametrize("end", ["by the server", "by the client"])
 async def test_an_ending_connection_takes_no_call(end: str) -> None:
-    """What would be written then is lost, but the call would count as sent."""
+    """Bytes written to an ending connection are lost, but the call would count as sent."""
     peer = Peer().begin()
     if end == "by the server":
         peer.connection.eof_received()
@@ -577,8 +578,8 @@ async def test_a_stream_is_lost_after_what_has_arrived() -> None:
 
 @pytest.mark.parametrize("end", ["whole", "lost", "cancelled"])
 async def test_nothing_keeps_a_stream_that_has_ended(end: str) -> None:
-    """The messages of a stream count in the budget as long as it exists, and the collector of cycles may run much
-    later."""
+    """The messages of a stream count in the budget as long as the stream exists, and the collector of cycles may run
+    much later."""
     budget = Budget(1 << 20)
     peer = Peer(budget=budget).begin()
     sink, exchange = peer.call()
