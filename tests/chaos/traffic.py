@@ -111,7 +111,7 @@ class Writer:
             model = self._draw.choice(self._models)
             if self.standing[model] is not None:
                 await self.unregister(model)
-            # Mostly at once, as by a user who brings a new version; now and then the same file once more.
+            # Most models are registered again at once, as by a user with a new version, and some with the same file.
             if self.standing[model] is None and self._draw.random() < 0.8:
                 act = self._draw.random()
                 if act < 0.1:

@@ -9,8 +9,8 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md") if documented.commands(pa
 
 
 def test_each_block_is_run_by_somebody():
-    """The table of documented commands lists exactly the existing blocks. The test that runs a block exists and names
-    its heading."""
+    """The table of documented commands lists exactly the existing blocks. The file with the test of each block exists
+    and names the block's heading."""
     there = {(command.page, command.heading) for page in PAGES for command in documented.commands(page)}
     assert there == set(RUN_BY)
     for (page, heading), by in RUN_BY.items():

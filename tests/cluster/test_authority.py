@@ -71,7 +71,7 @@ async def test_everybody_follows_another_authority(mesh: Installed) -> None:
 
 async def test_new_pods_start_with_the_new_authority(mesh: Installed) -> None:
     """Once all processes have adopted the new authority, a router and a runtime pod are replaced. The new pods become
-    ready, and no call fails."""
+    ready, and no call fails after that."""
     await asyncio.gather(
         *(
             mesh.kube.until(

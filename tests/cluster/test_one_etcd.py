@@ -36,7 +36,7 @@ def secret(endpoint: str, *, prefix: str = "shared", **more: str) -> dict[str, o
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def endpoint(shared_namespace: Kube, image: str) -> str:
-    """A separate etcd with a user."""
+    """The address of a separate etcd that requires a user and a password."""
     ready = ready_at("/readyz", 2379)
     argv = ["--data-dir=/tmp/etcd", "--unsafe-no-fsync", "--listen-client-urls=http://0.0.0.0:2379"]
     argv += [f"--advertise-client-urls=http://outside.{shared_namespace.namespace}:2379"]

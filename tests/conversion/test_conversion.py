@@ -193,8 +193,8 @@ def test_numbers_of_64_bits_are_tried_where_32_are_not_exact() -> None:
 
 
 def test_neighbours_at_the_same_distance_are_noticed() -> None:
-    """The conversion notices that the two models choose different ones of several neighbours at the same distance, as
-    in the iris data."""
+    """If several neighbours are at the same distance, as in the iris data, the two models may choose different ones.
+    The conversion notices that."""
     made = converted(neighbors.KNeighborsRegressor().fit(X, SUM))
     assert [one.where for one in made.differences if one.differing] == ["of the training data"]
     apart = np.random.default_rng(0).standard_normal(X.shape)

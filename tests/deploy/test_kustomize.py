@@ -122,8 +122,8 @@ def test_real_kustomize(name: str):
 
 @needs_kustomize
 def test_real_kustomize_with_several(tmp_path: Path):
-    """With several components, a namespace and custom images, as in the docs, kustomize makes the same objects as the
-    tests' own patching. All are in that namespace and use those images."""
+    """With several components, a namespace and custom images, as in the docs, kustomize makes objects of the same kinds
+    and names as the tests' own patching. All are in that namespace and use those images."""
     kustomization = {
         "namespace": "team-a",
         "resources": [str(manifests.KUSTOMIZE / "base")],

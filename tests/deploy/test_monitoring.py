@@ -247,7 +247,7 @@ def test_kept_labels_are_read_rightly(expression: str, labels: set[str]):
 
 
 def test_certificates_alert():
-    """Every metric of an expiry is part of a warning and of a critical alert."""
+    """Every metric of a certificate's expiry is part of a warning and of a critical alert."""
     metrics = {name for name in METRICS if name.endswith("_expires_seconds")}
     assert {"mesh_edge_certificate_expires_seconds", "mesh_internal_certificate_expires_seconds"} <= metrics
     for severity in ("warning", "critical"):

@@ -30,7 +30,7 @@ async def test_inputs_that_may_be_left_out_are_not_made_up(doors, rest, model, e
 @pytest.mark.parametrize("rest", [[], ["--rest"]], ids=["gRPC", "REST"])
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 async def test_datatypes_that_json_has_no_form_for(doors, rest, datatype):
-    """Inputs of datatypes that JSON cannot express are sent as binary data. Outputs of these types are shown as
+    """Inputs of datatypes that JSON cannot express reach the model over REST too. Outputs of these types are shown as
     numbers."""
     options = ["--endpoint", f"http://{doors.rest}", "--grpc-endpoint", doors.grpc, "--rows", "3", "--json"]
     told = json.loads(await ran(sys.executable, "-m", "mesh", "infer", datatype.lower(), *options, *rest))

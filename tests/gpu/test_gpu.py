@@ -46,7 +46,7 @@ async def mesh(nvml, tmp_path_factory, etcd_server):
         runtime_options=["--load-concurrency", "2"],
     ) as made:
         assert (await made.rest("PUT", "/mesh/v1/settings/type_constraints", constraints)).status == 200
-        # The driver and its libraries take memory only once, more for more calling threads. No model takes that.
+        # With the first calls of each thread, the driver and its libraries take memory. It counts for no model.
         await _register(made, "first", 0, SMALL)
         client = Client(made.channel())
         await asyncio.gather(*(_right(client, "first", 0, SMALL) for _ in range(100)))

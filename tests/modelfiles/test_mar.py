@@ -71,7 +71,8 @@ values = st.recursive(
 def test_no_manifest_does_anything_but_read_or_refuse(
     tmp_path_factory: pytest.TempPathFactory, content: dict[str, object]
 ) -> None:
-    """Any JSON in a manifest is read or refused, and a file that an accepted manifest names is in the archive."""
+    """Any JSON in a manifest is read or refused. A file that an accepted manifest names lies inside the archive's
+    folder."""
     folder = written(tmp_path_factory.mktemp("mar"), json.dumps(content))
     try:
         read = mar.read(folder)

@@ -35,7 +35,8 @@ WHOLE = VModelRecord(
 
 @pytest.mark.parametrize(("fields", "record"), OF_MODELMESH, ids=lambda value: None)
 def test_modelmeshs_records_are_read_and_written_byte_by_byte(fields, record):
-    """A record of ModelMesh is written back with the same bytes. Both leave out attributes that have their default."""
+    """A record of ModelMesh is written back with the same bytes. Mesh and ModelMesh leave out attributes that have
+    their default."""
     value = json.dumps(fields, separators=(",", ":")).encode()
     assert vmodels.decode(value) == record
     assert vmodels.encode(record) == value

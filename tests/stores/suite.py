@@ -144,8 +144,8 @@ class StoreSuite:
     @pytest.mark.long
     @pytest.mark.parametrize("key", ["t/junk//b", "t/./here", "t/a/../up"])
     async def test_a_key_that_no_file_can_have(self, reach, key):
-        """A key that cannot be a file name is skipped with the reason. Everything else is fetched, even many objects
-        and unusual but valid names."""
+        """A key that cannot be a file name is skipped with the reason. All other objects are listed and can be fetched,
+        however many they are and even if their names are unusual."""
         if reach.store.scheme == "s3" and reach.store.checks_credentials:
             pytest.skip("versitygw keeps objects as files, so it has no such keys")
         tree = {f"{number}": b"%d" % number for number in range(1100)} | {"a b+%41&<é": b"2", "sub/deep": b"3"}

@@ -135,8 +135,8 @@ def says_why(line: str, name: str, how: str) -> None:
 
 
 def test_every_duty_is_in_one_of_the_tables() -> None:
-    """The tests here go through these tables. A duty that is missing, for example one that runs only beside a foreign
-    server, would never be tested."""
+    """The tests of this file go through tables of duties. A duty in none of them, for example one that runs only beside
+    a foreign server, would never be tested."""
     modules = (mesh.envoy.duties, mesh.local.duties, mesh.runtime.duties, router.process.duties)
     defined = {duty for module in modules for duty in vars(module).values() if isinstance(duty, Duty)}
     assert defined == {*POD, *LEADER, *WORKERS, *AGENT, *SERVERS, *RELAYS, *BESIDE_FOREIGN, *RELAYS_TO_ONE_LOOP, *UP}

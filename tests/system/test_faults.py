@@ -195,7 +195,8 @@ async def test_the_only_worker_killed(a_mesh):
 
 @pytest.mark.long
 async def test_a_worker_killed(a_mesh):
-    """After a worker is killed the router pod starts another, Envoy finds it, and callers are answered again."""
+    """After one of two workers is killed, the router pod starts another one. Callers are answered meanwhile, and calls
+    fail with no status but UNAVAILABLE."""
     async with a_mesh(pods=1, router_options=["--workers", "2"]) as mesh, Traffic(mesh, 4) as traffic:
         await traffic.some()
         workers = [pid for pid in children(mesh.routers[0].pid) if "router.process.worker" in command(pid)]

@@ -54,7 +54,7 @@ class Skewed:
                 if error.code() not in ALLOWED:
                     self.wrong.append(f"m{number}: {error.code()} {error.details()}")
             self.calls += 1
-            await asyncio.sleep(PAUSE)  # a third of the calls load a model and leave no turn to others
+            await asyncio.sleep(PAUSE)  # a third of the calls load a model, and would leave the others no time
 
     async def some(self, count: int) -> None:
         end = self.calls + count
