@@ -106,8 +106,8 @@ class CopyKeys:
 
     @property
     def as_wanted(self) -> list[str]:
-        """The models that should have a key, except those whose key is waiting to be written."""
-        return [model_id for model_id in self.wanted if model_id not in self._dirty]
+        """The models that should have a key, and whose key in etcd is as wanted."""
+        return [one for one in self.wanted if one not in self._dirty and one not in self._writing]
 
     def stray(self, model_ids: Iterable[str]) -> list[str]:
         """Returns the models among these that should have no key."""

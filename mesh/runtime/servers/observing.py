@@ -52,8 +52,8 @@ class ServerMemory:
         return None if self._group is None else groups.limit_bytes(self._group)
 
     async def find(self) -> bool:
-        """Looks for the server if it was not found yet, or if the one that was found has ended. Looks again for a
-        server that was not found every 10 s at most. Returns whether the server can be observed."""
+        """Looks for the server if it was not found yet, or if the one that was found has ended. Searches every 10 s at
+        most while the server is not found. Returns whether the server can be observed."""
         if not self._watched:
             return False
         if self._there():

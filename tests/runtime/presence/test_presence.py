@@ -4,6 +4,7 @@ unavailable."""
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -651,6 +652,24 @@ async def test_keys_that_the_pod_does_not_want_are_deleted(pod: Pod) -> None:
     await pod.presence.tidy()
     assert await pod.presence.settled("stray", 5.0)
     assert await pod.presence.own_keys() == ["wanted"]
+
+
+async def test_a_key_that_is_being_written_is_not_missing(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    created = await register(pod, "m")
+    execute, begun, may_end = pod.etcd.txn, asyncio.Event(), asyncio.Event()
+
+    async def held(*args: Any, **options: Any) -> Any:
+        begun.set()
+        await may_end.wait()
+        return await execute(*args, **options)
+
+    monkeypatch.setattr(pod.etcd, "txn", held)
+    pod.presence.put("m", pod.copy(created, LOADED))
+    await begun.wait()
+    await pod.presence.tidy()
+    assert pod.presence.statistics().behind == 1
+    may_end.set()
+    assert await pod.presence.settled("m", 5.0)
 
 
 async def test_missing_keys_are_written_again(pod: Pod) -> None:

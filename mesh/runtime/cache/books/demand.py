@@ -34,7 +34,7 @@ class Demand:
         self._left: dict[str, tuple[float, Footprint]] = {}  # evicted copies: when they were last used
 
     def made_way(self, entry: CacheEntry) -> None:
-        """Notes that a copy is about to be evicted, which counts until the window has passed since its last use."""
+        """Notes that a copy is about to be evicted. It counts until the window has passed since its last use."""
         self._left.pop(entry.model_id, None)
         self._left[entry.model_id] = (self._clock() - self._ledger.idle_ms(entry) / 1000, entry.footprint)
         if len(self._left) > _MOST:
