@@ -17,7 +17,8 @@ _PARTS = ("mesh_pull_milliseconds", "modelmesh_loadmodel_milliseconds", "mesh_lo
 
 
 async def run(mesh: LocalMesh, console: Console) -> None:
-    """Makes first calls of models never loaded, one at a time, and sessions alone in this process for comparison."""
+    """Measures first and second calls of models that were never loaded, one at a time, and sessions alone in this
+    process for comparison."""
     name = models.LOGISTIC_REGRESSION_INPUT
     features = np.zeros((1, 64), np.float32)
     contents = [models.logistic_regression(number, features=64) for number in range(COUNT)]

@@ -49,7 +49,7 @@ class Memory:
             reset_peak(pid)
 
     def taken(self) -> int:
-        """Returns the most bytes that the processes took since `begin`."""
+        """Returns the sum of the processes' peaks since `begin`, without what they took before any large call."""
         return sum(map(peak_bytes, self._pids)) - self._idle
 
 

@@ -94,8 +94,8 @@ class History:
         self.events.append(Event(at, text))
 
     def story(self, model: str, end: float, *, before: float = 30.0) -> Iterator[str]:
-        """Yields what happened to a model until `end`: the faults injected into the mesh, the model's changes, and its
-        answers.
+        """Yields what happened to a model in the last `before` seconds until `end`: the faults injected into the mesh,
+        the model's changes, and its answers.
 
         Equal consecutive answers of one router are merged into one line.
         """

@@ -164,7 +164,7 @@ def mesh() -> Iterator[FakeMesh]:
 
 @pytest.fixture
 def run(mesh, monkeypatch):
-    """Runs `mesh ARGS...` against the fake mesh. The result has `exit_code`, `stdout` and `stderr`."""
+    """A function that runs `mesh ARGS...` against the fake mesh. Its result has `exit_code`, `stdout` and `stderr`."""
     monkeypatch.setenv("MESH_ENDPOINT", mesh.endpoint)
     monkeypatch.delenv("MESH_GRPC_ENDPOINT", raising=False)
     app = build()

@@ -41,7 +41,7 @@ def _aloud(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Kube]:
-    """The cluster, used by its admin."""
+    """The running cluster, with the rights of its admin."""
     if obstacles := needs.obstacles():
         pytest.skip(f"this machine cannot run the test cluster: {'; '.join(obstacles)}")
     kept = True

@@ -60,8 +60,8 @@ async def mesh(shared_namespace: Kube, image: str) -> AsyncIterator[Installed]:
 
 @pytest.fixture(scope="module")
 def binding(mesh: Installed, cluster: Kube) -> Iterator[str]:
-    """The documented command that allows routers to review tokens, run by the cluster's admin. The binding is deleted
-    at the end."""
+    """The documented command with which the cluster's admin allows routers to review tokens. The binding is deleted at
+    the end."""
     name = f"mesh-reviews-{mesh.kube.namespace}"
     command, *_ = documented.block("security.md", "Kubernetes service accounts")
     yield command.put({"mesh-reviews": name, "mesh:mesh": f"{mesh.kube.namespace}:mesh"})

@@ -15,7 +15,7 @@ OPERATOR = "monitoring.coreos.com/v1"
 
 @pytest.fixture(autouse=True)
 def helm(cluster: Kube, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names the test cluster's helm, even on a machine with another one."""
+    """Makes the tests use the test cluster's helm, even if the machine has another one."""
     monkeypatch.setenv("HELM", str(layout.BIN / "helm"))
 
 

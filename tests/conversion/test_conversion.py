@@ -55,14 +55,14 @@ def scaled(last: Any) -> Any:
 
 
 def xgboost(kind: str, **more: Any) -> Any:
-    """Returns an untrained booster of XGBoost."""
+    """Returns an untrained estimator of XGBoost."""
     import xgboost as library
 
     return getattr(library, kind)(n_estimators=4, **more)
 
 
 def lightgbm(kind: str, **more: Any) -> Any:
-    """Returns an untrained booster of LightGBM."""
+    """Returns an untrained estimator of LightGBM."""
     import lightgbm as library
 
     return getattr(library, kind)(n_estimators=4, verbose=-1, **more)

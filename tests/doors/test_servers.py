@@ -35,7 +35,7 @@ class Foreign:
         self.seen: Counter[str] = Counter()  # outcomes of the traffic
 
     async def counts(self) -> tuple[int, int]:
-        """Returns how many calls hang in the server, and how many that hung have been cancelled."""
+        """Returns how many calls hang in the server, and how many hanging calls have been cancelled so far."""
         reply = await self.direct.answer("counts")
         hanging, cancelled = framing.unpack(reply.frame or b"", limit=100).split()
         return int(hanging), int(cancelled)

@@ -18,7 +18,7 @@ SETTINGS = config.EnvoySettings(
 
 
 def values(tree, name):
-    """Returns every value under this name, at any depth of the configuration."""
+    """Yields every value under this name, at any depth of the configuration."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key == name:

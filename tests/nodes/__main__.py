@@ -11,7 +11,7 @@ WANTED = "onnx.backend.test.case.node"
 
 
 def main() -> int:
-    """Returns the exit code. A missing wheel is not a failure, so the code is 0."""
+    """Runs the suite, and returns its exit code. A missing wheel is not a failure, so the code is then 0."""
     try:
         importlib.import_module(WANTED)
     except ImportError as error:

@@ -35,5 +35,5 @@ async def puller(tmp_path, root):
 
 @pytest.fixture
 def left(puller):
-    """The entries of the puller's directory, without its lock and the files that it keeps."""
+    """A function that returns the entries of the puller's directory, without its lock and the files that it keeps."""
     return lambda: {entry.name for entry in puller.directory.iterdir()} - {".lock", ".blobs"}

@@ -27,7 +27,7 @@ S3 = {
 
 @pytest.fixture
 def secrets(tmp_path):
-    """Writes keys of the secret, and returns the secret."""
+    """A function that writes keys of the secret, and returns the secret."""
 
     def write(**stores: object) -> Secrets:
         for name, store in stores.items():

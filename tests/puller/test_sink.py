@@ -17,7 +17,7 @@ from puller.sink import Sink, Stopped
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """Makes sinks in separate folders, and closes them at the end."""
+    """A function that makes sinks in separate folders. They are closed at the end."""
     made = []
 
     def make(**options):

@@ -208,7 +208,7 @@ class ServersFleet(Fleet):
     # --- calls
 
     async def ask(self, model: str, ident: str, draw: random.Random) -> Answer:
-        """Makes one call with some of the ROWS."""
+        """Calls a model with some of the ROWS, in one of the forms, and returns the outcome."""
         rows = draw.sample(range(len(ROWS)), draw.randint(1, 4))
         datatype = "FP32" if self.type(model) == "onnx" else "FP64"
         form = draw.choice(_FORMS)
@@ -244,7 +244,8 @@ class ServersFleet(Fleet):
     def _judged(
         self, model: str, ident: str, rows: list[int], named: str, to: str, outputs: list[np.ndarray]
     ) -> Answer:
-        """Returns the number of the model whose library gives the same answer."""
+        """Returns the outcome of a call: the number of the model whose library gives the same answer, or WRONG if there
+        is none."""
         if (named, to) != (model, ident):
             return Answer(WRONG, text=f"the answer is of {named!r} to {to!r}")
         (values,) = outputs
@@ -269,7 +270,7 @@ class ServersFleet(Fleet):
 
 
 def _values(answer: v2.ModelInferResponse) -> np.ndarray:
-    """Returns the only output of a response."""
+    """Returns the values of a response's only output."""
     (output,) = answer.outputs
     if answer.raw_output_contents:
         return np.frombuffer(answer.raw_output_contents[0], _DTYPES[output.datatype])

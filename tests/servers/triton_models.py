@@ -94,7 +94,8 @@ class Written:
 
 
 def write(folder: Path) -> dict[str, Written]:
-    """Writes a model in each layout. The models answer with the sum of each row of `x`, and with twice its numbers."""
+    """Writes a model in each layout. The models answer with the sum of each row of `x`, and with twice its numbers.
+    Those of `versions` add 10 or 20."""
     numbers = NUMBERS.format(plus=0.0)
     _write(folder / "repository", {"config.pbtxt": PYTHON + TENSORS, "1/model.py": numbers})
     _write(

@@ -73,7 +73,7 @@ class Reach:
         return listing, {file.path: file for file in listing.files}
 
     async def fetch(self, path: str, **changed: str) -> dict[str, bytes]:
-        """Fetches all files at a path."""
+        """Returns the content of each file at a path, by name."""
         location = self.location(path, **changed)
         _, files = await self.listed(location)
         bodies = await asyncio.gather(*(self.read(location, file) for file in files.values()))

@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def a_mesh(tmp_path, etcd_server):
-    """Makes a mesh of real processes on the session's etcd: `async with a_mesh(pods=2) as mesh`."""
+    """A function that makes a mesh of real processes on the session's etcd: `async with a_mesh(pods=2) as mesh`."""
 
     def make(**options) -> LocalMesh:
         return LocalMesh(tmp_path, etcd_server, **options)
@@ -33,7 +33,7 @@ def a_mesh(tmp_path, etcd_server):
 
 @pytest.fixture
 def a_mesh_of_its_own(tmp_path, own_etcd):
-    """Makes a mesh of real processes with an etcd that the test may kill and freeze."""
+    """A function that makes a mesh of real processes with an etcd that the test may kill and freeze."""
 
     def make(**options) -> LocalMesh:
         return LocalMesh(tmp_path, own_etcd, **options)

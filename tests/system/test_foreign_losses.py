@@ -21,7 +21,7 @@ MORE = pytest.mark.foreign
 
 @pytest.fixture
 def foreign(tmp_path, etcd_server):
-    """Makes a mesh of example runtimes: `async with foreign(edge="grpc", way="child-socket") as it`."""
+    """A function that makes a mesh of example runtimes: `async with foreign(edge="grpc", way="child-socket") as it`."""
 
     def make(*options, **more) -> ForeignMesh:
         return ForeignMesh(tmp_path, etcd_server, *options, **more)

@@ -225,7 +225,7 @@ def _bounded(door: Door, done: Outcome) -> str:
 
 
 async def _open(kind: Kind, rate: int, running: Sequence[Server], plan: Plan, bar: Bar) -> list[Row]:
-    """Measures a row for each percentile."""
+    """Measures the latencies of calls at one rate. Returns a row for each percentile."""
     form = "gRPC" if kind == "grpc" else "REST, JSON"
     rows = [
         Row(f"{form}, {rate:,} calls/s, p{share * 100:g}", "ms", {server.name: [] for server in running})

@@ -12,7 +12,7 @@ COUNT = 12
 
 @pytest.fixture(scope="session")
 def two_fleets(tmp_path_factory) -> tuple[fleet.Fleet, fleet.Fleet]:
-    """Two fleets, built by separate processes. The second consists of the first models of the first."""
+    """Two fleets, built by separate processes. The second one has only the first six models."""
     folders = tmp_path_factory.mktemp("fleet"), tmp_path_factory.mktemp("again")
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(fleet.build, folders[0], COUNT, jobs=1)
