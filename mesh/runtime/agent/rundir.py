@@ -33,8 +33,9 @@ class RunDir:
     def __init__(
         self, parent: Path | None = None, *, whose: str = "", on_left: Callable[[Path], None] = lambda folder: None
     ) -> None:
-        """Creates the folder. `on_left` is called with each folder that an earlier agent of the same `whose` has left.
-        With "" as `whose`, the folder has no owner."""
+        """Creates the folder, in `parent` or in a temporary folder of the system. `on_left` is called with each folder
+        that an earlier agent of the same `whose` has left. With "" as `whose`, the folder has no owner. Raises
+        OSError."""
         if parent is None:
             parent = Path(tempfile.gettempdir())
             parent = parent if len(os.fsencode(parent)) <= 60 else Path("/tmp")

@@ -25,7 +25,8 @@ _FORMAT = struct.Struct("3q")
 
 
 class LastLooks:
-    """A recorder of free memory. `left` returns the number of free bytes, of `whole` bytes in total."""
+    """A recorder of free memory. `left` returns the number of free bytes, of `whole` bytes in total. Making one raises
+    OSError if its file in `folder` cannot be opened."""
 
     def __init__(self, folder: Path, left: Callable[[], int], whole: int) -> None:
         self._left = left

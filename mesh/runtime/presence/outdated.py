@@ -40,7 +40,7 @@ class Outdated:
         self._going: dict[str, asyncio.Task[Any]] = {}  # by model
 
     def begin(self, model_id: str) -> None:
-        """Withdraws a copy in the background."""
+        """Withdraws a copy in the background, unless that is under way."""
         self._copies.forget(model_id)
         if model_id in self._going:
             return

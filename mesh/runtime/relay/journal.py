@@ -27,7 +27,7 @@ class Held:
 
 
 class Journal:
-    """The journal of one relay. Without a path, nothing is recorded."""
+    """The journal of one relay. Without a path, nothing is recorded. All methods except `read` raise OSError."""
 
     def __init__(self, path: Path | None) -> None:
         self.former = False  # the server speaks the SPI only under the former name of its service
