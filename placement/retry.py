@@ -13,7 +13,8 @@ Unary calls and streams share this rule; they only differ in whether everything 
 | broken: lost within the reply | give up |
 
 Unless the attempt was lost or broken, nothing has run, so any method may be sent again. No call is sent more than
-`MAX_TRIES` times, or again once a part of it is no longer available.
+`MAX_TRIES` times, or again once a part of it is no longer available. After a second attempt that found no copy, the
+call waits before the next one, and each time twice as long (`BACKOFF`).
 
 This module has no I/O and no clock: the router forgets copies, reads records and waits (`router.calls.attempts`).
 """
@@ -29,6 +30,11 @@ MAX_TRIES = 8
 SETTLE = 0.2
 """Seconds between the loss of a call and its second attempt: a pod notices its server's death at once, and writes the
 blame into the model's record some milliseconds later. The second attempt reads that first."""
+
+BACKOFF = 0.02
+"""Seconds between the second and the third attempt if the second found no copy. When a model server dies, its pod
+refuses calls a moment before its agent notices the death, and until then each load ends at once with the same copy. All
+waits of a call add up to 1.3 seconds, and an agent notices a death within a fraction of a second."""
 
 KILLER = 2
 """Number of servers that may be lost in calls of one model; after that, its calls are not sent to another server."""
@@ -102,7 +108,7 @@ def decide(tried: Try) -> Decision:
     if tried.tries >= MAX_TRIES:
         return Decision(end=End.EXHAUSTED, forget=forget, why=f"it was tried {tried.tries} times")
     if forget:
-        return Decision(forget=True, why="the pod does not hold it")
+        return Decision(forget=True, pause=_backoff(tried), why="the pod does not hold it")
     if tried.trouble is Trouble.VERIFY_FIRST:
         if tried.said is not Said.AWAY:
             return Decision(verify=True, why="the pod must verify it first")
@@ -112,7 +118,7 @@ def decide(tried: Try) -> Decision:
     if tried.trouble is Trouble.BUSY and not tried.others:
         # Another try would find the same at once, and a load would not help.
         return Decision(end=End.BUSY, avoid=True, why="all connections are in use")
-    return Decision(avoid=True, why="nothing was sent")
+    return Decision(avoid=True, pause=_backoff(tried), why="nothing was sent")
 
 
 def beyond_share(*, elsewhere: bool, unary: bool, waiting: int, most: int) -> Beyond:
@@ -124,6 +130,14 @@ def beyond_share(*, elsewhere: bool, unary: bool, waiting: int, most: int) -> Be
     if elsewhere:
         return Beyond.ELSEWHERE
     return Beyond.WAIT if unary and waiting < most else Beyond.REFUSE
+
+
+def _backoff(tried: Try) -> float:
+    """Returns the seconds until the next attempt, at most half of those that the caller still waits."""
+    if tried.tries == 1 or tried.trouble is Trouble.BUSY:
+        return 0.0
+    pause = BACKOFF * 2 ** (tried.tries - 2)
+    return pause if tried.remaining is None else max(0.0, min(pause, tried.remaining / 2))
 
 
 def _gone(tried: Try) -> bool:

@@ -55,8 +55,9 @@ _COLOURS = {
 }
 _RESET = "\x1b[0m"
 
-# Libraries log at INFO what Mesh logs itself (every request of aiohttp, every retry of a channel).
-_NOISY = ("aiohttp", "asyncio", "grpc", "charset_normalizer")
+# Libraries that log at INFO what Mesh logs itself (every request of aiohttp, every retry of a channel), or at DEBUG the
+# headers of each call (hpack).
+_NOISY = ("aiohttp", "asyncio", "grpc", "charset_normalizer", "hpack")
 
 
 def _text(value: object) -> str:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from placement import retry
 from placement.fence import Said
-from placement.retry import KILLER, MAX_TRIES, SETTLE, Beyond, Decision, End, Trouble, Try
+from placement.retry import BACKOFF, KILLER, MAX_TRIES, SETTLE, Beyond, Decision, End, Trouble, Try
 
 NOTHING_RAN = (Trouble.NOT_HERE, Trouble.VERIFY_FIRST, Trouble.UNREACHED, Trouble.BUSY)
 
@@ -23,6 +23,13 @@ TABLE = {
     "not here": (one(Trouble.NOT_HERE), {"forget": True}),
     "not here, unsafe": (one(Trouble.NOT_HERE, safe=False), {"forget": True}),
     "not here, not kept": (one(Trouble.NOT_HERE, kept=False), {"forget": True, "end": End.UNKEPT}),
+    "not here again": (one(Trouble.NOT_HERE, tries=2), {"forget": True, "pause": BACKOFF}),
+    "not here for the fourth time": (one(Trouble.NOT_HERE, tries=4), {"forget": True, "pause": 4 * BACKOFF}),
+    "not here again, little time left": (
+        one(Trouble.NOT_HERE, tries=2, remaining=BACKOFF),
+        {"forget": True, "pause": BACKOFF / 2},
+    ),
+    "not here again, no time left": (one(Trouble.NOT_HERE, tries=2, remaining=-1.0), {"forget": True}),
     "not here once more": (one(Trouble.NOT_HERE, tries=MAX_TRIES), {"forget": True, "end": End.EXHAUSTED}),
     "not here after a loss": (one(Trouble.NOT_HERE, repeated=True), {"forget": True}),
     "verify first": (one(Trouble.VERIFY_FIRST), {"verify": True}),
@@ -39,8 +46,10 @@ TABLE = {
     "unreached": (one(Trouble.UNREACHED), {"avoid": True}),
     "unreached, unsafe": (one(Trouble.UNREACHED, safe=False), {"avoid": True}),
     "unreached, alone": (one(Trouble.UNREACHED, others=False), {"avoid": True}),
+    "unreached again": (one(Trouble.UNREACHED, tries=2), {"avoid": True, "pause": BACKOFF}),
     "unreached once more": (one(Trouble.UNREACHED, tries=MAX_TRIES), {"end": End.EXHAUSTED}),
     "busy": (one(Trouble.BUSY), {"avoid": True}),
+    "busy again": (one(Trouble.BUSY, tries=2), {"avoid": True}),
     "busy, alone": (one(Trouble.BUSY, others=False), {"avoid": True, "end": End.BUSY}),
     "lost": (one(Trouble.LOST, deaths=1), {"avoid": True, "pause": SETTLE}),
     "lost, alone": (one(Trouble.LOST, deaths=1, others=False), {"avoid": True, "pause": SETTLE}),

@@ -160,7 +160,7 @@ async def test_a_prediction_that_never_ends_blocks_its_server_only_for_a_while(s
         behind.cancel()
     assert await served.over_grpc("beside") == expected
     told = served.mesh.pods[0].tail(2000)
-    suspects = [line for line in told.splitlines() if " suspect " in line]
+    suspects = [line for line in told.splitlines() if "this model may have killed the model server" in line]
     assert suspects, told
     assert all("model=stuck" in line for line in suspects), suspects
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +71,12 @@ def test_libraries_come_out_in_the_same_form_without_their_chatter(stream, name)
     logging.getLogger(name).info("a request was served")
     logging.getLogger(name).warning("trouble with %s", "x")
     assert json.loads(stream.getvalue())["event"] == "trouble with x"
+
+
+def test_headers_of_calls_are_not_logged(stream):
+    logs.configure(level="debug", stream=stream)
+    hpack.Decoder().decode(hpack.Encoder().encode([("authorization", "secret")]))
+    assert stream.getvalue() == ""
 
 
 def test_configured_twice_writes_once(stream):
