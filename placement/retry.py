@@ -136,7 +136,7 @@ def _backoff(tried: Try) -> float:
     """Returns the seconds until the next attempt, at most half of those that the caller still waits."""
     if tried.tries == 1 or tried.trouble is Trouble.BUSY:
         return 0.0
-    pause = BACKOFF * 2 ** (tried.tries - 2)
+    pause: float = BACKOFF * 2.0 ** (tried.tries - 2)
     return pause if tried.remaining is None else max(0.0, min(pause, tried.remaining / 2))
 
 

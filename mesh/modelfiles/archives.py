@@ -73,16 +73,16 @@ def _is_tar(path: Path) -> bool:
         return False
 
 
-def unpack(path: Path, into: Path, limits: ArchiveLimits = LIMITS, *, stop: threading.Event | None = None) -> Path:
+def unpack(path: Path, into: Path, limits: ArchiveLimits | None = None, *, stop: threading.Event | None = None) -> Path:
     """Unpacks an archive into a new folder, and returns the folder of its content: the only folder in it, or `into`.
 
-    Blocks. Ends early once `stop` is set. Raises BadArchive; CannotWrite if the content cannot be written to the disk;
-    OSError if the archive cannot be read.
+    `limits` are `LIMITS` by default. Blocks. Ends early once `stop` is set. Raises BadArchive; CannotWrite if the
+    content cannot be written to the disk; OSError if the archive cannot be read.
     """
     into.mkdir(mode=0o755)
     try:
         free = shutil.disk_usage(into).free
-        _Unpacking(into, limits, int(free * _DISK_SHARE), stop).run(_entries(path))
+        _Unpacking(into, limits or LIMITS, int(free * _DISK_SHARE), stop).run(_entries(path))
     except BaseException as error:
         shutil.rmtree(into, ignore_errors=True)
         if isinstance(error, _DAMAGE):

@@ -10,7 +10,7 @@ from tests.support.localmesh import LocalMesh
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options of `make test-vmodels`, `make test-compatibility` and `make test-streams`."""
     group = parser.getgroup("vmodels")
-    group.addoption("--vmodel-calls", type=int, default=250, help="Number of random calls of the vmodel API.")
+    group.addoption("--vmodel-calls", type=int, default=150, help="Number of random calls of the vmodel API.")
     group.addoption("--vmodel-moves", type=int, default=24, help="Number of moves of a vmodel under constant traffic.")
     group.addoption("--vmodel-seed", type=int, help="Seed of the random calls; random by default.")
     group = parser.getgroup("streams")
@@ -41,7 +41,7 @@ def a_mesh_of_its_own(tmp_path, own_etcd):
     return make
 
 
-@pytest.fixture(params=["envoy", "grpc"])
+@pytest.fixture(params=["envoy", pytest.param("grpc", marks=pytest.mark.long)])
 def edge(request):
     """The edge of the routers: Envoy, then grpc.aio, because clients must see no difference."""
     return request.param

@@ -91,7 +91,9 @@ async def served(mesh: LocalMesh, alias: str, active: str, **more: object) -> No
         await until(known, interval=0.05, timeout=20, why=f"the alias reaches router {router}")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=["envoy", pytest.param("grpc", marks=pytest.mark.long)]
+)
 async def mesh(request, tmp_path_factory, etcd_server):
     """A mesh that finds an alias of ModelMesh in etcd when it starts, behind each kind of edge in turn."""
     mesh = LocalMesh(tmp_path_factory.mktemp("aliases"), etcd_server, pods=1, edge=request.param)
@@ -103,7 +105,9 @@ async def mesh(request, tmp_path_factory, etcd_server):
         yield mesh
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["envoy", "grpc"])
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=["envoy", pytest.param("grpc", marks=pytest.mark.long)]
+)
 async def two_routers(request, tmp_path_factory, etcd_server):
     folder = tmp_path_factory.mktemp("aliases")
     async with LocalMesh(folder, etcd_server, pods=1, routers=2, edge=request.param) as mesh:

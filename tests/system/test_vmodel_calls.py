@@ -268,7 +268,7 @@ async def judge(world: World, etcd: Etcd, callers: list[Caller]) -> list[str]:
 async def test_random_calls_leave_what_a_model_of_the_api_says(tmp_path, own_etcd, pytestconfig):
     """Random calls of 20 callers through two routers, while the leader is killed repeatedly, are answered as a
     reference model of the API predicts. Records, targets and reference counts agree with it too."""
-    calls = pytestconfig.getoption("--vmodel-calls", 250)
+    calls = pytestconfig.getoption("--vmodel-calls", 150)
     seed = pytestconfig.getoption("--vmodel-seed", None) or random.randrange(1 << 32)
     async with LocalMesh(
         tmp_path,

@@ -64,7 +64,7 @@ async def test_a_rollback_without_an_answer_is_an_error_and_not_two_rollbacks(de
 
 async def test_a_change_gives_up_if_others_never_stop_writing(desk, monkeypatch):
     """A change fails with UNAVAILABLE, which says that a retry may help, if another write precedes every attempt."""
-    monkeypatch.setattr(store, "PATIENCE", 0.1)
+    monkeypatch.setattr(store, "PATIENCE", 1.0)
     await desk.management.register("m", "onnx", "/m")
     txn, writes = desk.etcd.txn, 0
 
