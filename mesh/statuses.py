@@ -1,6 +1,6 @@
-"""The one table of statuses: every failure, its gRPC code, its HTTP code, and whether a caller may retry.
+"""The one table of statuses: the reasons of failures, their gRPC and HTTP codes, and whether a caller may retry.
 
-Every failure is raised or answered as a `MeshError` with a `Reason`. Only this module knows the codes of a reason. The
+Mesh raises or answers its failures as a `MeshError` with a `Reason`. Only this module knows the codes of a reason. The
 reason is also sent as `google.rpc.ErrorInfo` in the trailer `grpc-status-details-bin`, so that a program can tell apart
 two failures with the same code. Errors that the *model server* answers are passed through, and never become a
 `MeshError`.

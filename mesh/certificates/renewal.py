@@ -27,7 +27,7 @@ from mesh.certificates.issuing import DAY, SKEW, Pair, Wanted
 AUTHORITIES, AUTHORITY_KEYS, CERTIFICATE, KEY = "ca.crt", "ca.key", "tls.crt", "tls.key"
 ENTRIES = (AUTHORITIES, AUTHORITY_KEYS, CERTIFICATE, KEY)
 
-_MARK, _PARAMETERS = b"-----BEGIN ", b"EC PARAMETERS"  # which OpenSSL writes before a key, redundantly
+_MARK, _PARAMETERS = b"-----BEGIN ", b"EC PARAMETERS"  # OpenSSL writes the parameters before a key, redundantly
 _SETTLED = 0.5  # minimum age of a signing authority, as a share of the renewal period
 
 
@@ -41,8 +41,8 @@ class Renewal:
 
     content: Mapping[str, bytes]
     why: tuple[str, ...]
-    expires: datetime.datetime  # the certificate
-    authority_expires: datetime.datetime  # the newest
+    expires: datetime.datetime  # of the certificate
+    authority_expires: datetime.datetime  # of the newest authority
 
     @property
     def changed(self) -> bool:

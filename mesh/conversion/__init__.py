@@ -1,6 +1,6 @@
 """Conversion of models of Python libraries to ONNX, for `mesh convert`.
 
-A conversion counts only if it is exact: the converted model must give the library's own answers, within a tolerance.
+The command keeps a conversion only if the converted model gives the library's own answers, within a tolerance.
 
 - `loading` reads a model's file, which runs its code if it is a pickle;
 - `layout` finds out what the model's rows look like: their columns, and the types of these;

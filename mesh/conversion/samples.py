@@ -62,7 +62,7 @@ def made_up(
             if column.categorical:
                 rows.append(random.choice(np.asarray(column.values), COUNT))
             elif column.type is ColumnType.NUMBER:
-                # Callers send numbers of 32 bits to most models, so that both models must see these.
+                # Callers send numbers of 32 bits to most models, so both models get such numbers.
                 with np.errstate(over="ignore"):
                     rows.append(number(column).astype(np.float32).astype(np.float64))
             elif column.type is ColumnType.INTEGER:

@@ -87,7 +87,7 @@ class EnvoySettings:
     headers_timeout: float = 30.0  # for a request's headers to arrive
     idle_timeout: float = 3600.0  # of a client's connection without calls
     stream_idle_timeout: float = 3600.0  # of a call without any progress: longer than any cold start
-    upstream_idle_timeout: float = 30.0  # of a connection to a worker; below the workers' own, else calls race its end
+    upstream_idle_timeout: float = 30.0  # of a connection to a worker; below that of its REST, else calls race its end
     max_connection_age: float = 0.0  # 0: no limit
     age_spread: float = 0.2  # random extra share of the age, so that connections do not end together
     keepalive: float = 60.0  # between HTTP/2 pings to a client that is silent: how a vanished one is noticed; 0: none

@@ -83,7 +83,7 @@ class UpSettings:
     disk_budget: int | None = None  # bytes of each pod; None: what the disk has room for
     router_limits: tuple[str, ...] = ()  # options for the command line of the router
     runtime_limits: tuple[str, ...] = ()  # options for the command line of runtime pods
-    auth: str = "off"  # requests that need a key; the admin's is then in `admin_key_file`
+    auth: str = "off"  # which requests need a key; the admin's key is in `admin_key_file`
     lease_ttl: int = 10
     log_level: str = "info"
     start_timeout: float = 60.0

@@ -132,7 +132,7 @@ def _entries(path: Path) -> Iterator[_Entry]:
             raise BadArchive(
                 "the archive is damaged (the header of an entry is not valid): make it again, or copy it again"
             )
-        # The checksum is behind the last entry. What comes before it counts like a file.
+        # The checksum is after the last entry. What comes before it counts like a file.
         bounded.left = None
         yield _Entry("", False, cast(IO[bytes], bounded))
 

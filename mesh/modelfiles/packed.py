@@ -90,7 +90,7 @@ class _XzReader(io.RawIOBase):
     def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
         self._stream = self._new()
-        self._whole = False  # one stream has been read to its end, so that what follows may be anything
+        self._whole = False  # one stream has been read to its end, so what follows may be anything
         self._ended = False
 
     @staticmethod

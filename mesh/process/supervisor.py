@@ -37,7 +37,7 @@ class State(enum.Enum):
 
     STARTING = "starting"
     READY = "ready"
-    DOWN = "down"  # died, and is about to be started again
+    DOWN = "down"  # does not run: it has not been started yet, or is about to be started again
     STOPPED = "stopped"
 
 

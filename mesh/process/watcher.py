@@ -21,8 +21,8 @@ HUNG_HELP = "Processes that hung and were replaced."
 """Help text of the metric `mesh_hung_processes`, which several kinds of processes have."""
 
 STOPPED_BEFORE = "MESH_STOPPED_BEFORE"
-"""Environment variable of a process whose predecessor was killed because a signal had stopped it. No model is to blame
-for such a death."""
+"""Environment variable of a process whose predecessor was killed because a signal or a debugger had stopped it. No
+model is to blame for such a death."""
 
 _FRESH = 3 * PERIOD  # seconds; a child heard this recently needs no closer look
 

@@ -19,7 +19,7 @@ from mesh.tokens.keyset import Key, KeySet
 
 _DOTS = 2
 _BEGINS = b"ey"  # base64 of {", and of { followed by white space
-_JUST_NOW = 600.0  # seconds: a clock that is off by more is noticed otherwise
+_JUST_NOW = 600.0  # seconds; people notice a clock that is off by more
 _OFF = 30.0  # seconds by which clocks differ before a refusal mentions it
 
 _signatures = jwt.PyJWS(algorithms=None)

@@ -33,7 +33,7 @@ _PREFIX = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/grpc\r\nte
 _METHOD = re.compile(rb"/[\x21-\x7e]*")
 _VALUE = re.compile(rb"[\x21-\x7e]+")
 _MAX_PREFIXES = 1024
-_TICKS = 8  # ticks in which idle time is counted, so that no call has to read a clock
+_TICKS = 8  # ticks in `idle_timeout`; idle time is counted in ticks, so that no call has to read a clock
 _GOODBYE = 2.0  # seconds that TLS gets for an orderly shutdown
 _PATIENCE = (6, 8)  # ticks after which a connection is closed; the numbers differ, so that not all close at once
 

@@ -1,7 +1,7 @@
 """Names of the metadata that Mesh reads and adds, as lower-case bytes on the wire.
 
-Names that begin with `mesh-` are internal: the edge removes them from clients' requests, so that no client can address
-a copy or claim that a pod lacks a model.
+Names that begin with `mesh-` are internal: the router passes none of them on from clients' requests, so that no client
+can address a copy.
 """
 
 import urllib.parse
@@ -11,7 +11,7 @@ from mesh.wire.metadata import Block, encode_bin
 
 INTERNAL = b"mesh-"
 
-COPY = b"mesh-copy"  # request: `<incarnation>.<create revision>` of the copy that the call is for
+COPY = b"mesh-copy"  # request: the token (`mesh.schema.copytoken`) of the copy that the call is for
 VERIFIED = b"mesh-verified"  # request: the router has read the model's record within the last second; it is unchanged
 ETCD_AWAY = b"mesh-etcd-away"  # request: the router could not read the record, because etcd does not answer
 VERIFY_FIRST = b"mesh-verify-first"  # reply: the pod requires one of the two headers above; no model got the call

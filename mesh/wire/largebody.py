@@ -35,7 +35,7 @@ _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 _BETWEEN = re.compile(rb"\r\n([0-9a-fA-F]{1,8})\r\n")  # the end of a chunk and the head of the next
 _BEGUN = re.compile(rb"\r?|\r\n(?:[0-9a-fA-F]{1,8}\r?)?")  # a part of that
 _LONGEST = 12  # bytes of it
-_END = 1024  # bytes that are read at once behind the message: its last chunk and trailers
+_END = 1024  # bytes that are read at once after the message: its last chunk and trailers
 _CRLF = b"\r\n"
 _INVALID = b"!"  # for the parser, where a chunk's head must be
 

@@ -2,8 +2,8 @@
 
 A dense fleet has one small model for each customer. The problems are few, but the kinds of model, their settings and
 the customers' rows differ. So a recipe names one of scikit-learn's bundled data sets, a kind of model, random
-hyperparameters and a seed for choosing rows. Sizes vary as in practice, from half a kilobyte (a linear model) to a few
-megabytes (a forest). Most models are small.
+hyperparameters and a seed for choosing rows. Sizes vary as in practice, from half a kilobyte (a linear model) to a
+megabyte (a forest). Most models are small.
 
 Some classifiers answer with class names (BYTES) instead of numbers, some regressors take doubles (FP64).
 """
@@ -39,8 +39,8 @@ _FIRST = (
     ("diabetes", "ridge"),
     ("diabetes", "boosting"),
 )
-"""Recipes of the models that `mesh up` registers, small and quick to train: one for each data set, and two for the
-last."""
+"""Recipes of the models that `mesh up` registers, small and quick to train: one for each data set, and two for
+`diabetes`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def _settings(kind: str, drawn: random.Random) -> dict[str, Any]:
         case "logistic":
             return {"C": round(10 ** drawn.uniform(-2, 2), 4)}
         case "forest" | "extra-trees":
-            # Most are small; a few take half a megabyte.
+            # Most are small; a few take a megabyte.
             trees, deepest = drawn.choice([(5, 12), (8, 12), (12, 12), (20, 12), (30, 12), (50, 8), (80, 8), (150, 6)])
             return {"n_estimators": trees, "max_depth": drawn.choice([d for d in (4, 6, 8, 12) if d <= deepest])}
         case "tree":

@@ -133,7 +133,7 @@ class Http2Connection(asyncio.Protocol):
         `encoding` that is not valid, and MeshError if the headers are larger than the server accepts, because some
         servers would end the connection."""
         block = self._encoder.block(method, headers, timeout=timeout, encoding=encoding)
-        if len(block) + blocks.ENTRY * (len(headers) + _OWN) > self._headers:  # or it is not worth counting
+        if len(block) + blocks.ENTRY * (len(headers) + _OWN) > self._headers:  # only then is counting worthwhile
             self._check(blocks.size(block))
         size = len(frame)
         waits = size > self._window or size > self._initial or bool(self._waiting)
@@ -443,7 +443,6 @@ class Http2Connection(asyncio.Protocol):
                 stream.unsent = rest[count:]
 
     def _data(self, number: int, content: memoryview, *, ends: bool) -> list[bytes]:
-        """Returns the DATA frames with this content."""
         size = self._frame
         last = len(content) - 1
         return [
@@ -502,7 +501,6 @@ class Http2Connection(asyncio.Protocol):
             self.ready.exception()  # or asyncio would log it if nobody waits any more
 
     def _lose(self, why: str) -> None:
-        """Ends all calls."""
         if self._lost:
             return
         self._lost = True
