@@ -35,7 +35,7 @@ def why_not() -> str:
         Nvml().close()
     except Exception as error:  # the library, the driver or the device is missing, each with an error of its own
         return f"NVML finds no NVIDIA GPU: {error}"
-    code = "from mesh.runtime.server import device; device.find('cuda')"
+    code = "from mesh.runtime.server.onnx import device; device.find('cuda')"
     tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     return tried.stderr.strip().splitlines()[-1] if tried.returncode else ""
 

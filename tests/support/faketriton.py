@@ -33,6 +33,7 @@ class FakeTriton:
         self.slow = 0  # looks at the index for which an unload goes on
         self.fails = ""  # what loads fail with
         self.hangs = False
+        self.stuck = False  # unloads are not answered, as by a Triton whose load of the model does not end
         self.ended: list[str] = []  # the names of models whose loads were cancelled while they hung
         self.address = f"unix:{root.parent / 'fake.sock'}"
         self._server = grpc.aio.server()
@@ -110,6 +111,8 @@ class FakeTriton:
 
     async def _unload(self, request: Any, context: Any) -> Any:
         self.unloads.append((request.model_name, request.parameters["unload_dependents"].bool_param))
+        if self.stuck:
+            await asyncio.Event().wait()
         if self.loaded.pop(request.model_name, None) is not None and self.slow:
             self.going[request.model_name] = self.slow
         return pb.RepositoryModelUnloadResponse()

@@ -49,8 +49,7 @@ class Control(Protocol):
         """Loads a model. If the load fails or is cancelled, the caller must unload the model."""
 
     async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
-        """Unloads a model, even one whose load has only begun. May raise NOT_FOUND for an unknown model, and
-        TimeoutError if the server answers but has not unloaded the model in time."""
+        """Unloads a model, even one whose load has only begun. May raise NOT_FOUND for an unknown model."""
 
     async def size(
         self, request: pb.ModelSizeRequest, *, timeout: float | None

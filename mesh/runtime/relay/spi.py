@@ -190,8 +190,6 @@ class RelaySpi(modelruntime_pb2_grpc.ModelRuntimeServicer):  # type: ignore[misc
             # After the answer, by which the agent learns which model is to blame.
             asyncio.get_running_loop().call_later(_LAST_WORDS, self._link.give_up, why)
             raise MeshError(Reason.DEADLINE, f"the model server {why}", details={spi.STUCK: "1"}) from None
-        except TimeoutError:  # it answers, but has not ended the load yet: the agent asks again
-            log.warning("the model server has not ended a load yet", model=model_id)
 
     async def unloadModel(self, request: pb.UnloadModelRequest, context: spi.Context) -> pb.UnloadModelResponse:
         """Waits for the copy's calls or ends them, has the server unload the model, and answers once it has."""

@@ -89,15 +89,14 @@ class Triton:
 
     async def unload(self, request: pb.UnloadModelRequest, *, timeout: float | None) -> None:
         """Has the server unload a model, waits for a few seconds at most until it is gone, and removes its folder. An
-        unknown model is no error. Raises AioRpcError, and TimeoutError after `timeout` seconds."""
+        unknown model is no error. Raises AioRpcError, also if the server does not answer within `timeout` seconds."""
         name = self.name(request.modelId)
-        async with asyncio.timeout(timeout):
-            try:
-                await self._repository.unload(name, timeout=timeout, dependents=True)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.NOT_FOUND:
-                    raise
-            await self._until_gone({name}, timeout)
+        try:
+            await self._repository.unload(name, timeout=timeout, dependents=True)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+        await self._until_gone({name}, timeout)
         await asyncio.to_thread(self._folders.remove, request.modelId)
 
     async def size(

@@ -383,6 +383,14 @@ async def test_a_model_that_never_goes_is_given_up(served: Served, monkeypatch: 
     assert status.status == pb.RuntimeStatusResponse.READY
 
 
+async def test_an_unload_that_is_not_answered_fails_as_a_call_does(served: Served) -> None:
+    """The relay replaces a server whose unload ends with DEADLINE_EXCEEDED after a load that was ended."""
+    served.server.stuck = True
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await served.control.unload(pb.UnloadModelRequest(modelId="m"), timeout=0.2)
+    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 async def test_a_failed_load_says_why_without_paths(served: Served) -> None:
     """The error contains the model's id instead of its name in Triton."""
     served.write({"p.py": ""})
