@@ -184,6 +184,5 @@ def _key(content: Mapping[str, bytes], name: str, text: bytes) -> types.Certific
 
 
 def _parts(text: bytes) -> list[bytes]:
-    """Splits a file into its PEM blocks."""
     parts = [_MARK + part for part in text.split(_MARK)[1:] if not part.startswith(_PARAMETERS)]
     return parts or [text]

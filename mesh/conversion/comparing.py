@@ -72,7 +72,8 @@ def compare(
     classes: npt.NDArray[Any] | None,
     tolerance: float,
 ) -> OutputDifference:
-    """Compares one output with the library's answer for a group of rows."""
+    """Compares one output with the library's answer for a group of rows. `classes` are a classifier's classes. A number
+    differs if its relative difference, or a probability's difference, exceeds `tolerance`."""
     ours = answers.fitted(expected[name], found.shape)
     made = OutputDifference(name, group.given, classes=False, rows=len(group), where=group.what)
     if ours is None:  # the number of rows differs

@@ -1,9 +1,9 @@
 """The Envoy between a relay and a foreign model server: gRPC over HTTP/1.1 in, real gRPC over HTTP/2 out.
 
-It listens on a unix socket and knows one destination, so its configuration is static. It has no time-outs and no
-retries: the relay enforces deadlines, and routers decide which calls may be sent twice. Metadata, trailers, streams and
-cancellations pass in both directions. An answer that Envoy itself makes, because it has no connection to the server,
-has the header `LOCAL`, so that it is not mistaken for an answer of the server.
+It listens on a unix socket and knows one destination, so its configuration is static. It has no time-outs for calls and
+no retries: the relay enforces deadlines, and routers decide which calls may be sent twice. Metadata, trailers, streams
+and cancellations pass in both directions. An answer that Envoy itself makes, because it has no connection to the
+server, has the header `LOCAL`, so that it is not mistaken for an answer of the server.
 
 If Envoy dies, it is started again. `up` waits until Envoy accepts calls again.
 """
@@ -237,7 +237,7 @@ class EgressMinder:
         return self._ready.is_set()
 
     async def up(self) -> None:
-        """Waits until Envoy accepts calls."""
+        """Waits until Envoy accepts calls, without a time limit."""
         await self._ready.wait()
 
     async def stop(self) -> None:

@@ -144,7 +144,6 @@ def _peer_tls(environment: Mapping[str, str]) -> ssl.SSLContext | None:
 
 
 def _etcdctl(*argv: str) -> str:
-    """Runs etcdctl and returns its output. Raises MemberError."""
     command = [find_binary("etcdctl"), f"--command-timeout={COMMAND_TIMEOUT:g}s", "--dial-timeout=2s", *argv]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=3 * COMMAND_TIMEOUT, check=False)

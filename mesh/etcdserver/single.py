@@ -33,7 +33,7 @@ def find() -> str:
 
 
 def version(binary: str) -> str:
-    """Runs the binary and returns the version that it prints. Raises NoEtcd."""
+    """Runs the binary and returns the version that it prints, or "unknown" if it prints none. Raises NoEtcd."""
     try:
         done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as error:

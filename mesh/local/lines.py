@@ -64,7 +64,9 @@ def readable(data: dict[str, Any], *, name: str = "", colours: bool = False) -> 
 
 
 class Printer:
-    """A printer of lines, each with the name of its source. Call `line` from any thread, and `close` at the end."""
+    """A printer of lines, each with the name of its source. Call `line` from any thread, and `close` at the end.
+    `quiet` hides lines below warnings (1) or below errors (2). With `raw`, lines are printed unchanged, without
+    names."""
 
     def __init__(
         self, names: list[str], *, stream: TextIO, quiet: int = 0, raw: bool = False, colours: bool | None = None

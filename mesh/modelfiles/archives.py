@@ -138,7 +138,6 @@ def _entries(path: Path) -> Iterator[_Entry]:
 
 
 def _special(name: str, *, link: bool) -> BadArchive:
-    """Returns the error for an entry that is neither a file nor a folder."""
     if link:
         return BadArchive(f"the archive holds a link: {_shown(name)}; pack the file that it leads to instead")
     return BadArchive(f"the archive holds a device or a pipe: {_shown(name)}; leave it out")

@@ -74,7 +74,7 @@ def of_file(path: Path) -> Guess | None:
 
 
 def of_name(name: str) -> Guess | None:
-    """Returns the type that the ending of a name means, or None."""
+    """Returns the type that the ending of a name indicates, or None."""
     ending = PurePosixPath(name).suffix.lower()
     model_type = _ENDINGS.get(ending)
     return Guess(model_type, f"its name ends in {ending}") if model_type else None
@@ -110,7 +110,7 @@ def _of_mlflow(folder: Path) -> Guess | None:
 
 
 def _of_archive(path: Path) -> Guess | None:
-    """Returns the type that the names in an archive mean."""
+    """Returns the type that the names of an archive's files indicate, or None."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

@@ -94,7 +94,8 @@ def version(kind: str) -> str:
 
 def install(kind: str, on_progress: Callable[[InstallProgress], None] = lambda progress: None) -> Path:
     """Makes a server's environment unless it is there, and returns its folder. When it makes one, removes those that
-    this version of Python made from former locks. Waits while another process does the same. Raises CannotInstall."""
+    this version of Python made from former locks. Waits while another process does the same. `on_progress` is called
+    for each line of pip's output. May block for minutes. Raises CannotInstall."""
     folder = folder_of(kind)
     if (why := machines.lacks(kind)) != "":
         raise CannotInstall(why)

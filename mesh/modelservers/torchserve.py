@@ -34,7 +34,7 @@ class Found:
 
 
 def find() -> Found:
-    """Returns this machine's TorchServe. Raises NotFound."""
+    """Returns this machine's TorchServe. Runs `java -version`. Raises NotFound."""
     program = os.environ.get(VARIABLE) or shutil.which(_PROGRAM)
     if not program:
         raise NotFound(f"there is no {_PROGRAM} on PATH: install it, or name it in {VARIABLE} ({_DOC})")
@@ -42,7 +42,7 @@ def find() -> Found:
 
 
 def missing() -> str:
-    """Returns why TorchServe cannot be started here, or "" if it can."""
+    """Returns why TorchServe cannot be started here, or "" if it can. Runs Java and TorchServe's Python to find out."""
     try:
         found = find()
         _check_packages(found.python)

@@ -11,8 +11,7 @@ therefore counts only while the process could have given a sign of life:
 - while it waits for a disk, a quarter counts: it may be paging. (SIGKILL would wait for the disk as well.)
 
 A gap of several seconds between two observations means that the watcher itself was stopped: Ctrl-Z, a debugger or a
-suspended machine stops all of a mesh. Earlier observations are then discarded, and the processes get as much time as
-after a start.
+suspended machine stops all of a mesh. Earlier observations are then discarded, and all time limits begin again.
 
 A process under a debugger (state `t`) counts as silent, not as stopped, because a debugger may stop it for short times.
 """

@@ -93,7 +93,6 @@ def _key(data: Mapping[str, Any], allowed: frozenset[str]) -> Key | None:
 
 
 def _algorithms(data: Mapping[str, Any]) -> set[str]:
-    """Returns the algorithms that fit the type of a key."""
     match data.get("kty"):
         case "RSA":
             return {name for name in ALGORITHMS if name[:2] in ("RS", "PS")}

@@ -131,7 +131,6 @@ class ClusterKeys:
 
 
 def _review(status: Mapping[str, Any]) -> Review:
-    """Reads the status of a TokenReview. Raises TypeError, AttributeError."""
     user = status.get("user") or {}
     return Review(
         authenticated=status.get("authenticated") is True,

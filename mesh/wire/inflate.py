@@ -76,8 +76,8 @@ class Inflater:
 
 
 def whole(data: bytes | memoryview, window: int, limit: int) -> bytes:
-    """Returns all of the unpacked data. Raises TooLong above `limit` bytes, and InflateError for invalid data or more
-    than `MAX_MEMBERS` members."""
+    """Returns all of the unpacked data. `window` is `GZIP` or `ZLIB`. Raises TooLong above `limit` bytes, and
+    InflateError for invalid data or more than `MAX_MEMBERS` members."""
     inflater = Inflater(window)
     parts: list[bytes] = []
     size = 0

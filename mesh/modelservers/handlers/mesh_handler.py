@@ -182,7 +182,6 @@ def _own_handler(named: str, folder: str, context: Any) -> Callable[[list[Any], 
 
 
 def _own_answer(request: Any, result: Any) -> Any:
-    """Returns the answer to a call from the result of an archive's handler."""
     if request is None:
         return result
     name, number, _, wanted, typed = request
@@ -245,7 +244,6 @@ def _outputs(result: Any) -> dict[str, Any]:
 
 
 def _described(name: str, tensor: Any) -> v2.Tensor:
-    """Returns a tensor as mesh_v2 takes it."""
     if tensor.dtype not in _NAMES:
         raise ValueError(f"the output {name!r} has the type {tensor.dtype}, which V2 does not have")
     plain = tensor.detach().cpu().contiguous()

@@ -476,7 +476,6 @@ class Http2Connection(asyncio.Protocol):
             stream.begins()
 
     def _forget(self, stream: Http2Stream) -> None:
-        """Drops what waits of a stream's request."""
         if self._waiting.pop(stream.number, None) is not None and stream.unsent is not None:
             self._unsent -= len(stream.unsent)
 
@@ -488,7 +487,6 @@ class Http2Connection(asyncio.Protocol):
         self._part(frames.goodbye(error.code, str(error)))
 
     def _part(self, goodbye: bytes) -> None:
-        """Closes the connection after a last frame."""
         self.transport.write(goodbye)
         if self._stalled:
             self.transport.abort()  # the close would wait for the server to read

@@ -200,7 +200,7 @@ class Http2Stream:
                 self._refuse(failures.broken(error))
 
     def _settle(self) -> None:
-        """Lets the server send on, unless the reader of the stream has to catch up."""
+        """Lets the server send more, unless the reader of the stream has to catch up."""
         if not self._holding and self._owed >= WINDOW // 2:
             self._window += self._owed
             self._shared.grant(self, self._owed)
@@ -280,7 +280,6 @@ class Http2Stream:
         self._shared.leave(self, code)
 
     def _free(self) -> None:
-        """Gives the bytes of the body back to the budget."""
         if self._held:
             self._shared.budget.give(self._held)
             self._held = 0
