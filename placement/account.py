@@ -8,8 +8,8 @@ server's processes, and derives two figures:
   (`Factor`). The books count each copy with the factor, so their sum follows the memory even if every size is wrong.
 
 A factor above 1 applies to all sizes. A factor below 1 only applies to guesses, and never leaves less than was
-measured: a size that the server states may be memory that cannot be seen from outside, such as a device's. Nothing is
-evicted for a guess beyond about twice the model's file (`placement.sizes`): a guess takes free memory only.
+measured: a size that the server states may be memory that cannot be seen from outside, such as a device's. For a guess,
+a load evicts no more than about twice the model's file (`placement.sizes`). A guess beyond that takes free memory only.
 
 Servers keep freed memory for later loads, so the growth of a load after an unload is only a lower bound. The factor
 makes up for that. It is smoothed, because memory and books never change at the same moment.
@@ -136,7 +136,7 @@ class Factor:
     def __init__(self) -> None:
         self.value = 1.0
         self.ratio = 1.0  # at the last look, without bounds
-        self.believed = True  # the server's own sizes are
+        self.believed = True  # False: the memory has refuted the server's own sizes
         self._beyond = 0  # loads in a row after which the memory exceeded what the largest factor explains
 
     def loaded(self, observed: int, accounted: int, *, capacity: int) -> None:

@@ -45,9 +45,9 @@ class CopyLimits:
     def __post_init__(self) -> None:
         """Raises ValueError for a minimum below 0, a maximum below 1, or a maximum below the minimum."""
         if self.minimum is not None and self.minimum < 0:
-            raise ValueError(f"the minimum of copies is 0 or more, not {self.minimum}")
+            raise ValueError(f"the minimum of copies must be 0 or more, not {self.minimum}")
         if self.maximum is not None and self.maximum < max(1, self.minimum or 0):
-            raise ValueError(f"the maximum of copies is {max(1, self.minimum or 0)} or more, not {self.maximum}")
+            raise ValueError(f"the maximum of copies must be {max(1, self.minimum or 0)} or more, not {self.maximum}")
 
     def over(self, other: "CopyLimits") -> "CopyLimits":
         """Returns these limits, with unset ones taken from `other`. If a minimum and a maximum then conflict, the one

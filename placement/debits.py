@@ -33,8 +33,6 @@ class _Debit:
 
 @dataclass(slots=True)
 class _Total:
-    """The sum of a pod's debits."""
-
     bytes: int = 0
     device_bytes: int = 0
     loading: int = 0

@@ -149,8 +149,6 @@ class _PodEvidence:
 
 @dataclass(slots=True)
 class _ModelFailures:
-    """The failures of one registration."""
-
     created: int
     failures: dict[str, Failure] = field(default_factory=dict)  # by pod, the newest last
 

@@ -33,7 +33,7 @@ def _limits(name: str, value: Any) -> CopyLimits:
     if not isinstance(value, dict):
         raise ValueError(f'the limits of type {name!r} are not an object such as {{"min": 1, "max": 4}}')
     if unknown := sorted(value.keys() - {"min", "max", "pinned"}):
-        raise ValueError(f"the limits of type {name!r} have a key {unknown[0]!r}: use min, max and pinned")
+        raise ValueError(f"the limits of type {name!r} have the unknown key {unknown[0]!r}: use min, max and pinned")
     for key, kind in (("min", int), ("max", int), ("pinned", bool)):
         if value.get(key) is not None and type(value[key]) is not kind:
             raise ValueError(f"{key} of type {name!r} is not {'an integer' if kind is int else 'true or false'}")

@@ -101,8 +101,8 @@ def _fate(room: RoomDecision, patient: bool) -> tuple[Fate, RoomDecision]:
 
 
 def _settled(hopeless: list[Step[K]], hope: bool) -> Iterator[Step[K]]:
-    """Yields the steps of the loads in memory that cannot get room, in their order. Without `hope`, the last of several
-    gives way, and a single one is refused."""
+    """Yields the steps of the loads in memory that cannot get room, in their order. All of them wait if there is `hope`
+    that another load makes room. Otherwise the last of several gives way, and a single one is refused."""
     *others, last = hopeless
     if not hope and not others:
         yield last

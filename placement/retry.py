@@ -29,7 +29,7 @@ MAX_TRIES = 8
 
 SETTLE = 0.2
 """Seconds between the loss of a call and its second attempt: a pod notices its server's death at once, and writes the
-blame into the model's record some milliseconds later. The second attempt reads that first."""
+blame into the model's record some milliseconds later. The router reads that record before the second attempt."""
 
 BACKOFF = 0.02
 """Seconds between the second and the third attempt if the second found no copy. When a model server dies, its pod
@@ -37,7 +37,7 @@ refuses calls a moment before its agent notices the death, and until then each l
 waits of a call add up to 1.3 seconds, and an agent notices a death within a fraction of a second."""
 
 KILLER = 2
-"""Number of servers that may be lost in calls of one model; after that, its calls are not sent to another server."""
+"""Number of servers lost in calls of one model from which on a lost call of the model is not sent again."""
 
 
 class Trouble(enum.Enum):

@@ -242,12 +242,12 @@ _Number = TypeVar("_Number", int, float)
 
 
 def _middle(values: list[_Number]) -> _Number:
-    """Returns the lower median."""
     return sorted(values)[(len(values) - 1) // 2]
 
 
 def _in(took: int, device: bool) -> Footprint:
-    """Returns a footprint of that many bytes in all, most of them in the memory that holds weights."""
+    """Returns the footprint of a session that `took` that many bytes in all. On a device, all but OVERHEAD_BYTES of
+    them count as device memory."""
     return Footprint(min(OVERHEAD_BYTES, took), max(0, took - OVERHEAD_BYTES)) if device else Footprint(took)
 
 

@@ -136,7 +136,7 @@ class HttpProvider:
         return context
 
     async def _again(self, location: Location, file: RemoteFile) -> OpenAnswer:
-        """Requests the whole file again, in the version that was listed."""
+        """Requests the whole file again. Raises PullError if it is no longer the version that was listed."""
         held = await self._get(location, {})
         try:
             now = _described(held.response, location, "")
@@ -231,8 +231,8 @@ def _page(response: aiohttp.ClientResponse, location: Location) -> bool:
 
 
 def _store(location: Location) -> str:
-    """Returns a name of the origin and the caller. The caller is known by user and password, query, headers or
-    certificate."""
+    """Returns a string that identifies the origin and the caller. The caller is known by user and password, query,
+    headers or certificate."""
     url = parse(location.uri)
     secret = f"{url.raw_user}\0{url.raw_password}\0{url.raw_query_string}"
     hashed = hashlib.blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -231,7 +231,7 @@ def _remote(path: str, item: dict[str, Any], commit: str, location: Location) ->
 
 
 def _store(location: Location) -> str:
-    """Returns a name of the hub and the caller."""
+    """Returns a string that identifies the hub and the caller."""
     token = hashlib.blake2b(_token(location).encode(), digest_size=16).hexdigest()
     return f"hf {_endpoint(location)} {location.settings.credentials()} {token}"
 

@@ -68,7 +68,7 @@ class _Stop(threading.Event):
 
 
 class _Tree:
-    """The content of a folder, as it is found."""
+    """The content of a folder, filled in while the folder is listed."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -184,7 +184,8 @@ class LocalProvider:
         except OSError as error:
             raise _read_error(error, shown) from error
         except ValueError as error:  # a NUL in the name
-            raise PullError(PullErrorKind.BAD_REQUEST, f"{shown!r} is not a path: {error}") from error
+            text = f"{shown!r} contains a character that no path can contain; correct the path"
+            raise PullError(PullErrorKind.BAD_REQUEST, text) from error
 
     def _check(self, real: str, path: str, shown: str) -> None:
         """Raises PullError for a path outside the roots. The text does not list the roots, because they only concern

@@ -47,7 +47,7 @@ _CHUNK = 64 * 2**10  # minimum bytes of a stream within a time-out: at least 2 K
 _BATCH = 4 * 2**20  # bytes collected for one hop to a thread
 _SMALL = 256 * 2**10  # maximum bytes of a body that is read in one piece and written at once on the event loop
 _WRITERS = 4
-_CLIENT_LIFE = 3600.0  # seconds since its last use, ModelMesh's value
+_CLIENT_LIFE = 3600.0  # seconds without use after which a client is replaced; ModelMesh's value
 _MAX_CLIENTS = 256
 _PROBES = 16  # empty objects asked for at a time
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -351,7 +351,7 @@ def _remote(path: str, key: str, meta: Any, target: Target, location: Location) 
 
 
 def _store(target: Target, location: Location) -> str:
-    """Returns a name for the bucket at its endpoint, together with the caller."""
+    """Returns a string that identifies the bucket, its endpoint and the caller."""
     settings = location.settings
     place = settings.text("bucket") or settings.text("container")
     return f"{location.scheme} {target.endpoint} {place} {settings.credentials()} {target.ambient}"

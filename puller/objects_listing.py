@@ -231,7 +231,7 @@ def parsed(lister: Lister, body: bytes, shown: str) -> Page:
 
 
 def _objects(root: ElementTree.Element) -> Page:
-    """Returns the content of a page of ListObjectsV2."""
+    """Returns the objects on a page of ListObjectsV2, and the token of the next page, or "" on the last one."""
     encoded = _text(root, "EncodingType") == "url"
     found = []
     for item in root.iter():

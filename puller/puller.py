@@ -195,8 +195,8 @@ class Puller:
         return self._cache.remembers(into)
 
     def short(self, needs: int) -> int:
-        """Returns how many bytes of models in use must be evicted from the disk to make room for `needs` bytes. The
-        reservations of other pulls at this moment count."""
+        """Returns how many bytes of models in use must be evicted from the disk to make room for `needs` bytes. Bytes
+        that other pulls have reserved at this moment are not free."""
         return self._cache.short(needs)
 
     def progress(self, into: str) -> Progress | None:

@@ -82,7 +82,7 @@ class Sink:
         """
         if size is not None:
             if self.size is not None and size != self.size:
-                text = f"{self._shown} changed: {self.size} bytes were announced at first, then {size}"
+                text = f"{self._shown} changed: {self.size} bytes were announced at first, then {size}; try again"
                 raise PullError(PullErrorKind.CHANGED, text)
             self._grow(size)
             self.size = size
@@ -206,13 +206,14 @@ class Sink:
         there = list(self._there)
         size = self.size if self.size is not None else (there[-1][1] if there else 0)
         if there != ([(0, size)] if size else []):
-            text = f"{self._shown} ended before all of it had arrived: {self.written} of {size} bytes"
+            text = (
+                f"{self._shown} ended before all of it had arrived: {self.written} of {size} bytes; "
+                "check the store, or a proxy in front of it"
+            )
             raise PullError(PullErrorKind.INTEGRITY, text)
         with self.hold() as descriptor:
             if (there_are := os.fstat(descriptor).st_size) != size:
-                text = (
-                    f"{self._shown} has {size} bytes, and the file on the pod's disk {there_are}: it is fetched again"
-                )
+                text = f"{self._shown} has {size} bytes, but the file on the pod's disk has {there_are}; check the disk"
                 raise PullError(PullErrorKind.INTEGRITY, text)
         if self._digests:
             with self.hold(), self._digesting:

@@ -329,7 +329,6 @@ class Tunnel:
         )
 
     async def _ask(self, server: socket.socket, proxy: URL, target: str) -> None:
-        """Asks the operator's proxy to connect."""
         authorization = _authorization(proxy)
         more = f"Proxy-Authorization: {authorization}\r\n" if authorization else ""
         await self._loop.sock_sendall(server, f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{more}\r\n".encode())

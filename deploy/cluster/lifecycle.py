@@ -33,8 +33,8 @@ _FIRST = (
 
 
 def build(more: int = 0) -> Steps:
-    """Builds everything that a start needs and that is missing. Returns its steps, which leave room for `more` steps.
-    Raises needs.MissingError for a requirement that it cannot meet, and RuntimeError if a build fails."""
+    """Builds whatever a start needs and does not find. Returns the `Steps`, whose total includes `more` steps of the
+    caller. Raises needs.MissingError for a requirement that it cannot meet, and RuntimeError if a build fails."""
     unbuilt, missing = programs.unbuilt(), needs.missing_packages()
     steps = Steps(bool(missing) + len(unbuilt) + 1 + more)
     if unbuilt:

@@ -54,7 +54,7 @@ class Probation(Generic[K]):
         self._sizes: dict[K, tuple[int, float]] = {}  # bytes and cost of every copy, queued or not
         self._bytes = 0  # sum of those
         self._arrived = 0  # bytes of all newcomers that ever came
-        self._queue: dict[K, int] = {}  # newcomers, the oldest first; what had arrived before each
+        self._queue: dict[K, int] = {}  # newcomers, the oldest first, each with `_arrived` before it
         self._ghosts: dict[K, None] = {}  # evicted from the queue, the oldest first
         self._front: dict[K, int] = {}  # newcomers that the last walk would have evicted, by place
 

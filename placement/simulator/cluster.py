@@ -44,8 +44,6 @@ class Counts:
 
 
 class _SimulatedPod:
-    """A pod's cache."""
-
     __slots__ = (
         "busy_until",
         "calls",

@@ -196,7 +196,7 @@ def _target(vmodel_id: str, before: VModelRecord | None, request: SetVModel) -> 
         order = list(versions)
         place = order.index(version) if (version := before.more.version_of(before.target)) in versions else -1
         if place < 1:
-            text = f"{vmodel_id} has no version before its target, model {before.target}"
+            text = f"{vmodel_id} has no version before its target, model {before.target}: name a version or a target"
             return Refusal(RefusalCause.PRECONDITION, text)
         return versions[order[place - 1]]
     return before.target

@@ -1,8 +1,8 @@
 """Tokens of service accounts, which Kubernetes verifies (TokenReview).
 
-A verdict is fresh for a minute. An older verdict still serves while the next review runs in the background, so that no
-call waits for Kubernetes more than once. If that review refuses the token, its caller is forgotten immediately. While
-Kubernetes does not answer, the last verdict is valid for ten minutes.
+A verdict is fresh for a minute. An older verdict still serves while the next review runs in the background, so that
+calls with a token in regular use do not wait for Kubernetes. If that review refuses the token, its caller is forgotten
+immediately. While Kubernetes does not answer, the last verdict is valid for ten minutes.
 """
 
 import asyncio

@@ -237,8 +237,8 @@ class Aliases:
         return other
 
     def warm(self, model: str, pause: float = _WARM) -> None:
-        """Starts to load a model for later calls. Does nothing if this worker is loading the model already, or has
-        started to do so here less than `pause` seconds ago."""
+        """Starts to load a model for later calls. Does nothing if this worker is loading the model already, or if this
+        method started its load less than `pause` seconds ago."""
         now = self._now()
         if now - self._warmed.get(model, -pause) >= pause and not self._coldstart.loading(model):
             self._warmed[model] = now

@@ -45,7 +45,7 @@ def internal_error() -> MeshError:
 
 
 def stopping() -> MeshError:
-    """Returns the error for a call that this router can no longer carry."""
+    """Returns the error for a call that this router cannot carry because it is stopping."""
     return MeshError(Reason.UNAVAILABLE, "this router is stopping: try again")
 
 

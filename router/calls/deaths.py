@@ -6,8 +6,8 @@ After a call has lost its server, the router therefore reads the model's record 
 This lasts for some seconds, or longer after the loss of a second server. Calls that lose a second server are not
 retried (`placement.retry`).
 
-The calls of a model that was only in the same server are counted too. Reading the record then costs them some
-milliseconds.
+A model counts even if its calls were merely running in the server that another model killed. Each of its calls then
+takes some milliseconds longer, because the record is read first.
 """
 
 from cachetools import TTLCache

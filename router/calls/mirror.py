@@ -50,7 +50,7 @@ LOADS = 10.0
 """Seconds between two requests of one worker to load a shadow."""
 
 LATER = 0.002
-"""Seconds between a caller's answer and the shadow call. Without this pause, the two would compete for processors."""
+"""Seconds between a caller's answer and the shadow call, so that they do not compete for processors."""
 
 PAUSE = 30.0
 """Seconds for which a shadow gets no calls after it has hung, or after its server was lost during a shadow call."""
@@ -106,8 +106,6 @@ class Mirrored(NamedTuple):
 
 
 class _ShadowSeries:
-    """The metric series of one alias and its shadow."""
-
     __slots__ = ("different", "equal", "failed", "ms", "part", "shed")
 
     def __init__(self, ms: metrics.Distribution, part: metrics.Level, outcome: Callable[[str], metrics.Count]) -> None:

@@ -461,7 +461,7 @@ class UnaryCall:
         if not self._done:
             name = self._model_id[:200]
             text = f"{name} did not answer" if self._exchange is not None else f"no copy of {name} could be called"
-            self._fail(MeshError(Reason.DEADLINE, f"{text} within the call's deadline"))
+            self._fail(MeshError(Reason.DEADLINE, f"{text} within the call's deadline: call with a later deadline"))
 
     def _withdraw(self) -> None:
         self._waited()

@@ -88,8 +88,6 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class _ReadTombstone:
-    """One tombstone as read from etcd."""
-
     model_id: str
     revision: int  # of the tombstone: distinguishes two unregistrations of one id
     holders: tuple[str, ...]  # published pods whose copies' keys exist

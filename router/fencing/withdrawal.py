@@ -56,7 +56,7 @@ class Withdrawal:
         self._wait = wait
 
     async def unregister(self, model_id: str) -> bool:
-        """Deletes a registration, also one whose record cannot be read, and has its copies withdrawn. Returns False if
+        """Deletes a registration, even one whose record cannot be read, and has its copies withdrawn. Returns False if
         there was no registration. Raises MeshError: PRECONDITION if an alias names the model, UNAVAILABLE if its keys
         keep changing, REGISTRY_AWAY."""
         key, copies = self._keys.model(model_id), self._keys.copies(model_id)

@@ -61,8 +61,8 @@ class Models:
         return await self._make("ModelInfer", frame, caller)
 
     def begin(self, frame: bytes, caller: Caller, done: Callable[[LocalAnswer], None]) -> LocalCall:
-        """Begins an inference. `done` gets the outcome, even a failure, unless the call is cancelled first. It may be
-        called before this method returns. The dispatcher enforces the caller's deadline."""
+        """Begins an inference. `done` gets the outcome, even a failure, unless the call is cancelled first. `done` may
+        be called before this method returns. The dispatcher enforces the caller's deadline."""
         call = LocalCall(
             _INFER, frame, headers=list(caller.metadata), deadline=caller.deadline, peer=caller.peer, done=done
         )
@@ -97,4 +97,5 @@ class Models:
             text = f"the model server's answer: {error.text}"
             raise MeshError(error.reason, text, details=error.details) from error
         except DecodeError as error:
-            raise MeshError(Reason.INTERNAL, f"the model server's answer cannot be read: {error}") from error
+            text = f"the model server's answer cannot be read ({error}): check the model server"
+            raise MeshError(Reason.INTERNAL, text) from error

@@ -66,7 +66,6 @@ class Handover:
         await self._tasks.close()
 
     def _about_to_leave(self) -> Iterator[Pod]:
-        """Yields the draining pods that are not being emptied yet."""
         for pod in self._view.pods.values():
             if pod.leaving and not pod.suspect and pod.copies and pod.name not in self._leaving:
                 yield pod

@@ -43,7 +43,7 @@ REST_MOST = 600.0
 CHECK = 5.0
 """Seconds between two reads of the registration of a target that could not be loaded."""
 
-_AGAIN = 1.0  # least seconds before a retry
+_AGAIN = 1.0  # shortest pause before a retry, in seconds
 
 
 class Records(Protocol):

@@ -73,7 +73,7 @@ class Finder:
         return events.Recalled(*self._head(request), record)
 
     async def read(self, request: Read) -> Answer:
-        """Reads the record from etcd. Returns an answer also if the read fails or finds none."""
+        """Reads the record from etcd. Returns an answer even if the read fails or finds no record."""
         try:
             registration = await self._registry.read(request.model_id, fresh=request.fresh)
         except MeshError as error:
@@ -121,7 +121,7 @@ class Finder:
     # --- agents ---
 
     async def ask(self, ask: Ask) -> Answer:
-        """Asks an agent for the load. Returns an answer also if the agent cannot be reached."""
+        """Asks an agent for the load. Returns an answer even if the agent cannot be reached."""
         pod, registration = self._view.pods.get(ask.pod), self._registrations[ask.model_id]
         if pod is None:
             return events.Unreachable(*self._head(ask))

@@ -133,7 +133,8 @@ class Creation:
         return registration
 
     def _former(self, lingering: Sequence[KeyValue]) -> Tombstone | None:
-        """Returns the tombstone of the id's former registration, if only the tombstone is left."""
+        """Returns the tombstone of the id's former registration. Returns None if copies are left too, or if the
+        tombstone cannot be read."""
         if len(lingering) != 1 or self._keys.copy_of(lingering[0].key)[1] != TOMBSTONE:
             return None
         try:

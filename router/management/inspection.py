@@ -60,8 +60,6 @@ class Inspector:
         )
 
     async def _decisions(self, model_id: str) -> dict[str, list[str]]:
-        """Returns the agents' latest decisions about the model, by pod."""
-
         async def ask(name: str) -> tuple[str, list[str]]:
             try:
                 reply = await self._agents.describe(self._view.pods[name], model_id, timeout=_DESCRIBE)

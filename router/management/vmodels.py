@@ -121,7 +121,7 @@ class VModels:
         return replace(info, created=change.before is None)
 
     async def delete(self, vmodel_id: str, owner: str = "") -> bool:
-        """Deletes a vmodel, also one whose record cannot be read. Returns False if it has another owner or does not
+        """Deletes a vmodel, even one whose record cannot be read. Returns False if it has another owner or does not
         exist. Raises REGISTRY_AWAY."""
 
         def decide(before: VModelRecord | None, models: Models) -> Change:

@@ -114,7 +114,7 @@ class FollowedFile:
             log.info(f"{self._what} is read", path=str(path))
 
     def _read(self, path: Path) -> tuple[_Stamp, str]:
-        """Returns the state and content of a file. Raises ValueError."""
+        """Returns the stamp and the content of a file. Raises ValueError if the file cannot be used."""
         stamp = _stamp(path)
         try:
             with path.open("rb") as file:
@@ -158,7 +158,7 @@ class Follower:
 
 
 def _stamp(path: Path) -> _Stamp:
-    """Returns the state of a file. Raises ValueError."""
+    """Returns numbers by which a change of the file is noticed. Raises ValueError if the file cannot be found."""
     try:
         status = path.stat()
     except OSError as error:

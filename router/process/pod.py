@@ -292,7 +292,7 @@ class RouterPod:
         return addresses.format_address(host, self._envoy.port if self._envoy is not None else port)
 
     def _with_ports(self, settings: RouterSettings) -> RouterSettings:
-        """Returns the settings, without Envoy with free ports in place of ports 0, because all workers share the ports.
+        """Returns the settings. Without Envoy, replaces each port 0 with a free port, which all workers then share.
         Raises StartError if a port is taken."""
         if settings.edge == "envoy":
             return settings
@@ -408,7 +408,7 @@ class RouterPod:
         return metrics.merge([self._metrics.snapshot(), *parts])
 
     async def _ask(self, authorization: Sequence[bytes]) -> tuple[int, str] | None:
-        """Returns the HTTP status and the text for a sender who may not read the metrics, or None."""
+        """Returns the HTTP status and the text for a sender who may not read the metrics, or None for one who may."""
         try:
             principal = await self._guard.identified([(AUTHORIZATION, value) for value in authorization])
             self._guard.allow(principal, operations.METRICS.verb, patterns.EVERYTHING)

@@ -298,7 +298,6 @@ class WorkerProcess:
         )
 
     def _unmanaged(self, call: Call) -> None:
-        """Serves a call of a port without management."""
         if call.method.startswith(modelmesh.SERVICES):
             answers.fail(call, MeshError(Reason.UNKNOWN_METHOD, app.NO_MANAGEMENT))
         else:

@@ -180,4 +180,5 @@ def decoded(text: str) -> str:
     try:
         return urllib.parse.unquote(text, errors="strict")
     except UnicodeDecodeError as error:
-        raise MeshError(Reason.BAD_REQUEST, "the path is not UTF-8 once it is decoded") from error
+        text = "the path is not UTF-8 after percent-decoding: encode names as UTF-8"
+        raise MeshError(Reason.BAD_REQUEST, text) from error

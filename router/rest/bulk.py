@@ -153,7 +153,7 @@ class Bulk(abc.ABC, Generic[T]):
                     await self._fail(number, None, error)
                     self._bad += 1
                     if self._bad >= MAX_BAD:
-                        text = f"{MAX_BAD} lines are not models, so the import ends at line {number}: check the file"
+                        text = f"{MAX_BAD} lines are not valid; those after line {number} are not read: check the file"
                         raise MeshError(Reason.BAD_REQUEST, text) from error
                     continue
                 try:
@@ -326,7 +326,7 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def _too_much(what: str) -> MeshError:
-    return MeshError(Reason.TOO_LARGE, f"{what} in one import: send the rest in another import")
+    return MeshError(Reason.TOO_LARGE, f"{what} in one request: send the rest in another request")
 
 
 async def bounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

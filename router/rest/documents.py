@@ -116,7 +116,7 @@ class _Decoding:
         self._head = head
         self._blobs = blobs
         self._bound = bound
-        self._exactly: list[dict[str, Any]] = []  # the inputs, parsed once more: at most once, and only for some
+        self._exactly: list[dict[str, Any]] = []  # the inputs, parsed again with exact numbers, once needed
         self._names: set[str] = set()
         self._raws: list[Contents] = []
         self._taken = len(head)  # bytes of the body that are used up

@@ -156,7 +156,7 @@ def _managing(request: web.Request, operation: Operation) -> bool:
 
 
 def _shown(request: web.Request) -> str:
-    """Returns the name in the path of a request, or `EVERYTHING`."""
+    """Returns the name in the path of a request, or `EVERYTHING` if the path has none."""
     segments = request.rel_url.raw_path.split("/")
     return unquote(segments[4]) if len(segments) > 4 else patterns.EVERYTHING
 

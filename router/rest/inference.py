@@ -161,7 +161,6 @@ class Inference:
         return frame, form
 
     async def _decompressed(self, body: Body, encoding: str, hold: Hold) -> Body:
-        """Returns the decompressed body. Takes its bytes from the budget first."""
         hold.request(body.size + min(self._max_message, body.size * _EXPANSION))
         if body.size <= _UNPACKED:
             plain = decompress(body.joined(), encoding, self._max_message)

@@ -89,7 +89,7 @@ def _holds(text: bytes, word: bytes, letter: bytes) -> bool:
     return word in text
 
 
-_LETTERS = 32  # that are looked at before the word itself is looked for
+_LETTERS = 32  # occurrences of the letter that are examined before the search for the whole word
 
 _ESCAPE = "mesh-json-escape"
 

@@ -253,9 +253,8 @@ class ManagementApi:
         # Refused before it takes one of the few places, which a slow sender could hold.
         self._parts.guard.allow_some(doors.principal_of(request), Verb.REGISTER)
         if self._imports >= bulk.AT_ONCE:
-            text = (
-                f"{bulk.AT_ONCE} imports are under way in this worker, which is the limit: try again when one has ended"
-            )
+            limit = f"{bulk.AT_ONCE} bulk requests are under way in this worker, which is the limit"
+            text = f"{limit}: try again when one has ended"
             raise MeshError(Reason.OVERLOADED, text, retry_after=5.0)
         self._imports += 1
         try:
@@ -297,7 +296,7 @@ class ManagementApi:
         return response
 
     def _may(self, request: web.Request) -> Callable[[str], None]:
-        """Returns a function that raises MeshError unless the caller may register that model."""
+        """Returns a function that takes a model's id and raises MeshError unless the caller may register the model."""
         guard, principal = self._parts.guard, doors.principal_of(request)
         return lambda model_id: guard.allow(principal, Verb.REGISTER, model_id)
 
@@ -374,7 +373,8 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
             async with asyncio.timeout(_READ_TIMEOUT):
                 chunk = await content.readany()
         except TimeoutError as error:
-            raise MeshError(Reason.DEADLINE, f"no more of the body arrived for {_READ_TIMEOUT:g} s") from error
+            text = f"no more of the body arrived for {_READ_TIMEOUT:g} s: send it faster"
+            raise MeshError(Reason.DEADLINE, text) from error
         if not chunk:
             return
         yield chunk
@@ -401,7 +401,8 @@ async def object_of(request: web.Request, *, optional: bool = False) -> dict[str
             while len(body) <= _MAX_BODY and (more := await request.content.read(_MAX_BODY + 1 - len(body))):
                 body += more
     except TimeoutError as error:
-        raise MeshError(Reason.TOO_SLOW, f"the body did not arrive within {_BODY_TIMEOUT:g} s") from error
+        text = f"the body did not arrive within {_BODY_TIMEOUT:g} s: send it faster"
+        raise MeshError(Reason.TOO_SLOW, text) from error
     if len(body) > _MAX_BODY:
         raise too_large("the body", _MAX_BODY, "")
     if optional and not body:

@@ -47,7 +47,7 @@ def check(request: web.Request, *, loopback: bool) -> None:
         raise MeshError(
             Reason.FORBIDDEN, f"pages of {origin:.100} may not manage this mesh: use a page of the mesh, or a program"
         )
-    if request.method in _READING or request.method == "DELETE":  # browsers ask first before they send a DELETE
+    if request.method in _READING or request.method == "DELETE":  # browsers send a preflight first
         return
     if HEADER not in request.headers and not _is_json(request.headers.get("Content-Type", "")):
         text = f"send the header Content-Type: application/json, or {HEADER}: 1 (it proves that no web page sent this)"

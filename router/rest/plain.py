@@ -105,7 +105,6 @@ class PlainInference:
         self._run(request, self._long(request, note))
 
     async def _introduced(self, request: PlainRequest, unsettled: Unsettled) -> None:
-        """Waits until the caller is identified, then serves the request."""
         principal = await unsettled.settle()
         request.on_cancel(None)
         self.serve(request, principal)
@@ -150,7 +149,6 @@ class PlainInference:
             await self._inference.infer(note.asked, note.target, hold, partial(_body, request), partial(_sent, request))
 
     async def _guarded(self, request: PlainRequest, work: Awaitable[None]) -> None:
-        """Awaits the coroutine that answers the request. If it fails, answers with the error."""
         try:
             await work
         except CallFailed as failed:
@@ -170,7 +168,6 @@ class PlainInference:
 
 
 def _read(head: Head) -> _Note:
-    """Parses a request head. Raises MeshError."""
     raw_path = head.target.partition(b"?")[0]
     try:
         path = raw_path.decode()
@@ -188,7 +185,6 @@ def _read(head: Head) -> _Note:
 
 
 async def _body(request: PlainRequest, _: Hold) -> Body:
-    """Returns the request's body, all of which has arrived."""
     return Body(request.take())
 
 

@@ -85,7 +85,7 @@ def whole(literal: str) -> int | NotWhole:
     """Returns the integer that a literal with a point or an exponent stands for. Returns the literal itself if it is
     not an integer, or if a float would round it. Meant for `parse_float` of `json`.
 
-    A number outside the range of all integer datatypes stays outside.
+    For a number with too many digits for any integer datatype, returns an integer that no datatype can hold either.
     """
     try:
         number = decimal.Decimal(literal)
@@ -251,7 +251,7 @@ def _integers(what: str, datatype: str, items: list[Any], kinds: set[type]) -> n
         raise _refuse(what, datatype, items, (int, float))
     if float in kinds:
         for item in items:
-            # In between, a float may stand for another integer than the one written; above, for none.
+            # From 2**53 on, a float may differ from the integer that was written; from 2**64 on, no datatype has it.
             if type(item) is float and not (item.is_integer() and not _EXACT <= abs(item) < 1 << 64):
                 raise bad(f"{what}: {item!r} is not a valid {datatype} value")
         items = [int(item) for item in items]

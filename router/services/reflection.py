@@ -21,7 +21,6 @@ _SERVICES = sorted(service.full_name for file in _FILES.values() for service in 
 
 
 def _file(name: str) -> bytes:
-    """Returns the encoded descriptor of a file. Raises MeshError."""
     if name not in _FILES:
         raise MeshError(
             Reason.UNKNOWN_MODEL, f"file {name:.200} is not known here: ask for the file of a service instead"
@@ -31,7 +30,6 @@ def _file(name: str) -> bytes:
 
 
 def _file_of(symbol: str) -> bytes:
-    """Returns the encoded descriptor of the file that defines the symbol. Raises MeshError."""
     # The pool has names of services, but not of their methods.
     for candidate in (symbol, symbol.rpartition(".")[0]):
         try:

@@ -39,8 +39,6 @@ class Registration:
 
 
 class _Read:
-    """One read under way."""
-
     __slots__ = ("began", "task")
 
     def __init__(self, began: int, task: "asyncio.Task[Registration | None]") -> None:

@@ -41,7 +41,7 @@ FAREWELL = 1.0
 new target within milliseconds."""
 
 _BATCH = 60  # models in one read: each takes two operations, and etcd allows 128
-_PAUSE = 0.02  # most seconds before the second attempt; it grows with each
+_PAUSE = 0.02  # longest pause before the second attempt, in seconds; it grows with each attempt
 
 _REASONS = {
     RefusalCause.NOT_FOUND: Reason.UNKNOWN_MODEL,

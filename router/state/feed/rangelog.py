@@ -100,7 +100,7 @@ class RangeLog:
         return cursor
 
     def _after(self, epoch: str, revision: int) -> _Change | None:
-        """Returns the last change that a worker has read, if all later changes are kept."""
+        """Returns the last change that a worker has read, or None if not all later changes are kept."""
         if not self.epoch or epoch != self.epoch or not self._first.revision <= revision <= self._last.revision:
             return None
         change = self._first

@@ -1,8 +1,8 @@
 """The pod's end of the feed: a connection to each worker, on which ranges are sent as fast as the worker reads.
 
 The ranges take turns, one message each, so that a large range does not delay the others; all other messages are sent
-first. A worker that reads nothing stays connected for a long time: heartbeats show whether it lives (`mesh.process`),
-and `rangelog` bounds the data that wait for it. It is disconnected once too many bytes of other messages wait.
+first. A worker is not disconnected for leaving ranges unread: heartbeats show whether it lives (`mesh.process`), and
+`rangelog` bounds the data that wait for it. It is disconnected only once too many bytes of other messages wait.
 """
 
 import asyncio
