@@ -184,8 +184,9 @@ class LocalProvider:
         except OSError as error:
             raise _read_error(error, shown) from error
         except ValueError as error:  # a NUL in the name
-            text = f"{shown!r} contains a character that no path can contain; correct the path"
-            raise PullError(PullErrorKind.BAD_REQUEST, text) from error
+            raise PullError(
+                PullErrorKind.BAD_REQUEST, f"{shown!r} contains a character that no path can contain; correct the path"
+            ) from error
 
     def _check(self, real: str, path: str, shown: str) -> None:
         """Raises PullError for a path outside the roots. The text does not list the roots, because they only concern

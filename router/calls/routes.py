@@ -269,8 +269,9 @@ def _values(received: list[Header], plain: bytes, binary: bytes) -> list[bytes]:
                 try:
                     found.append(metadata.decode_bin(part.strip()))
                 except ValueError as error:
-                    text = f"the header {binary.decode()} is not base64: encode the id, or send it in {plain.decode()}"
-                    raise MeshError(Reason.BAD_REQUEST, text) from error
+                    raise MeshError(
+                        Reason.BAD_REQUEST, f"the header {binary.decode()} is not base64: encode the id in base64"
+                    ) from error
     return found
 
 

@@ -97,5 +97,6 @@ class Models:
             text = f"the model server's answer: {error.text}"
             raise MeshError(error.reason, text, details=error.details) from error
         except DecodeError as error:
-            text = f"the model server's answer cannot be read ({error}): check the model server"
-            raise MeshError(Reason.INTERNAL, text) from error
+            raise MeshError(
+                Reason.INTERNAL, f"the model server's answer cannot be read ({error}): check the model server"
+            ) from error

@@ -180,5 +180,6 @@ def decoded(text: str) -> str:
     try:
         return urllib.parse.unquote(text, errors="strict")
     except UnicodeDecodeError as error:
-        text = "the path is not UTF-8 after percent-decoding: encode names as UTF-8"
-        raise MeshError(Reason.BAD_REQUEST, text) from error
+        raise MeshError(
+            Reason.BAD_REQUEST, "the path is not UTF-8 after percent-decoding: encode names as UTF-8"
+        ) from error

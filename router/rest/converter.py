@@ -44,8 +44,9 @@ def convert(head: dict[str, Any], body: memoryview) -> tuple[dict[str, Any], Con
         text = f"the model server's answer: {error.text}"
         raise MeshError(error.reason, text, details=error.details) from error
     except (DecodeError, ValueError) as error:
-        text = f"the model server's answer cannot be read ({error}): check the model server"
-        raise MeshError(Reason.INTERNAL, text) from error
+        raise MeshError(
+            Reason.INTERNAL, f"the model server's answer cannot be read ({error}): check the model server"
+        ) from error
     parts, json_length = documents.encode_parts(response, documents.Form.load(head["form"]), outputs)
     return {"json_length": json_length}, parts
 

@@ -253,8 +253,10 @@ class ManagementApi:
         # Refused before it takes one of the few places, which a slow sender could hold.
         self._parts.guard.allow_some(doors.principal_of(request), Verb.REGISTER)
         if self._imports >= bulk.AT_ONCE:
-            limit = f"{bulk.AT_ONCE} bulk requests are under way in this worker, which is the limit"
-            text = f"{limit}: try again when one has ended"
+            text = (
+                f"{bulk.AT_ONCE} bulk requests are under way in this worker, which is the limit: "
+                "try again when one has ended"
+            )
             raise MeshError(Reason.OVERLOADED, text, retry_after=5.0)
         self._imports += 1
         try:
@@ -373,8 +375,9 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
             async with asyncio.timeout(_READ_TIMEOUT):
                 chunk = await content.readany()
         except TimeoutError as error:
-            text = f"no more of the body arrived for {_READ_TIMEOUT:g} s: send it faster"
-            raise MeshError(Reason.DEADLINE, text) from error
+            raise MeshError(
+                Reason.DEADLINE, f"no more of the body arrived for {_READ_TIMEOUT:g} s: send it faster"
+            ) from error
         if not chunk:
             return
         yield chunk
@@ -401,8 +404,9 @@ async def object_of(request: web.Request, *, optional: bool = False) -> dict[str
             while len(body) <= _MAX_BODY and (more := await request.content.read(_MAX_BODY + 1 - len(body))):
                 body += more
     except TimeoutError as error:
-        text = f"the body did not arrive within {_BODY_TIMEOUT:g} s: send it faster"
-        raise MeshError(Reason.TOO_SLOW, text) from error
+        raise MeshError(
+            Reason.TOO_SLOW, f"the body did not arrive within {_BODY_TIMEOUT:g} s: send it faster"
+        ) from error
     if len(body) > _MAX_BODY:
         raise too_large("the body", _MAX_BODY, "")
     if optional and not body:
