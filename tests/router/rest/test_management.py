@@ -424,7 +424,7 @@ async def test_an_import_of_which_nothing_is_a_model_ends_soon(http):
     async with http.post(IMPORT, data=packed, headers={"Content-Encoding": "gzip"}) as answer:
         *lines, error, last = await told(answer)
     assert (last["finished"], last["failed"]) == (False, bulk.MAX_BAD)
-    assert "not models" in error["error"]["text"]
+    assert "are not valid" in error["error"]["text"]
     assert len(lines) == bulk.MAX_REPORTED
 
 
