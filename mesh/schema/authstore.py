@@ -17,9 +17,6 @@ from mesh.telemetry import logs
 
 log = logs.get(__name__)
 
-MAX_RECORDS = 10_000
-"""Largest number of keys, and of grants, of one mesh."""
-
 _OPS = 100  # operations of one transaction: etcd's limit is 128
 
 
