@@ -88,13 +88,14 @@ class Attempts:
         if decision.avoid:
             self.tried.append(copy)
         if decision.end is not None:
-            raise self._error(decision.end, trouble, copy, why)
+            raise self._error(decision, trouble, copy, why)
         if trouble is Trouble.LOST:
             self._repeated = True
             forwarder.meter.retried.inc()
         return decision
 
-    def _error(self, end: End, trouble: Trouble, copy: Copy, why: str) -> MeshError:
+    def _error(self, decision: Decision, trouble: Trouble, copy: Copy, why: str) -> MeshError:
+        end = decision.end
         if end is End.EXHAUSTED:
             text = (
                 f"{self._tries} attempts to call {self._model_id} have reached no copy of it: try again; the last one "
@@ -113,5 +114,8 @@ class Attempts:
             )
         if trouble is Trouble.BROKEN:
             return replies.broken(why)
-        text = f"the connection to {copy.pod.name} was lost in the middle of the call: {why}"
-        return MeshError(Reason.LOST, f"{text}. The model may have run: send the call again only if it may run twice")
+        text = (
+            f"the connection to {copy.pod.name} was lost in the middle of the call: {why}. The router gave the call "
+            f"up, because {decision.why}. The model may have run: send the call again only if it may run twice"
+        )
+        return MeshError(Reason.LOST, text)

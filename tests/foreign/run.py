@@ -36,6 +36,9 @@ SETTLES = 15.0
 """Seconds after a trouble for which its pod counts as harmed: leases and a restart, on a busy machine."""
 
 HEALING = 90.0  # seconds within which everything must work again
+SEVERAL_DEATHS = "servers were lost in calls of this model"
+"""Part of the error of a call that is not sent to another server, because it might be what kills them."""
+
 LEGITIMATE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
 
 
@@ -286,6 +289,8 @@ class Run:
         harmed = {pod for pod in takers if self._was_harmed(pod, failed.began, failed.ended)}
         if not harmed:
             return "no pod that takes it was harmed"
+        if SEVERAL_DEATHS in failed.text:
+            return ""
         others = set(self.copies.holders(failed.model, failed.began, failed.ended)) - harmed
         return f"{', '.join(others)} had a copy all the time" if others else ""
 

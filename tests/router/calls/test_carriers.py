@@ -114,6 +114,7 @@ async def test_what_cannot_be_tried_again_before_its_deadline_is_not_waited_for(
     call = carry(deadline=0.15)
     assert await play(core, call, LOST) == ["a"]
     assert (call.code, "lost in the middle of the call" in call.text) == (Code.UNAVAILABLE, True)
+    assert "because its deadline comes first" in call.text
 
 
 async def test_a_pod_that_goes_before_anything_is_sent_is_not_waited_for(core, carry):
