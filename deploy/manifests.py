@@ -77,11 +77,11 @@ def documents(rendered: dict[str, list[Document]]) -> list[Document]:
 
 
 def neutral(value: Any) -> Any:
-    """Returns the objects without Helm's own labels, and without the namespace.
+    """Returns the objects in kustomize's form: labelled as managed by kustomize, without the label of Helm's chart, and
+    without the namespace in the subject of the RoleBinding.
 
-    Kustomize sets the namespace of an overlay, also in the subject of the RoleBinding. If an overlay has no namespace,
-    that subject has none either, and the API server refuses it. That is better than binding a ServiceAccount of another
-    namespace.
+    Kustomize sets the namespace of an overlay, in that subject too. If an overlay has no namespace, that subject has
+    none either, and the API server refuses it. That is better than binding a ServiceAccount of another namespace.
     """
     if isinstance(value, list):
         return [neutral(one) for one in value]

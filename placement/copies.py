@@ -325,8 +325,8 @@ def _superfluous(model: ScaledModel, loaded: Sequence[ReportedCopy], stalest: in
 
 
 def _least_wanted(loaded: Sequence[ReportedCopy], room: PlannedPods) -> list[ReportedCopy]:
-    """Sorts copies, the least useful first: those in draining pods, then those in a zone with another copy, then those
-    that are rarely called."""
+    """Sorts copies, the least useful first: those in pods that a rollout replaces, then those in zones with the most
+    copies, then those that are rarely called."""
     zones = room.zones(copy.pod for copy in loaded)
 
     def missed(copy: ReportedCopy) -> tuple[bool, int, int, str]:

@@ -1,9 +1,9 @@
 """Failed loads: the pauses before each retry, the error that callers get meanwhile, and whether the model or the pod is
 at fault.
 
-Failures have kinds, each with its own back-off. A temporary failure is retried soon: after as long as the model has
-been failing, at least a second and at most half a minute, or after as long as the store asked for. The model is
-therefore served again after at most twice the duration of the fault, and a store that is down does not get a request
+Failures have kinds, which decide when the load is retried. A temporary failure is retried soon: after as long as the
+model has been failing, at least a second and at most half a minute, or after as long as the store asked for. The model
+is therefore served again after at most twice the duration of the fault, and a store that is down does not get a request
 for every call. Files that exist but cannot be loaded are checked again after the same pauses, and loaded again only if
 they have changed; the agent compares them. Only failures of unknown cause last for the full `EXPIRY_MS`.
 

@@ -476,8 +476,8 @@ class Cache:
             self._reserved -= reserved
 
     def _excess(self, size: int, *, hard: bool = False) -> int:
-        """Returns the bytes to evict to make room for `size` more. With `hard`, only the bytes that the disk itself
-        lacks count, without the part of the disk that is to stay free."""
+        """Returns the bytes to evict to make room for `size` more, by the budget and by the disk. Without a budget, a
+        part of the disk is to stay free too, unless `hard`."""
         if self._budget is not None:
             over = self._bytes + self._reserved + size - self._budget
             if over > 0:
@@ -487,7 +487,8 @@ class Cache:
         return self._coming + size + wish - self._disk.free()
 
     def _evict(self, excess: int) -> bool:
-        """Evicts the least recently used blobs until `excess` bytes are free. Returns whether any was evicted."""
+        """Evicts the least recently used blobs, until they have freed `excess` bytes or no unused one is left. Returns
+        whether any was evicted."""
         freed = 0
         while self._idle and freed < excess:
             blob = next(iter(self._idle))

@@ -56,7 +56,8 @@ class HttpProvider:
     async def listing(self, location: Location) -> Listing:
         """Requests the file and reads the headers. The body waits for `read`.
 
-        A pull therefore takes only one request. A HEAD would be a second one, and signed URLs allow only one method.
+        A pull of a small file therefore needs only one request. A HEAD would be a second one, and signed URLs allow
+        only one method.
         """
         if parse(location.uri).path.endswith("/"):
             raise _no_file(location, "ends with a slash")

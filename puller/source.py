@@ -192,7 +192,7 @@ class _Store:
         return _in_store(settings, path, self._claims)
 
     def _by_url(self, uri: str, scheme: str, name: str) -> Location:
-        """Returns the location of a plain URL. The settings of an http store only apply to the host of its own
+        """Returns the location of a plain URL. The settings of an http store only apply to the origin of its own
         `url`."""
         settings = self._secrets.settings(key=self._key, parameters={**self._parameters, "type": "http"})
         assert settings is not None

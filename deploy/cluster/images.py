@@ -97,8 +97,8 @@ def build() -> str:
 
 
 def changed(name: str, repository: str, change: Callable[[Path], None]) -> str:
-    """Makes an image in another repository from one of Mesh's images with changed files, and returns its name. The name
-    is new each time, because a cluster that has an image of that name would not import the changed one."""
+    """Makes an image in another repository from one of Mesh's, in which `change` changes files, and returns its name.
+    The name is new each time, because a cluster that has an image of that name would not import the changed one."""
     container = _run([*engine().split(), "from", "--pull-never", name]).strip()
     try:
         change(Path(_run([*engine().split(), "mount", container]).strip()))

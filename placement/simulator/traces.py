@@ -91,8 +91,9 @@ _TIMERS = ((60.0, 0.35), (300.0, 0.30), (900.0, 0.10), (3600.0, 0.20), (86_400.0
 
 def azure(models: int, requests: int, *, rate: float = RATE, seed: int = 0) -> Trace:
     """Generates calls like those of functions in a public cloud (Shahrad and others, "Serverless in the Wild", USENIX
-    ATC 2020): rates over eight orders of magnitude; most models are called once an hour or less, while a hundredth of
-    them gets nearly all calls; a third of the models are called by timers with round periods, others in bursts.
+    ATC 2020): rates over eight orders of magnitude; about half of the models are called once an hour or less, while a
+    hundredth of them gets nearly all calls; almost a third of the models are called by timers with round periods, the
+    others in bursts or at random times.
 
     The shape is taken from the paper; the figures are rough, and scaled to a total of `rate`.
     """

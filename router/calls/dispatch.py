@@ -126,7 +126,7 @@ class Dispatcher:
             self._refuse(call, method, b"", answers.internal_error())
 
     async def _resolved(self, call: Call, method: Method, frame: bytes, asked: Asked) -> None:
-        """Resolves the call's name by reading etcd, then forwards the call to that model."""
+        """Resolves the call's name by reading etcd, then forwards the call."""
         try:
             async with asyncio.timeout_at(call.deadline):
                 found = await self.forwarder.aliases.resolve(call, asked)

@@ -160,8 +160,8 @@ class Forwarder:
         return True
 
     def lost(self, copy: Copy, lost: Lost) -> int:
-        """Notes that a connection broke in the middle of a call. Returns the number of servers that calls of the model
-        have lost recently."""
+        """Notes that a connection broke in the middle of a call, and drops a suspect copy. Returns the number of
+        servers that calls of the model have lost recently."""
         self.meter.lost.inc()
         deaths = self.deaths.lost(copy.model, copy.pod, self.loop.time())
         log.info(

@@ -76,7 +76,7 @@ class Choosing:
 
     def open_to(self, model_type: str) -> tuple[str, ...]:
         """Returns the names of the pods that accept models of that type and have the labels that it requires, and of
-        those that have not published this yet. O(pods)."""
+        pods whose records are not known yet. Takes O(pods)."""
         constraint = self._current().constraints.of(model_type)
 
         def accepts(record: records.PodRecord) -> bool:

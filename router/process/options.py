@@ -180,8 +180,8 @@ class AccessControl:
             raise typer.BadParameter(text, param_hint="--grants-file")
 
     def warning(self, *addresses: str) -> str:
-        """Returns a warning if requests without a key are answered at one of the `addresses`, and other machines can
-        reach it. Otherwise returns ""."""
+        """Returns a warning if no request needs a key, and other machines can reach one of the `addresses`. Otherwise
+        returns ""."""
         open_to = [one for one in addresses if not _is_loopback(one)]
         if self.auth != "off" or not open_to:
             return ""

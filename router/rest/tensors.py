@@ -115,8 +115,8 @@ def raw_from_json(
     """Returns the raw contents for nested or flat JSON data. Raises MeshError.
 
     `exact` returns the same data with `whole` applied to literals with a point or an exponent. It is called only if
-    such a literal stands for an integer. With `base64`, the strings of a BYTES tensor are in base64. Set `careful` to
-    False if the data contain neither booleans nor infinite numbers, which can only be found one by one.
+    the data of an integer datatype have such literals. With `base64`, the strings of a BYTES tensor are in base64. Set
+    `careful` to False if the data contain neither booleans nor infinite numbers, which can only be found one by one.
     """
     if datatype in _BINARY_ONLY:
         raise bad(f"{what}: {datatype} cannot be sent as JSON: send it as binary data")

@@ -143,8 +143,8 @@ class View:
         self._index(model)
 
     def _vanished(self, pod: Pod, still_there: Container[str] = ()) -> None:
-        """Handles the end of a pod's presence. The pod becomes suspect, or is removed if it had announced a drain or
-        had failed."""
+        """Handles the end of a pod's presence. The pod becomes suspect, or is removed if it had announced a drain, had
+        failed, or has no copies."""
         if not pod.leaving and not pod.failed_at:
             pod.suspect = pod.unsettled = True
             pod.unsettled_since = 0.0
@@ -180,7 +180,8 @@ class View:
             self._withdraw(copy)
 
     def failed(self, pod: Pod, now: float) -> None:
-        """Notes that the pod's data port, or a suspect's agent, was unreachable at `now` (seconds, any clock)."""
+        """Notes that the pod's data port, or a suspect's agent, was unreachable at `now` (seconds, any clock). Removes
+        a suspect pod."""
         pod.failed_at = now or 1e-9
         # The failure may be reported long after the pod was forgotten, when another incarnation has its name.
         if pod.suspect and self.pods.get(pod.name) is pod:
