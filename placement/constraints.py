@@ -117,5 +117,5 @@ def _labels(name: str, which: str, value: Any) -> frozenset[str]:
     if value is None:
         return frozenset()
     if not isinstance(value, list) or not all(isinstance(label, str) and label for label in value):
-        raise ValueError(f"the {which} labels of type {name!r} are not a list of non-empty strings")
+        raise ValueError(f"the {which} labels of type {name!r} must be a list of non-empty strings")
     return frozenset(value)

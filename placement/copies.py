@@ -47,7 +47,8 @@ class CopyLimits:
         if self.minimum is not None and self.minimum < 0:
             raise ValueError(f"the minimum of copies must be 0 or more, not {self.minimum}")
         if self.maximum is not None and self.maximum < max(1, self.minimum or 0):
-            raise ValueError(f"the maximum of copies must be {max(1, self.minimum or 0)} or more, not {self.maximum}")
+            least = "1" if self.maximum < 1 else f"the minimum of {self.minimum}"
+            raise ValueError(f"the maximum of copies must be {least} or more, not {self.maximum}")
 
     def over(self, other: "CopyLimits") -> "CopyLimits":
         """Returns these limits, with unset ones taken from `other`. If a minimum and a maximum then conflict, the one

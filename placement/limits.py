@@ -36,7 +36,7 @@ def _limits(name: str, value: Any) -> CopyLimits:
         raise ValueError(f"the limits of type {name!r} have the unknown key {unknown[0]!r}: use min, max and pinned")
     for key, kind in (("min", int), ("max", int), ("pinned", bool)):
         if value.get(key) is not None and type(value[key]) is not kind:
-            raise ValueError(f"{key} of type {name!r} is not {'an integer' if kind is int else 'true or false'}")
+            raise ValueError(f"{key} of type {name!r} must be {'a whole number' if kind is int else 'true or false'}")
     try:
         return CopyLimits(value.get("min"), value.get("max"), value.get("pinned"))
     except ValueError as error:

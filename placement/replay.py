@@ -8,10 +8,20 @@ one, to see how that version decides.
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from placement.footprint import Footprint
 from placement.room import Need, ResidentCopy, RoomDecision, RoomVerdict, make_room
+
+_KINDS: dict[type, str] = {
+    str: "a string",
+    int: "a whole number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,38 +80,64 @@ def render(question: Question, answer: RoomDecision) -> str:
 def parse(line: str) -> tuple[Question, RoomVerdict, tuple[str, ...]]:
     """Parses a line into the question and the answer that it got. Raises ValueError if the line is not a record."""
     try:
-        data = json.loads(line)
-        held = tuple(_held(item) for item in data["held"])
-        device = data.get("device") or {}
-        question = Question(
-            str(data["model"]),
-            Need(
-                Footprint(int(data["need"]), int(device.get("need", 0))),
-                Footprint(int(data["free"]), int(device.get("free", 0))),
-                Footprint(int(data["capacity"]), int(device.get("capacity", 0))),
-            ),
-            int(data["idle_ms"]),
-            held,
-        )
-        return question, RoomVerdict(data["verdict"]), tuple(str(victim) for victim in data["victims"])
-    except KeyError as error:
-        raise ValueError(f"the decision lacks the field {error.args[0]}") from error
-    except (AttributeError, TypeError, RecursionError) as error:
-        raise ValueError("a field of the decision has a value of the wrong type") from error
+        loaded = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError("it is not a JSON object")
+    data = _Fields(loaded)
+    device = _Fields(data.get("device", dict, {}), "device.")
+    question = Question(
+        data.get("model", str),
+        Need(
+            Footprint(data.get("need", int), device.get("need", int, 0)),
+            Footprint(data.get("free", int), device.get("free", int, 0)),
+            Footprint(data.get("capacity", int), device.get("capacity", int, 0)),
+        ),
+        data.get("idle_ms", int),
+        tuple(_held(item, f"held[{index}]") for index, item in enumerate(data.get("held", list))),
+    )
+    word, verdicts = data.get("verdict", str), [verdict.value for verdict in RoomVerdict]
+    if word not in verdicts:
+        raise ValueError(f"the field verdict must be one of {', '.join(verdicts)}, not {word!r:.60}")
+    return question, RoomVerdict(word), tuple(str(victim) for victim in data.get("victims", list))
 
 
-def _held(item: dict[str, Any]) -> ResidentCopy:
-    standing = item.get("standing")
+class _Fields:
+    """The fields of a JSON object, with errors that name the field."""
+
+    def __init__(self, data: dict[str, Any], prefix: str = "") -> None:
+        self._data = data
+        self._prefix = prefix
+
+    def get(self, name: str, kind: type[_T], default: _T | None = None) -> _T:
+        """Returns a field's value. If the field is missing or null, returns the default, or without one raises
+        ValueError. Raises ValueError if the value has another type than `kind`."""
+        value = self._data.get(name)
+        if value is None and default is not None:
+            return default
+        if type(value) is not kind:
+            raise ValueError(f"the field {self._prefix}{name} must be {_KINDS[kind]}")
+        return value
+
+
+def _held(item: object, name: str) -> ResidentCopy:
+    if not isinstance(item, dict):
+        raise ValueError(f"the field {name} must be an object")
+    data = _Fields(item, f"{name}.")
+    standing = data.get("standing", list, [])
+    if standing and not (len(standing) == 2 and all(type(part) in (int, float) for part in standing)):
+        raise ValueError(f"the field {name}.standing must be a list of two numbers")
     return ResidentCopy(
-        str(item.get("key", "")),
-        int(item.get("bytes", 0)),
-        int(item.get("idle_ms", 0)),
-        in_flight=int(item.get("in_flight", 0)),
-        busy_reason=str(item.get("busy_reason", "")),
-        other_copies=int(item.get("other_copies", 0)),
-        device_bytes=int(item.get("device_bytes", 0)),
-        standing=(int(standing[0]), standing[1]) if standing is not None else None,
-        fresh=bool(item.get("fresh", False)),
+        data.get("key", str, ""),
+        data.get("bytes", int, 0),
+        data.get("idle_ms", int, 0),
+        in_flight=data.get("in_flight", int, 0),
+        busy_reason=data.get("busy_reason", str, ""),
+        other_copies=data.get("other_copies", int, 0),
+        device_bytes=data.get("device_bytes", int, 0),
+        standing=(standing[0], standing[1]) if standing else None,
+        fresh=data.get("fresh", bool, False),
     )
 
 

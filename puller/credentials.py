@@ -175,7 +175,8 @@ class Secrets:
         type = values.get("type")
         if not isinstance(type, str) or not type:
             if origin:
-                raise PullError(PullErrorKind.SETTINGS, f'key {origin} of the storage secret has no "type", such as s3')
+                text = f'key {origin} of the storage secret has no valid "type": give it one, such as "s3"'
+                raise PullError(PullErrorKind.SETTINGS, text)
             return None
         return StoreSettings(type, values, origin=origin, overridden=overridden)
 
@@ -188,7 +189,7 @@ class Secrets:
             )
         if self._directory is None:
             if needed:
-                text = f"storage_key {key} names a store, but this pod has no storage secret (--storage-config)"
+                text = f"storage_key {key} names a store, but this pod has no storage secret: set --storage-config"
                 raise PullError(PullErrorKind.SETTINGS, text)
             return None
         try:
@@ -201,17 +202,22 @@ class Secrets:
             return None
         except OSError as error:
             raise PullError(
-                PullErrorKind.SETTINGS, f"key {key} of the storage secret cannot be read: {error.strerror}; check it"
+                PullErrorKind.SETTINGS,
+                f"key {key} of the storage secret cannot be read ({error.strerror}): check how it is mounted",
             ) from None
         # `from None` throughout: a JSON parser's message may quote the secret.
+        if len(content) > _MAX_BYTES:
+            text = f"key {key} of the storage secret is longer than {_MAX_BYTES} bytes: shorten it"
+            raise PullError(PullErrorKind.SETTINGS, text)
         try:
-            values = json.loads(content) if len(content) <= _MAX_BYTES else None
+            values = json.loads(content)
         except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             raise PullError(
                 PullErrorKind.SETTINGS,
-                f"key {key} of the storage secret is not a JSON object with the settings of a store",
+                f"key {key} of the storage secret must be a JSON object with the settings of a store, "
+                'such as {"type": "s3"}',
             ) from None
         return values
 
@@ -224,13 +230,16 @@ def _override(values: dict[str, Any], path: str, value: object) -> bool:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
             raise PullError(
-                PullErrorKind.BAD_REQUEST, f"storage_params: {path} leads through {name}, which is not an object"
+                PullErrorKind.BAD_REQUEST,
+                f"storage_params: {path} leads through {name}, which is not an object: correct the name",
             )
     if not isinstance(value, str):
         raise PullError(PullErrorKind.BAD_REQUEST, f"storage_params: {path} must be a string")
     if not isinstance(values.get(last, ""), str):
         raise PullError(
-            PullErrorKind.BAD_REQUEST, f"storage_params: {path} would replace something that is not a string"
+            PullErrorKind.BAD_REQUEST,
+            f"the registration sets {path}, which the storage secret or storage_params set to something that is not a "
+            "string: correct one of them",
         )
     changed = values.get(last) != value
     values[last] = value

@@ -85,15 +85,17 @@ class Disk:
         self._directory.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
         lock = self._directory / _LOCK
         if not lock.exists() and any(self._directory.iterdir()):
-            raise ValueError(f"{self._directory} is not empty and not a model directory: name an empty or a new one")
+            raise ValueError(f"{self._directory} holds other files than Mesh's: name an empty or a new folder")
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
-            raise ValueError(
-                f"{self._directory} is used by another process: give every pod a directory of its own"
-            ) from error
+            if isinstance(error, BlockingIOError):
+                why = "is used by another process: give each pod a folder of its own"
+            else:
+                why = f"cannot be locked ({error.strerror}): name a folder on a local disk"
+            raise ValueError(f"{self._directory} {why}") from error
         self._lock = descriptor
         if self.blobs.is_symlink() or (self.blobs.exists() and not self.blobs.is_dir()):
             self.blobs.unlink()

@@ -186,9 +186,7 @@ def _described(response: aiohttp.ClientResponse, location: Location, key: str) -
     headers = response.headers
     encoding = headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity":
-        text = (
-            f"{location.shown} is sent compressed ({encoding}) although that was declined; let the server send it plain"
-        )
+        text = f"the server sent {location.shown} compressed ({encoding}); make it send the file uncompressed"
         raise PullError(PullErrorKind.BAD_REQUEST, text)
     if _page(response, location):
         page = (
@@ -313,8 +311,8 @@ def _check_part(response: aiohttp.ClientResponse, location: Location, start: int
     if response.headers.get("Content-Range", "") != f"bytes {start}-{end - 1}/{file.size}":
         raise PullError(
             PullErrorKind.INTEGRITY,
-            f"{location.shown} answered with another range than the requested one; check the server, or a proxy in "
-            "front of it",
+            f"the server sent another part of {location.shown} than requested; check the server, or a proxy in front "
+            "of it",
         )
 
 

@@ -162,7 +162,7 @@ class HttpClient:
                 url = _follow(url, response, shown)
             raise PullError(
                 PullErrorKind.BAD_REQUEST,
-                (f"{shown} redirects more than {_MAX_REDIRECTS} times; register the URL of the file itself"),
+                f"{shown} redirects more than {_MAX_REDIRECTS} times; register the URL of the file itself",
             )
         except BaseException:
             self.limits.release(store)

@@ -138,10 +138,8 @@ class HuggingFaceProvider:
             if len(body) > _MAX_ANSWER:
                 raise PullError(
                     PullErrorKind.UNREACHABLE,
-                    (
-                        f"{location.shown}: the hub's answer has more than {_MAX_ANSWER} bytes; check that HF_ENDPOINT "
-                        "or endpoint_url is a hub"
-                    ),
+                    f"{location.shown}: the hub's answer has more than {_MAX_ANSWER} bytes; check that HF_ENDPOINT "
+                    "or endpoint_url is a hub",
                 )
         try:
             return json.loads(body)
@@ -173,7 +171,7 @@ def _token(location: Location) -> str:
     token = settings.text("token")
     if chosen and token and not settings.overridden("token"):
         raise settings.error(
-            ("the registration sets endpoint_url but not the token; set both, or neither"), PullErrorKind.FORBIDDEN
+            "the registration sets endpoint_url but not the token; set both, or neither", PullErrorKind.FORBIDDEN
         )
     return token or ("" if chosen else os.environ.get("HF_TOKEN", ""))
 
@@ -197,10 +195,8 @@ def _items(found: Any, location: Location) -> list[dict[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise PullError(
             PullErrorKind.UNREACHABLE,
-            (
-                f"{location.shown}: the hub's answer is not a list of files; check that HF_ENDPOINT or endpoint_url is "
-                "a hub"
-            ),
+            f"{location.shown}: the hub's answer is not a list of files; check that HF_ENDPOINT or endpoint_url is a "
+            "hub",
         )
     return found
 
@@ -242,12 +238,12 @@ def _check(held: OpenAnswer, location: Location, start: int, end: int, file: Rem
         if response.headers.get("Content-Range", "") != f"bytes {start}-{end - 1}/{file.size}":
             raise PullError(
                 PullErrorKind.INTEGRITY,
-                f"{location.shown} answered with another range than the requested one; check the hub, or a proxy in "
-                "front of it",
+                f"the hub sent another part of {location.shown} than requested; check the hub, or a proxy in front of "
+                "it",
             )
     elif response.status == HTTPStatus.OK and not whole:
-        text = f"{location.shown}: the hub sends whole files although parts were requested; check the hub, or a proxy"
-        raise PullError(PullErrorKind.UNREACHABLE, text)
+        text = f"{location.shown}: the hub sent the whole file although only a part was requested; "
+        raise PullError(PullErrorKind.UNREACHABLE, text + "check the hub, or a proxy in front of it")
     elif response.status != HTTPStatus.OK:
         raise _refusal(response, location)
 

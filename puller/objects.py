@@ -172,7 +172,7 @@ class ObjectProvider:
             why = self._policy.refusal(str(address[0]))
             if why is not None:
                 text = f"{shown} at {endpoint}: {address[0]} is {why}, which a registration must not name"
-                raise PullError(PullErrorKind.FORBIDDEN, f"{text}; an endpoint in the storage secret may be anywhere")
+                raise PullError(PullErrorKind.FORBIDDEN, f"{text}; name the endpoint in the storage secret instead")
 
     async def _everything(self, location: Location, target: Target, key: str) -> list[Any]:
         found: list[Any] = []
@@ -252,7 +252,8 @@ class ObjectProvider:
         if not files:
             more = f": {tree.told(skipped)}" if skipped else ""
             raise PullError(
-                PullErrorKind.EMPTY, f"{location.shown} contains folders but no files{more}; register the model's path"
+                PullErrorKind.EMPTY,
+                f"{location.shown} contains no files that can be part of a model{more}; register the model's path",
             )
         return Listing(
             tuple(files),

@@ -152,7 +152,7 @@ def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tun
     pem = settings.text("certificate") + (("\n" + policy.ca.decode()) if policy.ca else "")
     if pem.strip():
         if "-----BEGIN CERTIFICATE-----" not in pem:
-            raise settings.error("certificate must be PEM")
+            raise settings.error("certificate must contain a certificate in PEM")
         options["root_certificate"] = pem
     grant = Grant(identity_urls=identity_urls(os.environ))
     if tunnel is not None:
@@ -168,7 +168,7 @@ def connect(settings: StoreSettings, policy: HttpPolicy, *, on_google: bool, tun
     except (obstore.exceptions.BaseError, ValueError, FileNotFoundError):
         # The error's text may quote a key or a path of the environment.
         raise settings.error(
-            "a value among them, or a variable of the pod's environment, is not valid for such a store; check both"
+            "one of them, or a variable in the pod's environment, is not valid for a store of this type; check both"
         ) from None
     raise settings.error("the type must be s3, gcs or azure")
 
@@ -195,7 +195,7 @@ def _s3(settings: StoreSettings, endpoint: str, options: "ClientConfig") -> Targ
         options["allow_http"] = endpoint.startswith("http:")
     region = region or "us-east-1"
     if not _REGION.fullmatch(region):
-        raise settings.error(f"region {region[:50]!r} is not a valid region")
+        raise settings.error(f"region {region[:50]!r} is not valid: use one such as us-east-1")
     endpoint = endpoint or f"https://s3.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
     token = settings.text("session_token") or None
 

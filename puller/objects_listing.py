@@ -183,7 +183,7 @@ async def everything(
         page, token = parsed(lister, bytes(body), shown)
         found += page
         if len(found) > most:
-            text = f"{shown} holds more than {most} objects; name a folder below it"
+            text = f"{shown} contains more than {most} objects; name a folder below it"
             raise PullError(PullErrorKind.TOO_LARGE, text)
         if not token:
             return found

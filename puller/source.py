@@ -141,7 +141,7 @@ class _Store:
         """Returns the location of a path. For the path of a schema, `beside` is the location of the model."""
         if _CONTROL.search(path):
             raise PullError(
-                PullErrorKind.BAD_REQUEST, f"the path {redact(path)!r} holds control characters; remove them"
+                PullErrorKind.BAD_REQUEST, f"the path {redact(path)!r} contains control characters; remove them"
             )
         named = bool(self._key or self._bucket or self._parameters)
         match = _SCHEME.match(path)
@@ -272,12 +272,16 @@ def _in_store(settings: StoreSettings, path: str, claims: Path | None) -> Locati
         case "pvc":
             name = _needed(settings, "name", _CLAIM)
             if claims is None:
-                text = f"pvc://{name}/{path}: no volume claims are mounted in this pod (--pvc-root)"
+                text = (
+                    f"pvc://{name}/{path} cannot be read, because no volume claims are mounted in this pod (--pvc-root)"
+                )
                 raise PullError(PullErrorKind.BAD_REQUEST, text)
             mounted = os.path.join(claims, name, path).rstrip("/")
             return Location("file", mounted, last or name, told=f"pvc://{name}/{path}")
-    text = f"type {settings.type[:50]!r} is not one of s3, gcs, azure, http, pvc, hf ({settings.where})"
-    raise PullError(PullErrorKind.BAD_REQUEST, f"store not supported by this version: {text}")
+    text = (
+        f"the type of the store ({settings.where}) must be s3, gcs, azure, http, pvc or hf, not {settings.type[:50]!r}"
+    )
+    raise PullError(PullErrorKind.BAD_REQUEST, text)
 
 
 def _below_url(settings: StoreSettings, path: str) -> Location:
@@ -292,7 +296,7 @@ def _below_url(settings: StoreSettings, path: str) -> Location:
         raise settings.error("url must be an http or https URL") from None
     if settings.overridden("url") and settings.has("headers", "client_certificate", "client_key"):
         raise settings.error(
-            ("the registration sets url, but the store has credentials; name the url in the storage secret"),
+            "the registration sets url, but the store has credentials; name the url in the storage secret",
             PullErrorKind.FORBIDDEN,
         )
     below = f"{split.path.rstrip('/')}/{quote(_checked(path.removeprefix('/'), settings))}" if path else split.path
@@ -305,8 +309,10 @@ def _account(settings: StoreSettings) -> str:
     if settings.has("account_name"):
         return _needed(settings, "account_name", _ACCOUNT)
     match = re.search(r"(?:^|;)\s*AccountName=([^;]*)", settings.text("connection_string"), re.IGNORECASE)
-    if match is None or not _ACCOUNT.fullmatch(match[1].strip()):
+    if match is None:
         raise settings.error("account_name is missing; give it in the secret or in storage_params")
+    if not _ACCOUNT.fullmatch(match[1].strip()):
+        raise settings.error("the AccountName in connection_string is not valid: correct it")
     return match[1].strip()
 
 
@@ -354,13 +360,16 @@ def _text(key: Mapping[str, Any], name: str) -> str:
     return value
 
 
+_KEY_EXAMPLE = 'such as {"storage_key": "NAME"}'
+
+
 def _parse_key(text: str) -> dict[str, Any]:
     if not text.strip():
         return {}
     try:
         key = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise PullError(PullErrorKind.BAD_REQUEST, "modelKey must be JSON") from error
+        raise PullError(PullErrorKind.BAD_REQUEST, f"modelKey must be a JSON object, {_KEY_EXAMPLE}") from error
     if not isinstance(key, dict):
-        raise PullError(PullErrorKind.BAD_REQUEST, "modelKey must be a JSON object")
+        raise PullError(PullErrorKind.BAD_REQUEST, f"modelKey must be a JSON object, {_KEY_EXAMPLE}")
     return key

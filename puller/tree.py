@@ -84,11 +84,11 @@ def lay_out(files: Sequence[str], folders: Iterable[str], shown: str) -> Layout:
             continue
         path = PurePosixPath(file)
         if path in paths:
-            raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} holds two files with the name {file!r}; remove one")
+            raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} contains two files with the name {file!r}; remove one")
         paths[path] = number
         if len(paths) > MAX_FILES:
             raise PullError(
-                PullErrorKind.TOO_LARGE, f"{shown} holds more than {MAX_FILES} files; name a folder below it"
+                PullErrorKind.TOO_LARGE, f"{shown} contains more than {MAX_FILES} files; name a folder below it"
             )
     needed: set[PurePosixPath] = set()
     for path in [*paths, *(PurePosixPath(folder) / "_" for folder in folders if usable(folder))]:
@@ -100,7 +100,7 @@ def lay_out(files: Sequence[str], folders: Iterable[str], shown: str) -> Layout:
         skipped.append(f"{str(path)!r} is a file, but a folder with that name holds others")
         del paths[path]
     if not paths:
-        raise PullError(PullErrorKind.EMPTY, f"{shown} holds no file that can be part of a model: {told(skipped)}")
+        raise PullError(PullErrorKind.EMPTY, f"{shown} contains no file that can be part of a model: {told(skipped)}")
     return Layout(
         tuple((number, path) for path, number in paths.items()),
         tuple(sorted(needed, key=lambda folder: (len(folder.parts), folder))),

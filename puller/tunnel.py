@@ -303,7 +303,8 @@ class Tunnel:
                 allowed = await self._resolve(host, port)
             except (OSError, UnicodeError, TimeoutError):
                 raise _ConnectionRefused(
-                    PullErrorKind.DNS, f"the name of the proxy, {host}, cannot be resolved; check HTTPS_PROXY"
+                    PullErrorKind.DNS,
+                    f"the name of the proxy, {host}, cannot be resolved; check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY",
                 ) from None
         problem: OSError | None = None
         for address in allowed:
@@ -322,10 +323,10 @@ class Tunnel:
                 server.close()
                 raise
         timed_out = isinstance(problem, TimeoutError)
-        what = "no connection in time" if timed_out else (problem and problem.strerror) or "no address"
+        what = "timed out" if timed_out else (problem and problem.strerror) or "no address"
         kind = PullErrorKind.TIMEOUT if timed_out else PullErrorKind.UNREACHABLE
         raise _ConnectionRefused(
-            kind, f"{host}:{port} cannot be connected to ({what}); check that it is up and reachable from the pods"
+            kind, f"no connection to {host}:{port} ({what}); check that it is up and reachable from the pods"
         )
 
     async def _ask(self, server: socket.socket, proxy: URL, target: str) -> None:
@@ -337,21 +338,27 @@ class Tunnel:
             while not answer.endswith(b"\r\n\r\n"):
                 # Read byte by byte, as what follows is the store's.
                 byte = await self._loop.sock_recv(server, 1)
-                if not byte or len(answer) > _MAX_HEAD:
+                if not byte:
                     raise _ConnectionRefused(
-                        PullErrorKind.UNREACHABLE, (f"the proxy {proxy.host} ended the connection; check the proxy")
+                        PullErrorKind.UNREACHABLE, f"the proxy {proxy.host} ended the connection; check the proxy"
+                    )
+                if len(answer) > _MAX_HEAD:
+                    raise _ConnectionRefused(
+                        PullErrorKind.UNREACHABLE,
+                        f"the headers of the proxy {proxy.host} have more than {_MAX_HEAD} bytes; check the proxy",
                     )
                 answer += byte
         status = re.match(rb"HTTP/1\.[01] (\d{3})", answer)
         if status is None:
             raise _ConnectionRefused(
-                PullErrorKind.UNREACHABLE, f"the proxy {proxy.host} does not answer with HTTP; check HTTPS_PROXY"
+                PullErrorKind.UNREACHABLE,
+                f"the proxy {proxy.host} does not answer with HTTP; check HTTPS_PROXY and ALL_PROXY",
             )
         if not status[1].startswith(b"2"):
             code = status[1].decode()
             kind = PullErrorKind.CREDENTIALS if code == "407" else PullErrorKind.UNREACHABLE
             raise _ConnectionRefused(
-                kind, (f"the proxy {proxy.host} refuses to connect to {target} ({code}); check its rules, or NO_PROXY")
+                kind, f"the proxy {proxy.host} refuses to connect to {target} ({code}); check its rules, or NO_PROXY"
             )
 
     async def _both(self, client: socket.socket, server: socket.socket) -> None:

@@ -40,7 +40,7 @@ def until(
     while not condition():
         for name, child in started.items():
             if child.poll() is not None:
-                raise StartError(f"{name} ended with {child.returncode}:\n{tail(name)}")
+                raise StartError(f"{name} ended with status {child.returncode}:\n{tail(name)}")
         if time.monotonic() > end:
             raise StartError(f"timed out: waited {timeout:g} s until {what}; logs are in {layout.LOGS}")
         time.sleep(0.1)
@@ -84,7 +84,7 @@ def end(pids: Sequence[int], number: signal.Signals = signal.SIGTERM) -> None:
             if not pids:
                 return
             time.sleep(0.05)
-    raise RuntimeError(f"processes that still run after SIGKILL: {pids}")
+    raise RuntimeError(f"these processes still run after SIGKILL: {', '.join(map(str, pids))}")
 
 
 def _lives(pid: int) -> bool:

@@ -35,7 +35,7 @@ def engine(asked: str = "") -> str:
     Raises NoEngineError if there is none."""
     if asked:
         if shutil.which(shlex.split(asked)[0]) is None:
-            raise NoEngineError(f"{shlex.split(asked)[0]} is not on PATH: name another engine with ENGINE=.")
+            raise NoEngineError(f"{shlex.split(asked)[0]} is not on PATH: name another engine (ENGINE=podman)")
         return asked
     tried = []
     for name in ENGINES:

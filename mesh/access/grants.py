@@ -64,7 +64,7 @@ def grant(role: object, models: Iterable[object], to: Iterable[object]) -> Grant
     given = tuple(dict.fromkeys(check_subject(_text(one, "a subject")) for one in to))
     for what, count in (("patterns", len(named)), ("subjects", len(given))):
         if not 0 < count <= MAX_PATTERNS:
-            raise ValueError(f"a grant has from 1 to {MAX_PATTERNS} {what}, not {count}")
+            raise ValueError(f"a grant must have from 1 to {MAX_PATTERNS} {what}, not {count}")
     return Grant(chosen, named, given)
 
 
@@ -94,12 +94,16 @@ def _on(name: str) -> str:
 def _pattern(value: object) -> str:
     pattern = _text(value, "a pattern")
     if not 0 < len(pattern) <= MAX_PATTERN:
-        raise ValueError(f"a pattern has from 1 to {MAX_PATTERN} characters: {pattern[:60]!r}")
+        text = f"the pattern {pattern[:60]!r} has {len(pattern)} characters"
+        raise ValueError(f"{text}, but it must have from 1 to {MAX_PATTERN}")
     return pattern
 
 
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{what} must be a string, not {value!r:.100}")
-    value.encode()  # a lone surrogate is a ValueError
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} contains half of a surrogate pair: remove it") from error
     return value

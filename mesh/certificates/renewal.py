@@ -140,7 +140,7 @@ def _authorities(content: Mapping[str, bytes]) -> list[Pair]:
         return []
     for name in (AUTHORITIES, AUTHORITY_KEYS):
         if name not in filled:
-            raise Foreign(f"it holds {', '.join(filled)}, but no {name}: a certificate from another source")
+            raise Foreign(f"it contains {', '.join(filled)}, but no {name}, so Mesh did not issue its certificate")
     certificates = _certificates(content, AUTHORITIES)
     keys = [_key(content, AUTHORITY_KEYS, text) for text in _parts(content[AUTHORITY_KEYS])]
     pairs = []
@@ -150,7 +150,7 @@ def _authorities(content: Mapping[str, bytes]) -> list[Pair]:
                 pairs.append(Pair(certificate, key))
                 break
         else:
-            raise Foreign(f"{AUTHORITIES} holds an authority whose key is not in {AUTHORITY_KEYS}")
+            raise Foreign(f"{AUTHORITIES} contains an authority whose key is not in {AUTHORITY_KEYS}")
     return sorted(pairs, key=lambda pair: pair.certificate.not_valid_before_utc, reverse=True)
 
 
@@ -160,7 +160,7 @@ def _leaf(content: Mapping[str, bytes]) -> Pair | None:
         return None
     for name in (CERTIFICATE, KEY):
         if not content.get(name):
-            raise Foreign(f"it holds {CERTIFICATE if name == KEY else KEY}, but no {name}")
+            raise Foreign(f"it contains {CERTIFICATE if name == KEY else KEY}, but no {name}")
     certificate = _certificates(content, CERTIFICATE)[0]
     key = _key(content, KEY, content[KEY])
     if key.public_key() != certificate.public_key():
@@ -172,7 +172,7 @@ def _certificates(content: Mapping[str, bytes], name: str) -> list[x509.Certific
     try:
         return x509.load_pem_x509_certificates(content[name])
     except ValueError as error:
-        raise Foreign(f"{name} holds no certificate in PEM") from error
+        raise Foreign(f"{name} does not contain valid certificates in PEM") from error
 
 
 def _key(content: Mapping[str, bytes], name: str, text: bytes) -> types.CertificateIssuerPrivateKeyTypes:

@@ -58,7 +58,7 @@ class Cluster:
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not text"
             raise StoreError(
-                f"{self.account / name}: {why}. The pod needs the token of a ServiceAccount "
+                f"{self.account / name} cannot be read: {why}. The pod needs the token of a ServiceAccount "
                 "(automountServiceAccountToken: true)"
             ) from error
 
@@ -71,7 +71,7 @@ class Cluster:
         try:
             return ssl.create_default_context(cadata=text)
         except ssl.SSLError as error:
-            raise StoreError(f"{self.account / 'ca.crt'} holds no authority in PEM: {error}") from error
+            raise StoreError(f"{self.account / 'ca.crt'} contains no valid certificate in PEM: {error}") from error
 
 
 class Secret:

@@ -261,7 +261,14 @@ def _listed(
             line = {"id": model_id, "type": model.get("type", kind), "path": path}
             yield number, json.dumps(line | ({"key": model["key"]} if model.get("key") else {})).encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"
+        if isinstance(error, KeyError):
+            why = f"{error} is missing"
+        else:
+            why = (
+                f"{error}"
+                if isinstance(error, ValueError)
+                else 'it must be like {"models": [{"id": ..., "file": ...}]}'
+            )
         raise CommandError(f"{manifest} is not a manifest of models: {why}", code=Exit.USAGE) from error
 
 

@@ -85,7 +85,7 @@ def certificates(
     - `mesh certificates --secret mesh-internal --dns mesh-etcd-0.mesh-etcd`
     """
     if bool(secret) == (folder is not None):
-        raise typer.BadParameter("give either --secret or --dir", param_hint="--secret")
+        raise typer.BadParameter("give exactly one of --secret and --dir", param_hint="--secret")
     from mesh.certificates.issuing import Wanted
     from mesh.telemetry import logs
 

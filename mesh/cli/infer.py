@@ -122,7 +122,10 @@ def _given(model: str, file: str, npy: list[str]) -> "InferRequest":
     except OSError as error:
         raise tensors.usage(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"
+        if isinstance(error, KeyError):
+            why = f"{error} is missing"
+        else:
+            why = f"{error}" if isinstance(error, ValueError) else "it must be an object with a list of inputs"
         raise tensors.usage(f"{file} is not a V2 request: {why}") from error
     if not inputs:
         raise tensors.usage(f"{file} is not a V2 request: it has no inputs")

@@ -37,7 +37,7 @@ def drawing(
     try:
         import matplotlib
     except ImportError:
-        text = "--picture needs matplotlib: pip install 'mesh-serving[pictures]'"
+        text = "--picture needs matplotlib: run `pip install '.[pictures]'` in a checkout of Mesh"
         raise CommandError(text, code=Exit.USAGE) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker

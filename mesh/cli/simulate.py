@@ -198,7 +198,9 @@ def _rooms(room: list[str] | None, capacity: str, total: int) -> list[float]:
         except ValueError:
             found.append(0.0)
         if not 0 < found[-1] <= 100:
-            raise CommandError(f"--room {text}: give a percentage above 0, such as 10", code=Exit.USAGE)
+            raise CommandError(
+                f"--room {text}: give a percentage above 0 and at most 10000, such as 10", code=Exit.USAGE
+            )
     return found
 
 

@@ -46,13 +46,16 @@ def datatype(array: Array) -> str:
 def from_json(tensor: Mapping[str, Any]) -> tuple[str, Array]:
     """Returns the name and the array of one input of a V2 JSON request. Raises CommandError for an invalid input."""
     try:
-        name, kind, shape = str(tensor["name"]), str(tensor["datatype"]), tuple(int(n) for n in tensor["shape"])
-        data = tensor["data"]
-    except (KeyError, TypeError, ValueError) as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"
+        name, kind, said, data = str(tensor["name"]), str(tensor["datatype"]), tensor["shape"], tensor["data"]
+    except (KeyError, TypeError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else "it is not an object"
         raise usage(f"an input needs name, datatype, shape and data: {why}") from error
+    try:
+        shape = tuple(int(n) for n in said)
+    except (TypeError, ValueError) as error:
+        raise usage(f"input {name}: its shape must be a list of whole numbers") from error
     if kind not in DTYPES:
-        raise usage(f"input {name}: unknown datatype {kind!r}, V2 has {', '.join(DTYPES)}")
+        raise usage(f"input {name}: the datatype {kind!r} is unknown; V2 has {', '.join(DTYPES)}")
     try:
         if kind == "BYTES":
             flat = list(_flatten(data))
@@ -140,11 +143,12 @@ def read_npy(assignment: str) -> tuple[str, Array]:
     """Parses `NAME=FILE.npy`, and returns the name and the array in the file. Raises CommandError."""
     name, equals, path = assignment.partition("=")
     if not equals or not name:
-        raise usage(f"{assignment!r}: write NAME=FILE.npy")
+        raise usage(f"{assignment!r} does not name an input: write NAME=FILE.npy")
     try:
         return name, np.load(Path(path), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise usage(f"{path} cannot be read as an array: {error}") from error
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise usage(f"{path} cannot be read as an array: {why}") from error
 
 
 def parse_shape(assignment: str) -> tuple[str, tuple[int, ...]]:

@@ -52,13 +52,15 @@ class Trust:
 
     def context(self) -> ssl.SSLContext:
         """Returns the TLS context for REST. Raises CommandError if the files cannot be used."""
+        what = f"the CA certificates in {self.ca}"
         try:
             context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
             if self.certificate is not None:
+                what = f"the client certificate {self.certificate} with the key {self.private_key or 'in it'}"
                 context.load_cert_chain(self.certificate, self.private_key)
         except (OSError, ValueError) as error:
-            files = ", ".join(str(path) for path in (self.ca, self.certificate, self.private_key) if path is not None)
-            raise CommandError(f"TLS cannot be set up with {files}: {error}", code=Exit.USAGE) from error
+            why = (isinstance(error, OSError) and error.strerror) or error
+            raise CommandError(f"{what} cannot be used: {why}", code=Exit.USAGE) from error
         return context
 
     def credentials(self) -> "grpc.ChannelCredentials":

@@ -80,7 +80,7 @@ async def _samples(folder: Path) -> "Sequence[Sample]":
     try:
         from mesh.demo import samples
     except ModuleNotFoundError as error:  # the container image has no demo
-        raise CommandError("this installation does not include them") from error
+        raise CommandError("this installation of Mesh does not include the sample models") from error
     log.info("making the sample models that do not exist yet")
     try:
         return await samples.prepare(folder)

@@ -5,7 +5,7 @@ class CannotConvert(Exception):
     """A model that is not converted. The text says why, and what to do instead."""
 
 
-INSTALL = "pip install 'mesh-serving[convert]'"
+INSTALL = "run `pip install '.[convert]'` in a checkout of Mesh"
 """The command that installs what conversions need."""
 
 SERVE_IT = "serve the model itself, with MLServer (docs/mlserver.md)"

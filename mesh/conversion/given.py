@@ -33,9 +33,10 @@ def _numpy(path: Path, layout: RowLayout) -> Rows:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise CannotConvert(f"{path} is not an array of numbers or text: {error}; save one with numpy.save") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != len(layout.columns):
-        shape = "x".join(map(str, getattr(array, "shape", ())))
-        text = f"{path} holds an array of shape {shape}"
+    if not isinstance(array, np.ndarray):
+        raise CannotConvert(f"{path} is an archive of arrays: save one array with numpy.save")
+    if array.ndim != 2 or array.shape[1] != len(layout.columns):
+        text = f"the array in {path} has the shape {list(array.shape)}"
         raise CannotConvert(f"{text}, but the model takes rows of {len(layout.columns)} columns")
     array = array[:MOST]
     return [_typed(path, column, array[:, index].tolist()) for index, column in enumerate(layout.columns)]

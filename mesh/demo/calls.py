@@ -76,7 +76,7 @@ class GrpcCaller:
             raise CallFailed(error.code().value[0], error.details() or "") from None
         raw = reply.raw_output_contents
         if raw and len(raw) != len(reply.outputs):
-            raise ValueError(f"{len(raw)} raw contents for {len(reply.outputs)} outputs")
+            raise ValueError(f"the reply has {len(raw)} raw contents for {len(reply.outputs)} outputs")
         outputs: dict[str, Array] = {}
         for index, tensor in enumerate(reply.outputs):
             if raw:
@@ -109,7 +109,7 @@ class RestCaller:
                     raise _failure(response, content)
                 length = int(response.headers.get(_LENGTH_HEADER, len(content)))
         except TimeoutError:
-            raise CallFailed(Code.DEADLINE_EXCEEDED, "no answer in time") from None
+            raise CallFailed(Code.DEADLINE_EXCEEDED, "the mesh did not answer in time") from None
         except aiohttp.ClientError as error:
             raise CallFailed(Code.UNAVAILABLE, f"{type(error).__name__}: {error}") from None
         return _outputs(json.loads(content[:length]), content[length:])
@@ -166,12 +166,12 @@ def _outputs(reply: dict[str, Any], blob: bytes) -> dict[str, Array]:
             values: Array = np.array(tensor["data"], OF_NAME[tensor["datatype"]].dtype)
         else:
             if start + size > len(blob):
-                raise ValueError("the binary part is shorter than announced")
+                raise ValueError("the binary part of the reply is shorter than announced")
             values = _unpack(tensor["datatype"], blob[start : start + size])
             start += size
         outputs[tensor["name"]] = values.reshape(tensor["shape"])
     if start != len(blob):
-        raise ValueError("the binary part is longer than announced")
+        raise ValueError("the binary part of the reply is longer than announced")
     return outputs
 
 
@@ -184,7 +184,7 @@ def _unpack(name: str, raw: bytes) -> Array:
         (length,) = struct.unpack_from("<I", raw, position)
         position += 4 + length
         if position > len(raw):
-            raise ValueError("a text is longer than its tensor")
+            raise ValueError("a string is longer than the rest of its tensor")
         items.append(raw[position - length : position])
     return _objects(items)
 

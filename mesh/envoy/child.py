@@ -111,7 +111,7 @@ class EnvoyChild:
                     raise EnvoyError(f"Envoy's admin interface answered {answer.status} to {path}: {text.strip()}")
                 return text
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise EnvoyError(f"Envoy's admin socket does not answer: {str(error) or 'no answer in time'}") from error
+            raise EnvoyError(f"Envoy's admin interface gave no answer: {str(error) or 'it timed out'}") from error
 
     async def stats(self, names: tuple[str, ...]) -> dict[str, int]:
         """Returns the statistics with these names. Raises EnvoyError."""

@@ -268,5 +268,6 @@ async def _address_of(host: str, option: str) -> str:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise EnvoyError(f"cannot listen on {host}: {error.strerror}: choose another address ({option})") from error
+        text = f"the host {host} in {option} cannot be resolved ({error.strerror}): correct it"
+        raise EnvoyError(text) from error
     return str(sorted(found, key=lambda info: info[0] != socket.AF_INET)[0][4][0])

@@ -125,7 +125,7 @@ def _joins_in_time(name: str, peers: Mapping[str, str], tls: ssl.SSLContext | No
         known = True
         try:
             if listed is None:
-                raise MemberError("the other members have no quorum")
+                raise MemberError("the other members have no quorum: check that most members run")
             return joins(name, peers[name], listed)
         except MemberError as error:
             if time.monotonic() > end:
@@ -150,7 +150,8 @@ def _etcdctl(*argv: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise MemberError(f"etcdctl {argv[1]} did not end within {3 * COMMAND_TIMEOUT:g} s") from error
     if done.returncode != 0:
-        raise MemberError((done.stderr.strip() or f"etcdctl ended with {done.returncode}").splitlines()[-1])
+        ended = f"etcdctl {argv[1]} ended with status {done.returncode} and printed no error"
+        raise MemberError((done.stderr.strip() or ended).splitlines()[-1])
     return done.stdout
 
 

@@ -37,7 +37,15 @@ def version(binary: str) -> str:
     try:
         done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        raise NoEtcd(f"{binary} does not run, so put another etcd on PATH: {error}") from error
+        if isinstance(error, OSError):
+            why = error.strerror or str(error)
+        elif isinstance(error, subprocess.CalledProcessError):
+            why = f"it ended with status {error.returncode}"
+        else:
+            why = "it did not end within 10 s"
+        raise NoEtcd(
+            f"`{binary} --version` failed ({why}): install etcd again, or put another first on PATH"
+        ) from error
     match = re.search(r"etcd Version:\s*(\S+)", done.stdout)
     return match[1] if match else "unknown"
 

@@ -38,7 +38,7 @@ def read(folder: Path) -> Manifest:
     where = f"{FOLDER}/{MANIFEST}"
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise BadManifest(f"{where} has more than {_MAX_BYTES} bytes")
+            raise BadManifest(f"{where} has more than {_MAX_BYTES} bytes: make the archive with torch-model-archiver")
         content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         if isinstance(error, BadManifest):
@@ -67,9 +67,9 @@ def _check_file(folder: Path, name: Any, where: str) -> None:
     try:
         file = (folder / name).resolve()
         if not file.is_relative_to(folder.resolve()):
-            raise BadManifest(f"{where} leads out of the archive: {name!r}")
+            raise BadManifest(f"{where} leads out of the archive: {name!r}; name a file in it")
         there = file.exists()
     except (OSError, RuntimeError) as error:  # names that are too long, and links that lead to themselves
-        raise BadManifest(f"{where} is not a usable name: {name[:100]!r}") from error
+        raise BadManifest(f"{where} cannot be used as a file's name: {name[:100]!r}") from error
     if not there:
         raise BadManifest(f"{name!r}, which {where} names, is missing: add it to the archive")

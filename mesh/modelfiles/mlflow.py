@@ -28,7 +28,7 @@ def flavours(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     file = folder / DESCRIPTION
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise BadDescription(f"{DESCRIPTION} has more than {_MAX_BYTES} bytes")
+            raise BadDescription(f"{DESCRIPTION} has more than {_MAX_BYTES} bytes: save the model again")
         described = yaml.safe_load(file.read_bytes())
     except OSError as error:
         raise BadDescription(f"{DESCRIPTION} cannot be read: {error.strerror}") from error
@@ -63,7 +63,8 @@ def file_of(folder: Path, model_type: str) -> Path:
         raise BadDescription(f"the flavor {model_type} is in the format skops: register the model with --type mlflow")
     name = found[model_type].get(attribute)
     if not isinstance(name, str) or not name:
-        raise BadDescription(f"{DESCRIPTION} does not name the file of the flavor {model_type} ({attribute})")
+        text = f"the flavor {model_type} in {DESCRIPTION} lacks {attribute}, the name of the model's file"
+        raise BadDescription(f"{text}: save the model again")
     try:
         file = (folder / name).resolve()
         there = file.exists()
@@ -72,5 +73,5 @@ def file_of(folder: Path, model_type: str) -> Path:
     if not file.is_relative_to(folder.resolve()):
         raise BadDescription(f"{DESCRIPTION} names a file outside of the model's folder: {name!r}")
     if not there:
-        raise BadDescription(f"{name}, which {DESCRIPTION} names, is missing: copy all files of the model")
+        raise BadDescription(f"the file {name}, which {DESCRIPTION} names, is missing: add it to the model's folder")
     return file

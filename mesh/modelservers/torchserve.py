@@ -95,5 +95,7 @@ def _run(argv: list[str]) -> str:
         return subprocess.run(
             argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=_ANSWER, check=False
         ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise NotFound(f"{argv[0]} cannot be run: {error}") from error
+    except OSError as error:
+        raise NotFound(f"{argv[0]} cannot be run: {error.strerror or error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise NotFound(f"{argv[0]} did not end within {_ANSWER:g} s") from error

@@ -73,7 +73,7 @@ def check_groups(groups: object) -> tuple[str, ...]:
     if not isinstance(groups, list | tuple) or not all(isinstance(one, str) for one in groups):
         raise ValueError("groups must be a list of strings")
     if len(groups) > MAX_GROUPS:
-        raise ValueError(f"a key belongs to at most {MAX_GROUPS} groups, not {len(groups)}")
+        raise ValueError(f"a key may belong to at most {MAX_GROUPS} groups, not {len(groups)}")
     for one in groups:
         check_subject(f"group:{one}")
     return tuple(dict.fromkeys(groups))

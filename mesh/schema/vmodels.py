@@ -95,14 +95,14 @@ def _more(mesh: Mapping[str, Any]) -> VModelMore:
 
 def _id(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise ValueError("a model's id is not a string")
+        raise ValueError("a model's id must be a non-empty string")
     return text_of(value)
 
 
 def _percent(value: Any) -> float:
     percent = float(value)
     if not 0 < percent <= 100:
-        raise ValueError(f"a mirror's share is above 0 and at most 100 percent, not {percent:g}")
+        raise ValueError(f"a mirror's share must be above 0 and at most 100 percent, not {percent:g}")
     return percent
 
 

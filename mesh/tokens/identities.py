@@ -23,7 +23,8 @@ def user(claims: Mapping[str, Any], *, name: str = "sub", groups: str = "groups"
     groups, or paths to them: `realm_access.roles`. Raises TokenError."""
     found = _claim(claims, name)
     if not isinstance(found, str) or not found or found.startswith(_KUBERNETES) or not _usable(f"user:{found}"):
-        raise TokenError(f"the token has no usable name in its claim {name!r}")
+        text = f"the token has no usable name in its claim {name!r}: the name must be printable, not too long, and "
+        raise TokenError(f"{text}not begin with {_KUBERNETES}")
     if name == "email" and claims.get("email_verified", True) is not True:
         raise TokenError("the token's email is not verified by its issuer")
     return Principal(f"user:{found}", _groups(_claim(claims, groups)))

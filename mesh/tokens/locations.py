@@ -109,8 +109,8 @@ class Remote:
         document = discovery(url, (await get(http, url, wall=self._wall))[0])
         if document["issuer"] != self._issuer:
             raise LocationError(
-                f"{url} is about another issuer, {document['issuer']!r:.200}: write the issuer exactly as in "
-                "this document"
+                f"{url} is about another issuer, {document['issuer']!r:.200}: write the issuer (--auth-jwt-issuer) "
+                "exactly as in this document"
             )
         keys = str(document["jwks_uri"])
         try:
@@ -124,8 +124,10 @@ class Remote:
             return True
         try:
             return ssl.create_default_context(cafile=str(self._ca))
-        except (OSError, ssl.SSLError) as error:
-            raise LocationError(f"{self._ca} holds no authorities in PEM: {error}") from error
+        except ssl.SSLError as error:
+            raise LocationError(f"{self._ca} contains no valid certificates in PEM: {error}") from error
+        except OSError as error:
+            raise LocationError(f"{self._ca} cannot be read: {error.strerror or error}") from error
 
 
 def discovery(url: str, raw: bytes) -> Mapping[str, Any]:

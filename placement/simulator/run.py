@@ -70,7 +70,7 @@ def run(
     half = Counts()
     for number, (now, model_id) in enumerate(requests, 1):
         if now < last:
-            raise ValueError(f"request {number} at {now} ms comes after one at {last} ms")
+            raise ValueError(f"request {number}, at {now} ms, is earlier than the one before it, at {last} ms")
         last = now
         request(now, model_id)
         if number % step == 0:

@@ -77,7 +77,9 @@ def _kubernetes(settings: "TokenSettings", wall: Callable[[], float]) -> "TokenS
     try:
         cluster = Cluster.of_pod(settings.kubernetes_api, Path(settings.kubernetes_account or ACCOUNT))
     except StoreError as error:
-        raise ValueError("--auth-kubernetes works only in a pod of a Kubernetes cluster") from error
+        raise ValueError(
+            "--auth-kubernetes works only in a pod of Kubernetes, and KUBERNETES_SERVICE_HOST is not set"
+        ) from error
     audiences = settings.kubernetes_audiences
     if settings.kubernetes == REVIEW:
         return ReviewedTokens(Reviewer(cluster, audiences), audiences=audiences, wall=wall)

@@ -52,7 +52,7 @@ def name_and_version(message: bytes, start: int = 0) -> tuple[str | None, str]:
     if end - start > 2 and message[start] == _V2_NAME and message[start + 1] < 0x80:
         after = start + 2 + message[start + 1]
         if after > end:
-            raise ValueError("it is not a protobuf message: a field ends beyond its message")
+            raise ValueError(_malformed("a field is longer than the rest of the message"))
         name: str | None = message[start + 2 : after].decode()
     else:
         found = _find(message, start, end, 1)
@@ -77,7 +77,7 @@ def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, in
     for _ in range(MAX_FIELDS):
         if position >= end:
             if groups:
-                raise ValueError("it is not a protobuf message: a group does not end")
+                raise ValueError(_malformed("a group has no end"))
             return None
         tag = message[position]
         if tag < 0x80:
@@ -86,7 +86,7 @@ def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, in
             tag, position = _varint(message, position, end)
         number, kind = tag >> 3, tag & 7
         if not number:
-            raise ValueError("it is not a protobuf message: a field has the number 0")
+            raise ValueError(_malformed("a field has the number 0"))
         if kind == _LENGTH_DELIMITED:
             if position < end and message[position] < 0x80:
                 length = message[position]
@@ -94,30 +94,30 @@ def _find(message: bytes, position: int, end: int, wanted: int) -> tuple[int, in
             else:
                 length, position = _varint(message, position, end)
             if length > end - position:
-                raise ValueError("it is not a protobuf message: a field ends beyond its message")
+                raise ValueError(_malformed("a field is longer than the rest of the message"))
             if number == wanted and not groups:
                 return position, position + length
             position += length
             continue
         if number == wanted and not groups:
-            raise ValueError(f"field {number} of the request is neither a string nor a message")
+            raise ValueError(f"field {number}, on the path to the id, is neither a string nor a message")
         if kind == 0:
             _, position = _varint(message, position, end)
         elif kind in _FIXED:
             position += _FIXED[kind]
             if position > end:
-                raise ValueError("it is not a protobuf message: a field ends beyond its message")
+                raise ValueError(_malformed("a field is longer than the rest of the message"))
         elif kind == _GROUP:
             groups.append(number)
             if len(groups) > MAX_DEPTH:
-                raise ValueError(f"it is not a protobuf message: it has more than {MAX_DEPTH} groups within each other")
+                raise ValueError(_malformed(f"its groups are nested more than {MAX_DEPTH} deep"))
         elif kind == _GROUP_ENDS:
             if not groups or groups.pop() != number:
-                raise ValueError("it is not a protobuf message: a group ends that was not begun")
+                raise ValueError(_malformed("it ends a group that is not open"))
         else:
-            raise ValueError(f"it is not a protobuf message: a field has the unknown wire type {kind}")
+            raise ValueError(_malformed(f"a field has the unknown wire type {kind}"))
     if position < end:
-        raise ValueError(f"field {wanted} is not among the first {MAX_FIELDS} fields of the request")
+        raise ValueError(f"field {wanted} is not among the first {MAX_FIELDS} fields: send it earlier in the message")
     return None
 
 
@@ -130,4 +130,8 @@ def _varint(message: bytes, position: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-    raise ValueError("it is not a protobuf message: a number does not end")
+    raise ValueError(_malformed("a varint is cut off, or longer than 10 bytes"))
+
+
+def _malformed(why: str) -> str:
+    return f"it is not a valid protobuf message ({why})"

@@ -111,7 +111,7 @@ class Agents:
 
     def _stub(self, pod: Pod) -> agent_pb2_grpc.AgentStub:
         if pod.record is None:
-            raise Unreachable(f"{pod.name} has not published its address", refused=True)
+            raise Unreachable(f"the agent of {pod.name} has not published its address", refused=True)
         address = pod.record.control_address
         identity = self._identity
         reached = (address, identity.changes if identity is not None else 0)
@@ -167,7 +167,7 @@ class Agents:
         except grpc.aio.AioRpcError as error:
             detail = error.details() or error.code().name
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                text = f"the agent of {pod.name} does not answer in time"
+                text = f"the agent of {pod.name} did not answer within {timeout:g} s"
                 raise Timeout(text, refused=False, detail=detail) from error
             refused = "failed to connect" in detail.lower()
             outcome = "cannot be reached" if refused else "does not answer"
@@ -179,7 +179,7 @@ class Agents:
             if task is not None and task.cancelling():
                 raise
             # grpc.aio reports a closed channel in this way: the pod has disappeared.
-            raise Unreachable(f"{pod.name} has gone", refused=False) from None
+            raise Unreachable(f"{pod.name} has disappeared", refused=False) from None
 
     def forget(self, name: str) -> None:
         """Closes the channel to a pod that has disappeared; requests under way fail."""

@@ -88,9 +88,11 @@ class Pods:
         forgotten = await self._tombstones.forget(name)
         if not forgotten:
             if self._view.published(name) is not None:
-                text = f"{name} is published, so there is nothing to forget: stop the pod to remove its copies"
+                text = (
+                    f"pod {name} is not cut off from etcd, so there is nothing to forget: stop it to remove its copies"
+                )
                 raise MeshError(Reason.PRECONDITION, text)
-            raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name} that is cut off; `mesh pods` lists them")
+            raise MeshError(Reason.UNKNOWN_MODEL, f"no pod {name} is cut off from etcd: `mesh pods` lists the pods")
         return forgotten
 
     async def routers(self) -> list[RouterInfo]:
@@ -110,7 +112,7 @@ class Pods:
         such pod, UNAVAILABLE if the agent does not answer."""
         pod = self._view.pods.get(name)
         if pod is None:
-            raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}; `mesh pods` lists them")
+            raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}: `mesh pods` lists the pods")
         try:
             reply = await self._agents.describe(pod, timeout=_DESCRIBE)
         except Unreachable as error:
@@ -122,7 +124,7 @@ class Pods:
         `describe`."""
         pod = self._view.pods.get(name)
         if pod is None:
-            raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}; `mesh pods` lists them")
+            raise MeshError(Reason.UNKNOWN_MODEL, f"there is no pod {name}: `mesh pods` lists the pods")
         try:
             return tuple((await self._agents.questions(pod, timeout=_DESCRIBE)).decisions)
         except Unreachable as error:

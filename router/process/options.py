@@ -109,7 +109,8 @@ class Edge:
             text = f"{self.listen} is the address of --listen already: choose another"
             raise typer.BadParameter(text, param_hint="--management-listen")
         if self.edge == "grpc" and (self.tls_cert is not None or self.connection_age):
-            raise typer.BadParameter("TLS and --connection-age need Envoy: use --edge envoy", param_hint="--edge")
+            text = "--tls-cert and --connection-age need Envoy: use --edge envoy, or leave them out"
+            raise typer.BadParameter(text, param_hint="--edge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +343,10 @@ class TokenOptions:
 
             try:
                 keyset.parse(file.read_bytes(), _names(self.auth_jwt_algorithms) or ALGORITHMS)
-            except (OSError, ValueError) as error:
+            except OSError as error:
+                text = f"{file} cannot be read: {error.strerror}"
+                raise typer.BadParameter(text, param_hint="--auth-jwt-keys") from error
+            except ValueError as error:
                 raise typer.BadParameter(f"{file} cannot be used: {error}", param_hint="--auth-jwt-keys") from error
 
     def _keys_file(self) -> Path | None:

@@ -171,7 +171,7 @@ def split_path(raw_path: str) -> ModelPath:
         segments.pop()
     model = decoded("/".join(segments))
     if not model:
-        raise MeshError(Reason.BAD_REQUEST, "the path has no model id")
+        raise MeshError(Reason.BAD_REQUEST, "the path has no model id: use /v2/models/MODEL/infer")
     return ModelPath(model, version, operation)
 
 

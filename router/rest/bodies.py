@@ -63,7 +63,9 @@ class Bodies:
                     piece = await content.readany()
             except TimeoutError as error:
                 self.slow += 1
-                text = f"the body arrived at less than {pace.least()} bytes a second: send it faster, or in parts"
+                text = (
+                    f"the body arrived at less than {pace.least()} bytes a second: send it faster, or send less at once"
+                )
                 raise MeshError(Reason.TOO_SLOW, text) from error
             if not piece:
                 return body

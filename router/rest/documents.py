@@ -177,12 +177,12 @@ class _Decoding:
         if type(size) is float:
             self._demand_strictness()
         if type(size) is not int or size < 0:
-            raise bad(f"{what}: binary_data_size must be a whole number from 0")
+            raise bad(f"{what}: binary_data_size must be a whole number, 0 or more")
         blobs, taken = self._blobs, self._taken
         if blobs is None:
             raise bad(f"{what} has a binary_data_size, but the header Inference-Header-Content-Length is missing")
         if taken + size > blobs.size:
-            raise bad(f"{what}: its binary data has {blobs.size - taken} bytes, not the {size} announced")
+            raise bad(f"{what}: binary_data_size is {size}, but only {blobs.size - taken} bytes of the body are left")
         blob = blobs.cut(taken, taken + size)
         self._taken += size
         if self._bound is not None and size > self._bound and datatype == "BYTES":
@@ -245,7 +245,8 @@ def raw_request(
     A BYTES input is one string, not preceded by its length. Raises MeshError if the shape cannot be determined.
     """
     if len(metadata.inputs) != 1:
-        raise bad(f"a body without JSON needs a model with one input, but this one has {len(metadata.inputs)}")
+        text = f"a body without JSON needs a model with one input, but this one has {len(metadata.inputs)}"
+        raise bad(f"{text}: send a JSON part that names the inputs")
     expected = metadata.inputs[0]
     what = f"input {expected.name!r:.100}"
     datatype = tensors.check_datatype(what, expected.datatype)
@@ -254,15 +255,17 @@ def raw_request(
     unknown = [index for index, size in enumerate(shape) if size < 0]
     if datatype == "BYTES":
         if any(size != 1 for size in shape if size >= 0):
-            raise bad(f"{what} needs more than one string, but a body without JSON can contain only one")
+            raise bad(f"{what} does not take exactly one string, as a body without JSON contains: send a JSON part")
         shape = [1] * len(shape)
         contents = [body.size.to_bytes(4, "little"), *body.pieces]
     elif unknown:
         if len(unknown) > 1:
             raise bad(f"{what} has the shape {shape}: with more than one variable dimension the body needs a JSON part")
         row = tensors.width_of(datatype) * math.prod(size for size in shape if size >= 0)
-        if not row or body.size % row:
-            raise bad(f"{what}: {body.size} bytes are not a multiple of {row}, the bytes of a row")
+        if not row:
+            raise bad(f"{what} has the shape {shape}, which has no elements: the body needs a JSON part")
+        if body.size % row:
+            raise bad(f"{what}: the body has {body.size} bytes, which is not a multiple of a row's {row} bytes")
         shape[unknown[0]] = body.size // row
     tensors.check_raw(what, datatype, tuple(shape), contents)
     request = pb.ModelInferRequest(model_name=model, model_version=version)
@@ -368,7 +371,7 @@ def _objects(document: dict[str, Any], name: str, *, required: bool) -> list[dic
 def _name(item: dict[str, Any], what: str) -> str:
     name = item.get("name")
     if not isinstance(name, str) or not name:
-        raise bad(f"{what} has no name")
+        raise bad(f"the name of {what} must be a non-empty string")
     return _encodable(name, f"{what}: its name")
 
 

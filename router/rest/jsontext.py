@@ -72,7 +72,7 @@ def dump(document: dict[str, Any]) -> bytes:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise bad(f"{name} is not valid JSON: send tensors that contain it as binary data")
+    raise bad(f"{name} is not valid JSON (send a tensor that contains it as binary data)")
 
 
 def _holds(text: bytes, word: bytes, letter: bytes) -> bool:

@@ -95,7 +95,7 @@ def limits_of(item: dict[str, Any], base: CopyLimits = UNLIMITED) -> CopyLimits:
     if any(isinstance(value, int) and value > MAX_COPIES for value in values[:2]):
         raise MeshError(
             Reason.BAD_REQUEST,
-            f"min_copies and max_copies are at most {MAX_COPIES}, not {max(v or 0 for v in values[:2])}",
+            f"min_copies and max_copies must be at most {MAX_COPIES}, not {max(v or 0 for v in values[:2])}",
         )
     try:
         return CopyLimits(values[0], values[1], None if values[2] is None else bool(values[2]))

@@ -175,7 +175,8 @@ def _read(head: Head) -> _Note:
         raise MeshError(Reason.BAD_REQUEST, "the path is not UTF-8") from error
     if head.method != b"POST" or not path.startswith(MODELS):
         raise MeshError(
-            Reason.UNKNOWN_METHOD, f"{head.method.decode()} {path:.200}: this server accepts only inference"
+            Reason.UNKNOWN_METHOD,
+            f"{head.method.decode()} {path:.200} is not served here: POST to {MODELS}MODEL/infer",
         )
     asked = Asked(path, PlainFields(head.fields), _PEER)
     target = asked.inference()

@@ -57,7 +57,9 @@ def bad(text: str) -> MeshError:
 def check_datatype(what: str, datatype: object) -> str:
     """Returns the datatype. Raises MeshError if the protocol does not have it. `what` names the tensor in errors, here
     and below."""
-    if not isinstance(datatype, str) or datatype not in OF_NAME:
+    if not isinstance(datatype, str):
+        raise bad(f"{what} has no valid datatype: use one of {', '.join(OF_NAME)}")
+    if datatype not in OF_NAME:
         raise bad(f"{what}: datatype {datatype!r:.100} is not one of {', '.join(OF_NAME)}")
     return datatype
 
@@ -70,7 +72,7 @@ def check_shape(what: str, shape: object) -> tuple[int, ...]:
         raise bad(f"{what}: shape has {len(shape)} dimensions, but at most {_MAX_RANK} are allowed")
     for size in shape:
         if type(size) is not int or not 0 <= size <= _MAX_DIMENSION:
-            raise bad(f"{what}: shape contains {size!r:.100}; only whole numbers from 0 are allowed")
+            raise bad(f"{what}: shape contains {size!r:.100}: use whole numbers from 0 to {_MAX_DIMENSION}")
     return tuple(shape)
 
 
@@ -165,10 +167,12 @@ def json_from_raw(what: str, datatype: str, raw: bytes | memoryview) -> Data:
         return [_utf8(what, item) for item in _unpack_strings(what, bytes(raw))]
     try:
         array = np.frombuffer(raw, DTYPES[datatype])
-    except (KeyError, ValueError) as error:
-        raise MeshError(
-            Reason.INTERNAL, f"{what}: the data from the model server cannot be read ({error}): check the model server"
-        ) from error
+    except KeyError:
+        text = f"{what}: the model server answered with the unknown datatype {datatype!r:.100}: check the model server"
+        raise MeshError(Reason.INTERNAL, text) from None
+    except ValueError as error:
+        text = f"{what}: the model server sent {len(raw)} bytes, which is no whole number of {datatype} elements"
+        raise MeshError(Reason.INTERNAL, f"{text}: check the model server") from error
     return _shown(what, array)
 
 
@@ -190,18 +194,15 @@ def raw_from_typed(what: str, datatype: str, contents: inference_pb2.InferTensor
     try:
         return np.array(values, DTYPES[datatype]).tobytes()
     except OverflowError as error:
-        raise MeshError(
-            Reason.INTERNAL, f"{what}: the data from the model server cannot be read ({error}): check the model server"
-        ) from error
+        text = f"{what}: the model server sent a number that is out of the range of {datatype}: check the model server"
+        raise MeshError(Reason.INTERNAL, text) from error
 
 
 def _typed(what: str, datatype: str, contents: inference_pb2.InferTensorContents) -> Sequence[Any]:
     kind = OF_NAME.get(datatype)
     if kind is None or not kind.field:
-        raise MeshError(
-            Reason.INTERNAL,
-            f"{what}: the model server sent {datatype} as typed contents, which V2 lacks: check the model server",
-        )
+        text = f"{what}: the model server sent typed contents of the datatype {datatype!r:.100}, for which V2 has none"
+        raise MeshError(Reason.INTERNAL, f"{text}: check the model server")
     values: Sequence[Any] = getattr(contents, kind.field)
     return values
 

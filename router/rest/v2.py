@@ -119,7 +119,9 @@ def whole_number(request: web.Request, name: str, default: int, *, least: int, m
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < least:
-        raise MeshError(Reason.BAD_REQUEST, f"{name}={text:.60} must be a whole number from {least}")
+        raise MeshError(
+            Reason.BAD_REQUEST, f"the parameter {name} must be a whole number, {least} or more, not {text!r:.60}"
+        )
     return min(int(text), most)
 
 

@@ -34,7 +34,8 @@ def decode(message: type[M], call: wire.Call, frame: bytes) -> M:
         return message.FromString(framing.unpack(frame, call.encoding, limit=MAX_REQUEST))
     except DecodeError as error:
         raise MeshError(
-            Reason.BAD_REQUEST, f"the request is not a {message.DESCRIPTOR.full_name} message: {error}"
+            Reason.BAD_REQUEST,
+            f"the request cannot be decoded: send a message of type {message.DESCRIPTOR.full_name}",
         ) from error
 
 

@@ -155,9 +155,17 @@ def other() -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        pytest.param(lambda content: content.update({AUTHORITIES: b"x"}), "ca.crt holds no certificate", id="ca.crt"),
+        pytest.param(
+            lambda content: content.update({AUTHORITIES: b"x"}),
+            "ca.crt does not contain valid certificates",
+            id="ca.crt",
+        ),
         pytest.param(lambda content: content.update({AUTHORITY_KEYS: b"x"}), "ca.key holds no key", id="ca.key"),
-        pytest.param(lambda content: content.update({CERTIFICATE: b"x"}), "tls.crt holds no certificate", id="tls.crt"),
+        pytest.param(
+            lambda content: content.update({CERTIFICATE: b"x"}),
+            "tls.crt does not contain valid certificates",
+            id="tls.crt",
+        ),
         pytest.param(lambda content: content.update({KEY: b"x"}), "tls.key holds no key", id="tls.key"),
         pytest.param(lambda content: content.pop(AUTHORITY_KEYS), "no ca.key", id="of-somebody-else"),
         pytest.param(lambda content: content.pop(KEY), "no tls.key", id="half"),

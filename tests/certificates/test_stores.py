@@ -182,7 +182,9 @@ async def test_a_token_that_was_replaced_is_read_again(api, secret):
         pytest.param(lambda api: api.put(NAME, allow="get"), "cannot update resource", id="may-not-write"),
         pytest.param(lambda api: (api.account / "token").unlink(), "automountServiceAccountToken", id="no-token"),
         pytest.param(
-            lambda api: (api.account / "ca.crt").write_text("x"), "ca.crt holds no authority", id="no-authority"
+            lambda api: (api.account / "ca.crt").write_text("x"),
+            "ca.crt contains no valid certificate",
+            id="no-authority",
         ),
     ],
 )
@@ -247,8 +249,8 @@ async def test_the_command_says_what_is_wrong(api, tmp_path):
     api.put("theirs", tls_crt=b"x", tls_key=b"x")
     account = f"--kube-account={api.account}"
     cases = [
-        ((), "either --secret or --dir"),
-        (("--dir", str(tmp_path / "a"), "--secret", "x"), "either --secret or --dir"),
+        ((), "exactly one of --secret and --dir"),
+        (("--dir", str(tmp_path / "a"), "--secret", "x"), "exactly one of --secret and --dir"),
         (("--dir", str(tmp_path / "a"), "--days", "30"), "cannot be renewed 60 days before its end"),
         (("--dir", str(tmp_path / "a"), "--dns", "a b"), "not a DNS name"),
         (("--secret", NAME), "only a pod can write a Secret"),

@@ -137,4 +137,4 @@ def test_a_missing_extra_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "skl2onnx", None)
     result = run(str(model))
     assert result.exit_code == 1
-    assert "pip install 'mesh-serving[convert]'" in result.stderr
+    assert "pip install '.[convert]'" in result.stderr

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mesh.cli.doctor.kubectl import KubectlError, parse
+from mesh.cli.doctor.kubectl import Kubectl, KubectlError, parse
 from tests.support.certificates import HOUR, certificate
 
 LABELS = "app.kubernetes.io"
@@ -398,6 +398,9 @@ def test_what_kubectl_prints(text: str, count: int) -> None:
     assert len(parse(text)) == count
 
 
-def test_what_kubectl_should_not_print() -> None:
-    with pytest.raises(KubectlError, match="not JSON"):
-        parse("error: what?")
+async def test_what_kubectl_should_not_print(tmp_path: Path) -> None:
+    program = tmp_path / "kubectl"
+    program.write_text("#!/bin/sh\necho what\n")
+    program.chmod(0o755)
+    with pytest.raises(KubectlError, match="`kubectl get pods` should print JSON, but printed: what"):
+        await Kubectl(str(program), "", timeout=10.0).items("get", "pods")

@@ -41,7 +41,7 @@ def test_a_manifest_names_the_handler(tmp_path: Path) -> None:
         ('{"model": {"handler": "h", "serializedFile": "/etc/passwd"}}', "leads out of the archive"),
         ('{"model": {"handler": "h", "serializedFile": "../x"}}', "leads out of the archive"),
         ('{"model": {"handler": "h", "serializedFile": "no.pt"}}', "'no.pt', which .* names, is missing"),
-        ('{"model": {"handler": "h", "serializedFile": "%s"}}' % ("x" * 5000), "is not a usable name"),
+        ('{"model": {"handler": "h", "serializedFile": "%s"}}' % ("x" * 5000), "cannot be used as a file's name"),
         (" " * (2 << 20), "more than 1048576 bytes"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_bad_description_is_refused(tmp_path: Path, text: str, says: str) -> N
         ("xgboost: {data: ../secret}", "outside of the model's folder"),
         ("xgboost: {data: /etc/passwd}", "outside of the model's folder"),
         ("xgboost: {data: model.xgb}", "model.xgb, which MLmodel names, is missing"),
-        ("xgboost: {data: 5}", "does not name the file"),
+        ("xgboost: {data: 5}", "the flavor xgboost in MLmodel lacks data, the name of the model's file"),
         ("lightgbm: {data: x}", "has no flavor xgboost, only lightgbm"),
     ],
 )

@@ -55,8 +55,36 @@ def test_another_answer_is_shown():
     assert difference.verdict is RoomVerdict.EVICT
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"held": 3}', "null"])
-def test_what_is_no_decision(line):
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("{", "it is not JSON"),
+        ("[]", "it is not a JSON object"),
+        ("null", "it is not a JSON object"),
+        ("{}", "the field model must be a string"),
+    ],
+)
+def test_what_is_no_decision(line, why):
     """A line that does not contain a decision is reported with its number."""
-    with pytest.raises(ValueError, match="line 1"):
+    with pytest.raises(ValueError, match=f"line 1: {why}"):
         replay([line])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"idle_ms": "1"}, "the field idle_ms must be a whole number"),
+        ({"held": 3}, "the field held must be a list"),
+        ({"held": [{"bytes": []}]}, r"the field held\[0\]\.bytes must be a whole number"),
+        ({"held": [3]}, r"the field held\[0\] must be an object"),
+        ({"held": [{"standing": [1]}]}, r"the field held\[0\]\.standing must be a list of two numbers"),
+        ({"device": {"need": "x"}}, r"the field device\.need must be a whole number"),
+        ({"verdict": "maybe"}, "the field verdict must be one of fits, evict, .*, not 'maybe'"),
+        ({"victims": None}, "the field victims must be a list"),
+    ],
+)
+def test_the_error_of_a_decision_names_the_field(change, why):
+    question = Question("m", Need.of_host(10, 0, 100), 0, (ResidentCopy("a", 10, 5000),))
+    data = json.loads(render(question, question.ask())) | change
+    with pytest.raises(ValueError, match=why):
+        parse(json.dumps(data))

@@ -112,7 +112,8 @@ def doctor(
     if unknown := sorted(chosen - set(AREAS)):
         raise typer.BadParameter(f"there is no area {unknown[0]!r}; there are {', '.join(AREAS)}", param_hint="--only")
     if "certificates" in chosen and certificates is None:
-        raise typer.BadParameter("certificates: name their folder with --certificates", param_hint="--only")
+        text = "to check certificates, name their folder with --certificates"
+        raise typer.BadParameter(text, param_hint="--only")
     quota_bytes = checked.size(quota, "--quota") if quota else 0
     unusable, settings = "", None
     try:

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+_SHOWN = 200  # characters of unexpected output
+
 
 class KubectlError(Exception):
     """A failed request, with kubectl's own error in one line."""
@@ -38,7 +40,7 @@ class Kubectl:
                 stderr=asyncio.subprocess.PIPE,
             )
         except OSError as error:
-            raise KubectlError(f"{self._program} does not start: {error.strerror or error}") from error
+            raise KubectlError(f"{self._program} cannot be started: {error.strerror or error}") from error
         try:
             async with asyncio.timeout(self._timeout):
                 out, err = await child.communicate(stdin)
@@ -50,7 +52,8 @@ class Kubectl:
                     child.kill()
                 await child.wait()
         if child.returncode not in codes:
-            lines = err.decode(errors="replace").strip().splitlines() or [f"kubectl ended with {child.returncode}"]
+            ended = f"kubectl {arguments[0]} ended with status {child.returncode} and printed no error"
+            lines = err.decode(errors="replace").strip().splitlines() or [ended]
             raise KubectlError(lines[-1].removeprefix("error: "))
         return out.decode(errors="replace")
 
@@ -58,19 +61,21 @@ class Kubectl:
         """Runs a command and returns its objects. Raises KubectlError."""
         seconds = max(1, int(self._timeout))
         text = await self.text(*arguments, "--output=json", f"--request-timeout={seconds}s", stdin=stdin)
-        return parse(text)
+        try:
+            return parse(text)
+        except ValueError as error:
+            command, shown = " ".join(("kubectl", *arguments)), " ".join(text.split())[:_SHOWN]
+            raise KubectlError(f"`{command}` should print JSON, but printed: {shown}") from error
 
 
 def parse(text: str) -> list[dict[str, Any]]:
-    """Parses kubectl's output: a list of objects, one object, several in sequence, or nothing. Raises KubectlError."""
+    """Parses kubectl's output: a list of objects, one object, several in sequence, or nothing. Raises ValueError if it
+    is not JSON."""
     decoder, place = json.JSONDecoder(), 0
     found: list[Any] = []
     while text[place:].strip():
         place += len(text[place:]) - len(text[place:].lstrip())
-        try:
-            document, place = decoder.raw_decode(text, place)
-        except ValueError as error:
-            raise KubectlError("kubectl printed something that is not JSON") from error
+        document, place = decoder.raw_decode(text, place)
         if isinstance(document, dict):
             inside = document.get("items")
             found += inside if isinstance(inside, list) else [document]

@@ -104,7 +104,8 @@ def _versions() -> str:
     try:
         return " ".join(f"{name}={importlib.metadata.version(name)}" for name in _LIBRARIES)
     except importlib.metadata.PackageNotFoundError as error:
-        raise BuildError(f"{error.name} is not installed: pip install 'mesh-serving[demo]'") from error
+        text = f"{error.name} is not installed: run `pip install '.[demo]'` in a checkout of Mesh"
+        raise BuildError(text) from error
 
 
 def _text(made: Recipe, versions: str) -> str:

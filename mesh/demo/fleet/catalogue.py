@@ -77,8 +77,10 @@ class Fleet:
             data = json.loads(path.read_bytes())
             models = tuple(_sample(directory, entry) for entry in data["models"])
             return cls(directory.absolute(), models, tuple(data.get("missing", ())))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not the manifest of a fleet: {error}") from error
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not the manifest of a fleet: {error!r}") from error
 
     def save(self) -> None:
         """Writes the manifest, completely or not at all."""

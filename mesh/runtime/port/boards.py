@@ -16,8 +16,10 @@ def open_board(path: Path | None, incarnation: str) -> Board:
         return Board.private(0)
     try:
         board = Board.open(path)
-    except (OSError, ValueError) as error:
-        raise CannotStart(f"cannot open the use board: {error}") from error
+    except OSError as error:
+        raise CannotStart(f"cannot open the use board {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CannotStart(str(error)) from error
     if board.incarnation != incarnation:
         raise CannotStart(f"the use board {path} belongs to agent {board.incarnation!r}, not to {incarnation!r}")
     return board

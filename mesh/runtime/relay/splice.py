@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_ENDS, _FIXED32 = range(6)
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
 _MAX_DEPTH = 100  # protobuf's own limit on nesting
-_BEYOND = "it is not a protobuf message: a field ends beyond its message"
+_BEYOND = "it is not a valid protobuf message (a field is longer than the rest of the message)"
 
 
 class SpliceError(ValueError):
@@ -63,7 +63,7 @@ def _set(message: bytes, number: int, value: bytes) -> bytes:
             elif key > 7:
                 content, at = _skipped(message, at, end, key >> 3, key & 7)
             else:
-                raise SpliceError("it is not a protobuf message: a field has the number 0")
+                raise SpliceError("it is not a valid protobuf message (a field has the number 0)")
             if key == wanted:
                 parts.append(message[kept:begin])
                 kept = at
@@ -71,7 +71,7 @@ def _set(message: bytes, number: int, value: bytes) -> bytes:
             elif key >> 3 == number:
                 raise SpliceError(f"field {number} is neither a string nor an embedded message")
     except IndexError:
-        raise SpliceError("it is not a protobuf message: a number does not end") from None
+        raise SpliceError("it is not a valid protobuf message (a varint is cut off)") from None
     if at > end:
         raise SpliceError(_BEYOND)
     if same and len(parts) == 1:
@@ -131,7 +131,7 @@ def _fields(message: bytes, start: int, end: int, wanted: int) -> Iterator[tuple
         key, at = _varint(message, at, end)
         number, kind = key >> 3, key & 7
         if not number:
-            raise SpliceError("it is not a protobuf message: a field has the number 0")
+            raise SpliceError("it is not a valid protobuf message (a field has the number 0)")
         content, at = _skipped(message, at, end, number, kind)
         if number == wanted:
             yield begin, content, at, kind
@@ -150,7 +150,7 @@ def _skipped(message: bytes, at: int, end: int, number: int, kind: int) -> tuple
     elif kind == _GROUP:
         content, at = at, _group_end(message, at, end, number)
     else:
-        raise SpliceError(f"it is not a protobuf message: a field has the wrong wire type {kind}")
+        raise SpliceError(f"it is not a valid protobuf message (a field has the unknown wire type {kind})")
     if at > end:
         raise SpliceError(_BEYOND)
     return content, at
@@ -164,10 +164,12 @@ def _group_end(message: bytes, at: int, end: int, number: int) -> int:
         if kind == _GROUP:
             open_groups.append(key >> 3)
             if len(open_groups) > _MAX_DEPTH:
-                raise SpliceError(f"it is not a protobuf message: more than {_MAX_DEPTH} groups within each other")
+                raise SpliceError(
+                    f"it is not a valid protobuf message (its groups are nested more than {_MAX_DEPTH} deep)"
+                )
         elif kind == _GROUP_ENDS:
             if open_groups.pop() != key >> 3:
-                raise SpliceError("it is not a protobuf message: a group ends that did not begin")
+                raise SpliceError("it is not a valid protobuf message (it ends a group that is not open)")
         else:
             _, at = _skipped(message, at, end, key >> 3, kind)
     return at
@@ -182,7 +184,7 @@ def _varint(message: bytes, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
-    raise SpliceError("it is not a protobuf message: a number does not end")
+    raise SpliceError("it is not a valid protobuf message (a varint is cut off, or longer than 10 bytes)")
 
 
 def _field(number: int, content: bytes) -> bytes:

@@ -242,5 +242,5 @@ async def test_the_memory_of_remembered_callers_is_bounded(guard, issuer, monkey
 
 def test_a_source_for_kubernetes_needs_a_cluster(monkeypatch):
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(ValueError, match="only in a pod of a Kubernetes cluster"):
+    with pytest.raises(ValueError, match="only in a pod of Kubernetes"):
         assembly.sources(TokenSettings(kubernetes="review"))

@@ -239,7 +239,7 @@ def test_a_name_seen_before_is_the_same_again():
         assert asked(b"\x0a\x02mm\x2a\x00") == ("mm", routes.NAME, "")
         assert asked(b"\x2a\x00" + plain) == ("m", routes.NAME, "")
         assert asked(b"\x12\x017\x0a\x01m") == ("m", routes.NAME, "")
-        with pytest.raises(MeshError, match="beyond its message"):
+        with pytest.raises(MeshError, match="longer than the rest of the message"):
             asked(b"\x0a\x05m")
         with pytest.raises(MeshError, match="non-empty"):
             asked(b"\x0a\x00\x2a\x00")

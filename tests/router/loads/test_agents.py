@@ -60,7 +60,7 @@ async def test_an_agent_that_is_silent():
     finally:
         await agents.close()
         await server.stop(None)
-    assert late.value.text == "the agent of pod-1 does not answer in time"
+    assert late.value.text == "the agent of pod-1 did not answer within 0.2 s"
     assert not error.value.refused
     assert error.value.text == "the agent of pod-1 does not answer"
     assert "10.0.0.7" in str(error.value)

@@ -83,9 +83,9 @@ def test_any_bytes_are_spliced_or_refused(message: bytes, path: list[int]) -> No
     [
         pytest.param(b"\x08\x01", "neither a string", id="a number at the path"),
         pytest.param(b"\x0d\0\0\0\0", "neither a string", id="a fixed number at the path"),
-        pytest.param(b"\x12\x05ab", "beyond its message", id="cut off"),
-        pytest.param(b"\xff\xff", "does not end", id="an endless number"),
-        pytest.param(b"\x13\x0c", "did not begin", id="another group ends"),
+        pytest.param(b"\x12\x05ab", "longer than the rest of the message", id="cut off"),
+        pytest.param(b"\xff\xff", "a varint is cut off", id="an endless number"),
+        pytest.param(b"\x13\x0c", "a group that is not open", id="another group ends"),
         pytest.param(b"\x07", "the number 0", id="field 0"),
         pytest.param(b"\x17", "wire type 7", id="an unknown wire type"),
     ],

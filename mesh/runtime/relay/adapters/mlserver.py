@@ -129,7 +129,8 @@ class MLServer:
                 await self._repository.load(model_id, timeout=timeout)
                 if not await self._repository.ready(model_id, timeout=timeout):
                     await self.unload(pb.UnloadModelRequest(modelId=model_id), timeout=timeout)
-                    raise MeshError(Reason.LOAD_FAILED, "the model's own load() has not returned True")
+                    text = "MLServer reports that the model is not ready: the model's own load() must return True"
+                    raise MeshError(Reason.LOAD_FAILED, text)
                 await asyncio.to_thread((place.read / SETTINGS).rename, place.read / _LOADED)
         except grpc.aio.AioRpcError as error:
             meaning = self._meaning(error, request)
@@ -215,10 +216,9 @@ class MLServer:
             theirs = self._folders.of(other).read
             taken = sorted(modules & {_module(entry) for entry in theirs.iterdir()}) if theirs.is_dir() else []
             if taken and theirs != place.read:
-                text = (
-                    f"the model's Python module {taken[0]} has the same name as one of the model {other} in this server"
-                )
-                raise MeshError(Reason.PRECONDITION, f"{text}, and Python can hold only one of them: rename it")
+                log.warning("two models have a Python module of the same name", module=taken[0], model=other)
+                text = f"another model in this server has a Python module with the same name, {taken[0]}"
+                raise MeshError(Reason.PRECONDITION, f"{text}, and Python can hold only one of them: rename yours")
         for entry in entries:
             contents.link(entry, place.read / entry.name)
 

@@ -269,7 +269,9 @@ class DataPort:
             try:
                 model_id = kind.FromString(self._message(call, frame)).name.encode()
             except DecodeError as error:
-                raise bad(f"the message is not a {kind.DESCRIPTOR.name}: {error}") from error
+                raise bad(
+                    f"the request cannot be decoded: send a message of type {kind.DESCRIPTOR.full_name}"
+                ) from error
         copy = self._copy(call, model_id, token, method, started_ns)
         if copy is not None:
             self._observe(method, 0, time.monotonic_ns() - started_ns)

@@ -371,7 +371,7 @@ MLMODELS = [
     ('flavors: {sklearn: {pickled_model: "a\\0b"}}', "names a file by a name that cannot be used"),
     (f"flavors: {{sklearn: {{pickled_model: {'n' * 5000}}}}}", "names a file by a name that cannot be used"),
     ("flavors: {sklearn: {pickled_model: ../../../x}}", "outside of the model's folder"),
-    ("flavors: {sklearn: {pickled_model: [a]}}", "does not name the file"),
+    ("flavors: {sklearn: {pickled_model: [a]}}", "lacks pickled_model, the name of the model's file"),
     ("flavors: 2020-13-45", "is not valid YAML"),
     ("flavors: !!timestamp never", "is not valid YAML"),
     ("flavors: !!python/object/apply:os.system ['true']", "is not valid YAML"),

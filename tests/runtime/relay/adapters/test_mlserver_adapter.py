@@ -163,7 +163,7 @@ async def test_modules_of_a_model_are_found_beside_its_settings(served: Served) 
     await served.load("a", "python", "a")
     (module,) = (served.server.root).glob("*/mine.py")
     assert module.resolve() == served.folder / "pulled/a/mine.py"
-    with pytest.raises(MeshError, match="module data has the same name as one of the model a"):
+    with pytest.raises(MeshError, match="another model in this server has a Python module with the same name, data,"):
         await served.load("b", "python", "b")
     await served.control.unload(pb.UnloadModelRequest(modelId="a"), timeout=5)
     await served.load("b", "python", "b")
