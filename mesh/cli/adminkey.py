@@ -29,7 +29,7 @@ def admin(
             "--secret",
             metavar="NAME",
             help=(
-                f"Existing Secret for the key, as its entry {ENTRY}. The command writes it with the rights of "
+                f"Name of an existing Secret. The command writes the key into its entry {ENTRY}, with the rights of "
                 "this pod's ServiceAccount."
             ),
             show_default=False,

@@ -82,14 +82,16 @@ def import_models(
     """Registers many models at once.
 
     In a file or on standard input, each line is a model:
-    `{"id": "fraud/de", "type": "onnx", "path": "/models/fraud-de.onnx"}`. Add a `key` if the model's store needs one,
-    and the file's `sha256` if pods are to accept only this file.
+    `{"id": "fraud/de", "type": "onnx", "path": "/models/fraud-de.onnx"}`. If the model is in a store of the storage
+    secret, add `"key": {"storage_key": "STORE"}`, with the store's name there. With `"sha256"`, pods load only a file
+    with this digest.
 
     If the source is a folder without a `manifest.json`, every .onnx file below it is registered. A model's id is the
-    file's path without the suffix. If a model has external data, its folder is registered instead of the file. A folder
-    of versions (`dense/1/model.onnx`, `dense/2/model.onnx`) is one model, `dense`. If the folder has a `manifest.json`,
-    or the source is one, only the models that it lists are registered: `{"models": [{"id": "a", "file": "a.onnx"}]}`. A
-    model may also have a `type` and a `key`, and a `path` (a URI) instead of a `file` beside the manifest.
+    file's path in the folder, without the suffix. If a model has external data, its folder is registered instead of the
+    file. A folder of versions (`dense/1/model.onnx`, `dense/2/model.onnx`) is one model, `dense`. If the folder has a
+    `manifest.json`, or the source is one, only the models that it lists are registered:
+    `{"models": [{"id": "a", "file": "a.onnx"}]}`. The manifest may give a model a `"type"`, a `"key"`, and a `"path"`
+    (a URI) instead of a `"file"` beside the manifest.
 
     Models already registered with the same attributes stay unchanged. The exit code is 1 if any line failed.
 

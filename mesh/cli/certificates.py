@@ -26,7 +26,7 @@ def certificates(
         typer.Option(
             "--secret",
             metavar="NAME",
-            help="Existing Secret to update, with the rights of this pod's ServiceAccount.",
+            help="Name of an existing Secret to write, with the rights of this pod's ServiceAccount.",
         ),
     ] = "",
     folder: Annotated[
@@ -50,7 +50,7 @@ def certificates(
         typer.Option(
             "--dns",
             metavar="NAME",
-            help="Further DNS name of the certificate, such as a member of etcd; may be repeated.",
+            help="Further DNS name of the certificate, such as that of a member of etcd; may be repeated.",
         ),
     ] = None,
     timeout: options.KubeTimeout = 60.0,
@@ -73,11 +73,11 @@ def certificates(
 ) -> None:
     """Issues the certificates for TLS inside a mesh (`--internal-tls`), and renews those that are due.
 
-    Give --secret on Kubernetes, or else --dir. The command writes four files there. ca.crt contains the authorities
-    that the mesh trusts, and ca.key their keys, which no process of the mesh needs. Every process presents the
-    certificate tls.crt, with the key tls.key. This certificate is valid for the name mesh.internal and for each --dns.
-    Run the command once a day: certificates that are not due stay unchanged. The command never replaces files that it
-    did not write.
+    Give --secret on Kubernetes, or else --dir. The command writes four entries of the Secret, or files in the folder.
+    ca.crt contains the authorities that the mesh trusts, and ca.key their keys, which no process of the mesh needs.
+    Every process presents the certificate tls.crt, with the key tls.key. This certificate is valid for the name
+    mesh.internal and for each --dns. Run the command once a day: certificates that are not due stay unchanged. The
+    command never replaces a Secret or files that it did not write.
 
     Examples:
 

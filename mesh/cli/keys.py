@@ -127,7 +127,7 @@ def create(
 
 def ls(context: typer.Context, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
     """Lists the keys: names, groups, and the times at which each key was created and expires. The mesh does not store
-    the secret parts.
+    the keys themselves.
 
     Example: `mesh keys ls`
     """

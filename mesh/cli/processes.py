@@ -132,7 +132,9 @@ def up(
     storage_config: Annotated[
         Path | None,
         typer.Option(
-            "--storage-config", metavar="DIR", help="Folder of storage secrets: one JSON file for each storage_key."
+            "--storage-config",
+            metavar="DIR",
+            help="Folder with the storage secret: one JSON file for each storage_key.",
         ),
     ] = None,
     storage_ca: Annotated[

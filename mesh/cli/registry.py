@@ -56,7 +56,7 @@ def register(
         ),
     ] = "",
     sha256: Annotated[
-        str, typer.Option("--sha256", metavar="HEX", help="Digest that the model's file must have.")
+        str, typer.Option("--sha256", metavar="HEX", help="SHA-256 digest that the model's file must have.")
     ] = "",
     version: Annotated[
         str,

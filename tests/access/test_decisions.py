@@ -90,7 +90,7 @@ def test_a_refusal_says_who_lacks_which_role_on_what():
         (("infer", [""], ["key:a"]), "the pattern '' has 0 characters, but it must have from 1"),
         (("infer", [7], ["key:a"]), "a pattern must be a string"),
         (("infer", ["x" * 600], ["key:a"]), "has 600 characters, but it must have from 1"),
-        (("infer", ["\ud800"], ["key:a"]), "surrogates"),
+        (("infer", ["\ud800"], ["key:a"]), "a pattern contains half of a surrogate pair"),
         (("infer", ["*"], ["ci"]), "is not a subject"),
         (("infer", ["*"], ["key:"]), "is not a subject"),
         (("infer", ["*"], ["key:a\nb"]), "cannot be printed"),

@@ -240,5 +240,5 @@ async def test_a_server_that_does_not_answer_is_a_failure_in_time(issuer, monkey
 
 
 async def test_a_missing_file_of_authorities_is_a_failure(issuer, tmp_path):
-    with pytest.raises(LocationError, match="no authorities"):
+    with pytest.raises(LocationError, match="cannot be read: No such file"):
         await published(issuer, ca=tmp_path / "ca.pem")

@@ -97,8 +97,8 @@ def restore(
         typer.Option(
             "--overwrite",
             help=(
-                "Replace models that are registered with other attributes. Each is unregistered until pods "
-                "have unloaded its copies."
+                "Replace registrations that have other attributes. A replaced model is unregistered until pods have "
+                "unloaded its copies."
             ),
         ),
     ] = False,

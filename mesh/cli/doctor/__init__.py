@@ -77,7 +77,7 @@ def doctor(
             "--storage-config",
             envvar="MESH_STORAGE_CONFIG",
             metavar="DIR",
-            help="Folder of storage secrets, to check for the keys that models name. Default: through kubectl.",
+            help="Folder with the storage secret, to check for the keys that models name. Default: through kubectl.",
         ),
     ] = None,
     timeout: Annotated[

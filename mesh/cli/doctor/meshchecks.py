@@ -50,7 +50,8 @@ def check(facts: MeshFacts, now: datetime.datetime, *, stored: frozenset[str] | 
     if facts.stats is None or facts.pods is None:
         return [_unreachable(facts), *found]
     workers = facts.stats.get("workers")
-    found.insert(0, AREA.ok("reach", f"a router answers at {facts.endpoint}, with {workers} workers"))
+    counted = f"{workers} worker{'' if workers == 1 else 's'}"
+    found.insert(0, AREA.ok("reach", f"a router answers at {facts.endpoint}, with {counted}"))
     found += [
         *_dataplane(facts.stats),
         *_grants_file(facts.stats),

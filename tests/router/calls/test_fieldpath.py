@@ -111,9 +111,9 @@ def test_the_first_of_several_counts():
     [
         pytest.param(b"\x08\x01", "neither a string nor a message", id="a-number-at-the-path"),
         pytest.param(b"\x02\x00", "the number 0", id="field-0"),
-        pytest.param(b"\x10" + b"\xff" * 11, "does not end", id="endless-number"),
+        pytest.param(b"\x10" + b"\xff" * 11, "a varint is cut off, or longer", id="endless-number"),
         pytest.param(b"\x0a\x02\xff\xfe", "utf-8", id="not-text"),
-        pytest.param(b"\x11\x00", "beyond", id="cut-64-bit"),
+        pytest.param(b"\x11\x00", "longer than the rest", id="cut-64-bit"),
     ],
 )
 def test_what_is_no_such_message_is_refused(message, says):
