@@ -109,7 +109,7 @@ def install(kind: str, on_progress: Callable[[InstallProgress], None] = lambda p
                     if former != folder:
                         shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
-        why = error.strerror or error
+        why = error.strerror or str(error)
         raise CannotInstall(f"{folder.parent} cannot be used ({why}): set {VARIABLE} to another folder") from error
     return folder
 
