@@ -22,7 +22,7 @@ _SMALLEST = 1e-3  # of an output's typical size: smaller columns are judged by t
 
 @dataclass(slots=True)
 class OutputDifference:
-    """The differences in one output."""
+    """The differences between the library's and the ONNX model's answers in one output."""
 
     output: str
     given: bool  # in rows given by the user

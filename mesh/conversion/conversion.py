@@ -19,7 +19,7 @@ _CHUNK = 1000  # rows of one call
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A converted model."""
+    """A converted model, and how far its answers differ from the library's."""
 
     content: bytes
     inputs: tuple[tuple[str, str, int], ...]  # names, V2 datatypes, and columns

@@ -47,7 +47,7 @@ Rows = list[npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """The rows of a model."""
+    """The form of a model's rows, for the library and for the ONNX model."""
 
     columns: tuple[Column, ...]
     separate: bool  # one input for each column
@@ -109,7 +109,8 @@ def of_model(model: Any, width: int | None) -> RowLayout:
 
 
 def steps(model: Any) -> Iterator[Any]:
-    """Yields the steps of a pipeline, in order, or the model itself. A search counts as its best model."""
+    """Yields the steps of a pipeline, in order, or the model itself. For a search, such as GridSearchCV, yields those
+    of the best model."""
     model = getattr(model, "best_estimator_", model)
     if hasattr(model, "steps"):
         for _, step in model.steps:

@@ -22,7 +22,7 @@ _TEXT = 300  # characters of a library's error
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in memory."""
+    """A model in memory, with its library's remarks about it."""
 
     model: Any
     remarks: tuple[str, ...] = ()  # what the library warned of

@@ -21,7 +21,7 @@ _WORDS = ("the", "a", "model", "ONNX", "Straße", "x1", "it's", "no.", "2026")
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows of one kind."""
+    """Rows of one kind, which are judged together."""
 
     what: str
     rows: Rows

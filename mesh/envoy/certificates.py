@@ -36,7 +36,7 @@ Stamp = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The contents of valid files."""
+    """The certificate, its key and the authorities for clients, as read from files that work."""
 
     certificate: bytes
     private_key: bytes = field(repr=False)

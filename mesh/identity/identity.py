@@ -76,7 +76,7 @@ class Identity:
         return self.current.expires - self._clock()
 
     def statistics(self) -> IdentityStatistics:
-        """Returns the state."""
+        """Returns the current state."""
         return IdentityStatistics(self.changes, self.expires_in, self._refusal)
 
     def look(self) -> bool:

@@ -33,7 +33,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class ChildStatistics:
-    """The state of a child."""
+    """The process of a part, and how often it was started."""
 
     name: str
     pid: int | None  # None: not running

@@ -40,7 +40,7 @@ _PICKLES = (".joblib", ".pickle", ".pkl")
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A guessed type."""
+    """A guessed type, and the reason for the guess."""
 
     type: str
     because: str  # a clause: "its name ends in .joblib"

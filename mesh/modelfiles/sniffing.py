@@ -25,7 +25,7 @@ _NAMES = 1000  # names of a folder that are looked at
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of file or folder."""
+    """A kind of file or folder, and what can be done with it."""
 
     what: str  # a noun phrase with its article
     type: str = ""  # the model type under which servers take it; "": none

@@ -8,7 +8,7 @@ ONNX = "onnx"
 
 @dataclass(frozen=True, slots=True)
 class ServerKind:
-    """A kind of model server."""
+    """A kind of model server, and the types of models that it takes."""
 
     name: str
     what: str  # for people

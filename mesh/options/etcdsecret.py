@@ -22,7 +22,7 @@ _FILES = ("certificate", "client_certificate", "client_key")
 
 @dataclass(frozen=True, slots=True)
 class EtcdSecret:
-    """The content of a document."""
+    """The settings and the root prefix from a document."""
 
     settings: EtcdSettings
     root_prefix: str  # before all keys; no slash at either end

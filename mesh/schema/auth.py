@@ -54,7 +54,7 @@ def fresh() -> str:
 
 
 def digest_of(key: bytes) -> str:
-    """Returns the digest of a key."""
+    """Returns the SHA-256 of a key, in hexadecimal digits."""
     return hashlib.sha256(key).hexdigest()
 
 

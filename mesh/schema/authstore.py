@@ -52,7 +52,8 @@ class AuthStore:
     async def create(
         self, name: str, *, now: int, expires: int = 0, groups: tuple[str, ...] = (), given: Grant | None = None
     ) -> Made:
-        """Creates a key, and optionally a grant under the same name. Raises BAD_REQUEST, CONFLICT."""
+        """Creates a key, and optionally a grant under the same name. Raises BAD_REQUEST for an invalid name, and
+        CONFLICT if the key or the grant exists."""
         _name(name, "a key")
         key = auth.fresh()
         record = KeyRecord((KeySecret(auth.digest_of(key.encode()), now, expires),), groups)
@@ -74,7 +75,8 @@ class AuthStore:
     async def rotate(self, name: str, *, now: int, overlap: int, expires: int = 0) -> Made:
         """Adds a secret to a key. The old secret expires after at most `overlap` milliseconds, so that callers can
         switch without a gap. Without `expires`, the new secret is valid for as long as the old one was. Raises
-        BAD_REQUEST, UNKNOWN_MODEL, PRECONDITION."""
+        UNKNOWN_MODEL if there is no such key, and PRECONDITION if the key is being rotated already, or its record
+        cannot be read."""
         _name(name, "a key")
         key = auth.fresh()
 

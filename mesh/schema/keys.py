@@ -92,7 +92,7 @@ class Keys:
 
     @property
     def leader(self) -> bytes:
-        """The key of the leading router."""
+        """The key that the leading router holds."""
         return f"{self.base}/leader".encode()
 
     @property

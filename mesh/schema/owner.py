@@ -27,7 +27,8 @@ def record(install_id: str, schema: int = SCHEMA) -> bytes:
 
 
 async def claim(etcd: Etcd, keys: Keys, install_id: str) -> None:
-    """Claims the prefix, unless it is already this installation's. Raises OwnedByAnother, EtcdError."""
+    """Claims the prefix for this installation, or checks that it already owns the prefix. Does nothing if `install_id`
+    is empty. Raises OwnedByAnother and EtcdError."""
     if not install_id:
         return
     ours = record(install_id)

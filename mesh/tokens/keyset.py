@@ -28,7 +28,7 @@ _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth"})
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One public key."""
+    """One public key, and the algorithms that it may verify."""
 
     id: str | None
     algorithms: frozenset[str]
@@ -47,7 +47,7 @@ class KeySet:
         return [key for key in self.keys if key_id is None or key.id == key_id]
 
     def candidates(self, key_id: str | None, algorithm: str) -> list[Key]:
-        """Returns the keys with which a token may have been signed, a few at most."""
+        """Returns the keys with which a token may have been signed, at most four."""
         return [key for key in self.named(key_id) if algorithm in key.algorithms][:_TRIED]
 
 

@@ -46,7 +46,7 @@ def pack(message: bytes) -> bytes:
 def unpack(frame: bytes, encoding: bytes = b"", *, limit: int) -> bytes:
     """Returns the message of one whole frame, decompressed if its flag says so.
 
-    `encoding` is the value of `grpc-encoding`: b"gzip", b"deflate", or b"" and b"identity" for none. `limit` is the
+    `encoding` is the value of `grpc-encoding`: b"gzip" or b"deflate"; b"" and b"identity" mean none. `limit` is the
     maximum size of the message in bytes, before and after decompression; decompression stops there. Raises
     `FrameError`.
     """

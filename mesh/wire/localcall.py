@@ -13,7 +13,7 @@ log = logs.get(__name__)
 
 @dataclass(slots=True)
 class LocalAnswer:
-    """The outcome of a call."""
+    """The outcome of a call made inside the process."""
 
     code: int
     text: str = ""

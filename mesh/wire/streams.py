@@ -20,7 +20,7 @@ class Request(Protocol):
         """Sends one message, once there is a connection and room. Raises `Lost`."""
 
     def end(self) -> None:
-        """Ends the request."""
+        """Ends the request after its last message."""
 
     def cancel(self) -> None:
         """Ends the call by closing its connection."""

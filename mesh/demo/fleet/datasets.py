@@ -25,7 +25,7 @@ FEATURES = {"iris": 4, "wine": 13, "breast-cancer": 30, "digits": 64, "diabetes"
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Rows and their targets."""
+    """The rows of a data set, and their targets."""
 
     rows: npt.NDArray[np.float64]  # [count, features]
     targets: npt.NDArray[Any]  # numbers of classes, or values

@@ -34,7 +34,7 @@ MAGIKA_PADDING = 256
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A model inside a package."""
+    """A model inside a package on PyPI."""
 
     id: str
     package: str  # as spelt in the names of wheel files
