@@ -142,8 +142,8 @@ class _XzReader(io.RawIOBase):
 @contextmanager
 def tar(path: Path) -> Iterator[tuple[tarfile.TarFile, Bounded]]:
     """Opens a tar archive, which may be compressed by gzip, bzip2 or xz, and reads its first header. At most
-    `TAR_HEADERS` bytes may be read: set `left` to None for the content of an entry, and to `TAR_HEADERS` again after it.
-    Raises TarError if it is no tar archive, TooLong, OSError, and what the libraries raise for damaged archives."""
+    `TAR_HEADERS` bytes may be read: set `left` to None for the content of an entry, and to `TAR_HEADERS` again after
+    it. Raises TarError if it is no tar archive, TooLong, OSError, and what the libraries raise for damaged archives."""
     with path.open("rb") as file, _plain(file) as plain:
         bounded = Bounded(plain, TAR_HEADERS, "a header", forward=True)
         with tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r:") as archive:

@@ -1,8 +1,8 @@
 """The TorchServe of this machine, which Mesh can start but does not install.
 
 PyPI has no build of torch for CPUs on Linux, and the one for CUDA takes several GB. So users install TorchServe
-themselves: Mesh takes the program `torchserve` on PATH, or the one that `MESH_TORCHSERVE` names. Its first line names
-the Python that has the packages `ts` and `torch`. TorchServe itself is written in Java.
+themselves: Mesh takes the program `torchserve` on PATH, or the one that `MESH_TORCHSERVE` names. The program's
+first lines name the Python that has the packages `ts` and `torch`. TorchServe itself is written in Java.
 """
 
 import os

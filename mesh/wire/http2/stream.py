@@ -76,7 +76,7 @@ class Http2Stream:
         self._in_pieces = False
         self._held = 0  # bytes of the budget
         self._window = WINDOW  # bytes that the server may still send
-        self._owed = 0  # bytes that were taken, and that the server may send again once it is told
+        self._owed = 0  # bytes that were taken, for which the server may send as many more once `grant` has told it
         self._holding = False  # the reader of the stream wants no more
         owner.connection = self
 
