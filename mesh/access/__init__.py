@@ -1,4 +1,4 @@
-"""Pure decisions about permissions: no I/O, no clock.
+"""Pure decisions about who may do what: no I/O, no clock.
 
 A `Principal` is a caller whose identity was proven, for example by an API key. A `Grant` gives principals and groups a
 role, for all names that match its patterns. `decide` returns whether a principal may do something with a name, and why.

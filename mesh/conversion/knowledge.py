@@ -26,7 +26,7 @@ def note(model: Any, columns: Sequence[Column]) -> None:
 
 def rows(model: Any, layout: RowLayout) -> npt.NDArray[Any] | None:
     """Returns rows of the training data that the model holds, such as those in which it searches neighbours, or None.
-    Among them are rows that are equally far from others, for which two models may choose differently."""
+    Among them may be rows that are equally far from others, for which two models may choose differently."""
     first = next(steps(model))
     for name in ("_fit_X", "X_train_", "support_vectors_"):
         found = getattr(first, name, None)

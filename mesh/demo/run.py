@@ -41,7 +41,8 @@ async def run_demo(
     root_pid: int | None = None,
     console: Console | None = None,
 ) -> Report:
-    """Registers the fleet at `endpoint` (a URL), and sends requests until the time is over or `requests` have ended.
+    """Registers the fleet at `endpoint` (a URL), and sends requests until `seconds` have passed or `requests` have
+    ended (0: no limit).
 
     `grpc_endpoint` (`host:port`) is needed if gRPC has another port. The report has the memory of `root_pid` and its
     descendants, if given. Progress is drawn on `console`, if given. Raises DemoError.

@@ -76,8 +76,8 @@ class Etcd:
     async def several(
         self, keys: Sequence[bytes], *, timeout: float | None = None
     ) -> tuple[tuple[KeyValue | None, ...], int]:
-        """Returns at most 128 keys with their current values at one revision, and that revision (a linearizable read).
-        In place of a key that does not exist, returns None."""
+        """Returns the keys, of which there may be at most 128, with their current values at one revision, and that
+        revision (a linearizable read). In place of a key that does not exist, returns None."""
         request = pb.TxnRequest(success=[get_op(key) for key in keys])
         reply, _ = await self.connection.call("read", lambda m: m.kv.Txn, request, repeatable=True, timeout=timeout)
         found = [part.response_range.kvs for part in reply.responses]

@@ -111,8 +111,8 @@ class Copies:
 
 
 def run(argv: Sequence[str], environment: Mapping[str, str], copies: Copies, *, delay: float = 0.0) -> int:
-    """Runs etcd until it ends by itself or by SIGTERM. Returns etcd's exit status, or, after a signal, 128 plus its
-    number.
+    """Runs etcd until it ends by itself, or by SIGTERM or SIGINT, and restarts it when there is a new authority.
+    Returns etcd's exit status, or, after a signal, 128 plus the signal's number.
 
     `delay` is the number of seconds before a restart for a changed authority. It must differ between members.
     """

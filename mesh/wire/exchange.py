@@ -20,8 +20,8 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Sink(Protocol):
-    """A receiver of a reply. Exactly one of the methods for an outcome is called, once, from the event loop and never
-    from within `send()`.
+    """A receiver of a reply. Exactly one of `on_reply`, `on_stream` and `on_lost` is called, once, from the event loop
+    and never from within `send()`.
 
     After `Exchange.cancel()`, no method is called.
     """
