@@ -113,7 +113,8 @@ def exhausted(left_bytes: int, fallen_bytes: int, whole_bytes: int) -> bool:
 
 
 def _different(blames: Iterable[Blame]) -> int:
-    """Counts the blames for requests that no earlier blame names, or that are unknown."""
+    """Counts the blames, except those whose requests earlier blames have named. Blames for unknown requests all
+    count."""
     seen: set[str] = set()
     count = 0
     for blame in blames:

@@ -140,7 +140,7 @@ class Eligibility:
 
 @dataclass(slots=True)
 class _PodEvidence:
-    """The evidence against one pod: its failed loads since its last successful one."""
+    """The evidence against one pod since its last successful load."""
 
     models: dict[str, int]  # models that failed here recently and loaded elsewhere, with the time of failure
     last_ms: int = 0

@@ -13,7 +13,7 @@ Unary calls and streams share this rule; they only differ in whether everything 
 | broken: lost within the reply | give up |
 
 Unless the attempt was lost or broken, nothing has run, so any method may be sent again. No call is sent more than
-`MAX_TRIES` times, or again once a part of it is no longer available. After a second attempt that found no copy, the
+`MAX_TRIES` times, or again once a part of it is no longer available. After a second attempt that reached no copy, the
 call waits before the next one, and each time twice as long (`BACKOFF`).
 
 This module has no I/O and no clock: the router forgets copies, reads records and waits (`router.calls.attempts`).
@@ -32,7 +32,7 @@ SETTLE = 0.2
 blame into the model's record some milliseconds later. The router reads that record before the second attempt."""
 
 BACKOFF = 0.02
-"""Seconds between the second and the third attempt if the second found no copy. When a model server dies, its pod
+"""Seconds between the second and the third attempt if the second reached no copy. When a model server dies, its pod
 refuses calls a moment before its agent notices the death, and until then each load ends at once with the same copy. All
 waits of a call add up to 1.3 seconds, and an agent notices a death within a fraction of a second."""
 

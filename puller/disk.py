@@ -79,7 +79,7 @@ class Disk:
 
     def open(self) -> None:
         """Creates and locks the directory. Raises ValueError with a text for the operator if the directory holds
-        something else or is in use, and OSError if it cannot be created."""
+        something else, is in use or cannot be locked, and OSError if it cannot be created."""
         if self._lock is not None:
             return
         self._directory.mkdir(FOLDER_MODE, parents=True, exist_ok=True)

@@ -174,7 +174,8 @@ class Puller:
     def sweep(self) -> None:
         """Removes what an earlier process left, except complete files, which are used again.
 
-        Blocks. Raises ValueError if the directory holds something else or is in use, and OSError if it cannot be used.
+        Blocks. Raises ValueError if the directory holds something else, is in use or cannot be locked, and OSError if
+        it cannot be read or written.
         """
         self._disk.sweep()
         self._cache.load()
