@@ -1,4 +1,4 @@
-"""Model servers of others that Mesh can install and start by itself.
+"""Model servers of others for which Mesh has an adapter; some of them Mesh can install and start by itself.
 
 - `kinds` is the table of the kinds of servers: their model types, and how each is started;
 - `environments` makes an environment of its own for a server, from a lock file with hashes;

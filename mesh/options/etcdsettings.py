@@ -1,7 +1,6 @@
 """Settings for the connection to etcd: addresses, credentials, timeouts.
 
-Each process builds one frozen settings object from its command line and environment. Only the entry point of a process
-reads the environment.
+Each process builds one frozen settings object from its command line and environment, at its entry point.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,8 @@
 structlog makes the events, and the standard library's `logging` writes them. The lines of libraries (grpc, asyncio,
 aiohttp) therefore have the same form, and level filters work as usual. This module renders lines itself, because a log
 line must never fail or reveal a secret. If `str` of a value raises, the line says so, and text that is not printable is
-escaped. An event is one line, followed by any traceback, indented. Values under the names of secrets are hidden.
+escaped. As text, an event is one line, followed by any traceback, indented. Values under the names of secrets are
+hidden.
 
 Everything is written to standard error, which the parent process may redirect.
 """

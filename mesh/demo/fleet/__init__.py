@@ -4,8 +4,8 @@
     inputs = sample_inputs(fleet.models[0], np.random.default_rng(0))
 
 `recipes` defines each model, `training` trains one, `building` trains all of them in worker processes, and `wheels`
-fetches two larger models made by others. `catalogue` is the fleet on disk, `requests` draws inputs from real rows, and
-`reference` computes the right answers.
+fetches two larger models made by others. `catalogue` is the fleet on disk, `requests` draws inputs from the data sets'
+rows, and `reference` computes the right answers.
 """
 
 from mesh.demo.fleet.building import BuildError, build

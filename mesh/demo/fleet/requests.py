@@ -1,4 +1,4 @@
-"""Real requests: rows of the data set that a model was trained on, in the datatypes and shapes of its inputs."""
+"""The inputs of requests: rows of a model's data set, in the datatypes and shapes of the model's inputs."""
 
 import functools
 from pathlib import Path
