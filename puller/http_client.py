@@ -278,7 +278,11 @@ def _follow(url: URL, response: aiohttp.ClientResponse, shown: str) -> URL:
         text = f"{shown} answered with a redirect ({response.status}) without a target; "
         text += 'check its URL, and for a bucket of S3 register s3://bucket/path, with "region" in the storage secret'
         raise PullError(PullErrorKind.BAD_REQUEST, text)
-    following = parse(to, url).with_user(None)
+    try:
+        following = parse(to, url).with_user(None)
+    except PullError:
+        text = f"{shown} redirects to {redact(to)!r}, which is not a valid http or https URL; "
+        raise PullError(PullErrorKind.BAD_REQUEST, text + "register the URL of the file itself") from None
     if url.scheme == "https" and following.scheme != "https":
         text = f"{shown} redirects from https to {redact(str(following))}, which is not https; register an https URL"
         raise PullError(PullErrorKind.FORBIDDEN, text)

@@ -173,7 +173,7 @@ class _Store:
             host = split.hostname or ""
             name = unquote(_last(split.path))
         except ValueError:  # the error's text may quote the part with the password
-            raise PullError(PullErrorKind.BAD_REQUEST, f"{redact(uri)!r} is not a valid URI") from None
+            raise PullError(PullErrorKind.BAD_REQUEST, f"{redact(uri)!r} is not a valid URI; correct it") from None
         if scheme == "file":
             if named:
                 text = f"{redact(uri)!r} is a local path, but modelKey names a store; give only one of them"

@@ -90,7 +90,7 @@ def _convert(
     if target.exists() and not force:
         raise CommandError(f"{target} exists: overwrite it with --force, or name another file with --output")
     if not target.absolute().parent.is_dir():
-        raise CommandError(f"{target} cannot be written: its folder does not exist", code=Exit.USAGE)
+        raise CommandError(f"{target} cannot be written: its folder does not exist; create it", code=Exit.USAGE)
     try:
         file, kind = loading.file_of(path)
         if kind is None or kind.code:

@@ -79,7 +79,9 @@ def infer(
     - `mesh infer fraud/de --file request.json --rest`
     """
     if bool(file) + bool(npy) + bool(zeros or shape) > 1:
-        raise typer.BadParameter("--file, --npy and generated inputs (--zeros, --shape) exclude each other")
+        raise typer.BadParameter(
+            "--file, --npy and generated inputs (--zeros, --shape) exclude each other: use one of them"
+        )
 
     async def command(client: Client) -> None:
         from mesh.cli import call, tensors

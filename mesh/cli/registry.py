@@ -127,7 +127,10 @@ def register(
             output.remarks().print(f"[yellow]{output.plain(hint)}[/]", soft_wrap=True)
         if wait and answer.get("status") != ModelStatus.LOADED:
             raise CommandError(
-                f"{model} is registered but not loaded", code=Exit.LOAD_FAILED, reason="LOAD_FAILED", answered=True
+                f"{model} is registered but not loaded: `mesh explain` says why",
+                code=Exit.LOAD_FAILED,
+                reason="LOAD_FAILED",
+                answered=True,
             )
         here = urlsplit(client.endpoint).hostname in ("127.0.0.1", "::1", "localhost")
         return taker if installs and here and not as_json else None

@@ -119,7 +119,9 @@ def parse_endpoint(endpoint: str) -> tuple[bool, str]:
         parts = urlsplit(endpoint)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ValueError(f"{endpoint!r} is not an etcd endpoint: {error}") from error
+        raise ValueError(
+            f"{endpoint!r} is not an etcd endpoint: write http://HOST:PORT or https://HOST:PORT"
+        ) from error
     if parts.scheme not in ("http", "https") or not host or parts.path.strip("/") or parts.query:
         raise ValueError(f"{endpoint!r} is not an etcd endpoint: write http://HOST:PORT or https://HOST:PORT")
     return parts.scheme == "https", f"{f'[{host}]' if ':' in host else host}:{port or 2379}"

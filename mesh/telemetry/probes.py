@@ -75,7 +75,7 @@ class Probes:
         try:
             reason = question()
         except Exception:
-            log.exception("probe failed")
+            log.exception("a health check failed in this process's own code")
             reason = "the check failed; the log of this process has the cause"
         return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=f"{reason}\n")
 
@@ -98,7 +98,7 @@ class Probes:
                 status=503, text=f"the metrics were not collected within {_METRICS_TIMEOUT:g} s: try again\n"
             )
         except Exception:
-            log.exception("metrics failed")
+            log.exception("the metrics could not be written")
             return web.Response(
                 status=500, text="the metrics cannot be collected; the log of this process has the cause\n"
             )

@@ -26,7 +26,7 @@ def user(claims: Mapping[str, Any], *, name: str = "sub", groups: str = "groups"
         text = f"the token has no usable name in its claim {name!r}: the name must be printable, not too long, and "
         raise TokenError(f"{text}not begin with {_KUBERNETES}")
     if name == "email" and claims.get("email_verified", True) is not True:
-        raise TokenError("the token's email is not verified by its issuer")
+        raise TokenError("the token's email is not verified by its issuer: verify it there")
     return Principal(f"user:{found}", _groups(_claim(claims, groups)))
 
 

@@ -12,7 +12,7 @@ def check(url: str) -> str:
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):
-        raise ValueError(f"{url!r:.200} is not an https URL")
+        raise ValueError(f"{url!r:.200} is not an https URL: write one such as https://issuer.example.com")
     if parts.scheme == "http" and not _is_here(host):
         raise ValueError(
             f"{url!r:.200}: keys are read over https, except from this machine, because others could replace them on "

@@ -86,10 +86,10 @@ def verify(token: bytes, unverified: Unverified, keys: KeySet, algorithms: Seque
         if (payload := _payload(token, key, algorithm)) is not None:
             return _claims(payload)
     if not candidates:
-        raise TokenError(f"the key of the token does not sign by {algorithm}")
+        raise TokenError(f"the issuer's key of this token does not sign by {algorithm}: request a new token")
     if unverified.key_id is None:  # it may be one that was added
-        raise UnknownKeyError("the token is signed with none of its issuer's keys")
-    raise TokenError("the token's signature is wrong")
+        raise UnknownKeyError("the token is signed with none of its issuer's keys: request a new token")
+    raise TokenError("the token's signature is wrong: request a new token")
 
 
 def check(claims: Mapping[str, Any], rules: Rules, *, now: float, ahead: float | None = None) -> float:
@@ -118,7 +118,7 @@ def check_times(
     only `endless` allows. Raises TokenError."""
     expires, begins, issued = (_time(claims, name) for name in ("exp", "nbf", "iat"))
     if expires is None and not endless:
-        raise TokenError("the token never expires: it has no `exp`")
+        raise TokenError("the token never expires, because it has no `exp`: request one that expires")
     if expires is not None and now >= expires + skew:
         late = now - expires
         hint = _clocks(ahead) if late < _JUST_NOW else ""
@@ -155,9 +155,9 @@ def _claims(payload: Any) -> Mapping[str, Any]:
     try:
         claims = orjson.loads(payload)
     except ValueError as error:
-        raise TokenError("the token has no claims in JSON") from error
+        raise TokenError("the token's claims are not JSON: request a new token") from error
     if not isinstance(claims, dict):
-        raise TokenError("the token has no claims in JSON")
+        raise TokenError("the token's claims are not a JSON object: request a new token")
     return claims
 
 
@@ -174,7 +174,7 @@ def _object(part: bytes) -> dict[str, Any]:
     try:
         found = orjson.loads(base64.b64decode(part + b"=" * (-len(part) % 4), altchars=b"-_", validate=True))
     except ValueError as error:
-        raise TokenError("the token is not a JWT") from error
+        raise TokenError("the token is not a JWT: send it as its issuer gave it") from error
     if not isinstance(found, dict):
-        raise TokenError("the token is not a JWT")
+        raise TokenError("the token is not a JWT: send it as its issuer gave it")
     return found

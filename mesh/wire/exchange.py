@@ -128,7 +128,7 @@ class Exchange:
             try:
                 sink.on_reply(reply)
             except Exception:
-                log.exception("sink failed", callback="on_reply")
+                log.exception("a callback of a call failed", callback="on_reply")
 
     def lost(self, lost: replies.Lost) -> None:
         """Tells the sink that there will be no reply, or no more of it."""
@@ -200,6 +200,6 @@ def _tell(sink: Sink | None, callback: str, outcome: object) -> bool:
     try:
         getattr(sink, callback)(outcome)
     except Exception:
-        log.exception("sink failed", callback=callback)
+        log.exception("a callback of a call failed", callback=callback)
         return False
     return True

@@ -72,7 +72,8 @@ class Withdrawal:
                 return False
             registration = decode_for_removal(model_id, found[0])
             if registration.record.refs > 0:
-                raise MeshError(Reason.PRECONDITION, f"Model {model_id} has referents")
+                text = f"Model {model_id} has referents: move or delete the aliases that name it"
+                raise MeshError(Reason.PRECONDITION, text)
             # Pods that may answer for the model after this: those with a copy, or cut off. Usually there are none.
             nobody = not etcds.found(seen.responses[1]) and all_present(seen.responses[2:])
             unchanged = [etcds.modified(key, registration.modified)]

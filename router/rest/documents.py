@@ -150,7 +150,7 @@ class _Decoding:
         _no_shared_memory(parameters, what)
         if size is None:
             if "data" not in item:
-                raise bad(f"{what} has neither data nor the parameter binary_data_size")
+                raise bad(f"{what} has neither data nor the parameter binary_data_size: send one of them")
             encoded = datatype == "BYTES" and parameters.get("content_type") in _BASE64
             if encoded:  # the contents are the bytes themselves from here on
                 del parameters["content_type"]
@@ -180,7 +180,8 @@ class _Decoding:
             raise bad(f"{what}: binary_data_size must be a whole number, 0 or more")
         blobs, taken = self._blobs, self._taken
         if blobs is None:
-            raise bad(f"{what} has a binary_data_size, but the header Inference-Header-Content-Length is missing")
+            text = f"{what} has a binary_data_size, but the header Inference-Header-Content-Length is missing"
+            raise bad(f"{text}: send it with the length of the JSON part")
         if taken + size > blobs.size:
             raise bad(f"{what}: binary_data_size is {size}, but only {blobs.size - taken} bytes of the body are left")
         blob = blobs.cut(taken, taken + size)

@@ -125,7 +125,7 @@ async def test_the_life_of_a_vmodel(mesh):
     assert not info.HasField("targetModelStatus")
     assert await refused(service.unregister("first")) == (
         grpc.StatusCode.FAILED_PRECONDITION,
-        "Model first has referents",
+        "Model first has referents: move or delete the aliases that name it",
     )
     assert await service.predict("life") == 1.0
 

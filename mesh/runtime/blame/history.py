@@ -218,12 +218,12 @@ class History:
                 self._written += 1
                 return
             except ValueError as error:
-                log.warning("unreadable record of a model", model=model_id, error=str(error))
+                log.warning("the record of a model cannot be read", model=model_id, error=str(error))
                 return
             except EtcdError as error:
                 if attempt == _ATTEMPTS:
                     self._given_up += 1
-                    log.warning("record of a model not written", model=model_id, error=error.detail)
+                    log.warning("the record of a model was not written", model=model_id, error=error.detail)
                     return
                 await asyncio.sleep(_PAUSE * attempt)
 

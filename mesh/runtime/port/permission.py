@@ -48,7 +48,9 @@ def _named(call: Call) -> Named:
         try:
             model_id = decode_bin(binary)
         except (binascii.Error, ValueError):
-            raise MeshError(Reason.BAD_REQUEST, "metadata mm-model-id-bin is not base64") from None
+            raise MeshError(
+                Reason.BAD_REQUEST, "the header mm-model-id-bin is not base64: encode the id in base64"
+            ) from None
     return Named(model_id, token, named_as)
 
 

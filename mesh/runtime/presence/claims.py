@@ -232,7 +232,7 @@ def _read(kv: KeyValue, spares: dict[str, int]) -> Claimed:
     try:
         return Claimed(records.ModelRecord.decode(kv.value), spares, kv.mod_revision)
     except ValueError as error:
-        log.warning("unreadable record of a model", key=kv.key, error=str(error))
+        log.warning("the record of a model cannot be read", key=kv.key, error=str(error))
         return Claimed(records.ModelRecord(type=""), spares)
 
 

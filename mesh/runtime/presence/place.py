@@ -150,5 +150,5 @@ def _decode(kv: KeyValue | None) -> PodRecord | None:
     try:
         return PodRecord.decode(kv.value)
     except ValueError as error:
-        log.warning("unreadable record of a pod", key=kv.key, error=str(error))
+        log.warning("the record of a pod cannot be read", key=kv.key, error=str(error))
         return None

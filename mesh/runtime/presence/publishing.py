@@ -128,13 +128,16 @@ class Presence:
                 else:
                     await lease.close()
             except EtcdError as error:
-                log.warning("lease not revoked: this pod's keys stay until it expires", error=error.detail)
+                log.warning(
+                    "this pod's lease was not revoked: its keys stay until the lease expires", error=error.detail
+                )
         if revoke:
             try:
                 await self._place.leave(timeout)
             except EtcdError as error:
                 log.warning(
-                    "life not deleted: it stays until the leader finds that this pod has ended", error=error.detail
+                    "this pod's life was not deleted: it stays until the leader finds that this pod has ended",
+                    error=error.detail,
                 )
 
     def listen(self, listener: Callable[[], None]) -> None:

@@ -327,7 +327,10 @@ async def test_a_model_with_referents_stays(desk):
     await desk.change(refs=1)
     with pytest.raises(MeshError) as error:
         await desk.management.unregister("m")
-    assert (error.value.reason, error.value.text) == (Reason.PRECONDITION, "Model m has referents")
+    assert (error.value.reason, error.value.text) == (
+        Reason.PRECONDITION,
+        "Model m has referents: move or delete the aliases that name it",
+    )
     assert await desk.record()
 
 
@@ -621,7 +624,10 @@ async def test_each_of_many_is_unregistered_by_its_own_rules(desk):
     named, loaded, suspect, bad, free = await desk.management.unregister_many(
         ["named", "loaded", "suspect", "x" * 2000, "free"]
     )
-    assert (named.reason, named.text) == (Reason.PRECONDITION, "Model named has referents")
+    assert (named.reason, named.text) == (
+        Reason.PRECONDITION,
+        "Model named has referents: move or delete the aliases that name it",
+    )
     assert (loaded, suspect, free) == (None, None, None)
     assert bad.reason is Reason.BAD_REQUEST
     assert sorted(model for _, model in desk.agents.unloads) == ["loaded", "suspect"]

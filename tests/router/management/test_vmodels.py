@@ -87,7 +87,10 @@ async def test_a_vmodel_is_created_on_a_registered_model(desk):
     assert await status(desk) == info
     assert (await desk.etcd.get(desk.keys.vmodel("v"))).value == b'{"amid":"a","tmid":"a"}'
     assert (await desk.record("a")).refs == 1
-    assert await refused(desk, "unregisterModel", modelId="a") == (Code.FAILED_PRECONDITION, "Model a has referents")
+    assert await refused(desk, "unregisterModel", modelId="a") == (
+        Code.FAILED_PRECONDITION,
+        "Model a has referents: move or delete the aliases that name it",
+    )
 
 
 async def test_a_vmodel_is_created_with_its_model(desk):

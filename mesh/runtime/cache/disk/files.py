@@ -66,7 +66,7 @@ class Files:
         try:
             await self._puller.remove(into)
         except OSError as error:
-            log.warning("files of a model not removed", model=into, error=str(error))
+            log.warning("the files of a model could not be removed", model=into, error=str(error))
         finally:
             del self._removals[into]
             self._doomed.discard(into)

@@ -103,7 +103,7 @@ class Optimising:
                     await self._look_at(model_id, pulled)
                 except OSError as error:  # for example a full disk, or too many processes
                     self._in_vain += 1
-                    log.warning("no optimised form", model=model_id, why=str(error))
+                    log.warning("the optimised form of a model cannot be made", model=model_id, why=str(error))
 
     async def _look_at(self, model_id: str, pulled: Pulled) -> None:
         path = pulled.path

@@ -142,7 +142,7 @@ class Unloads:
                 if not entry.aside and self._ledger.aside_of(model_id) is None:  # the other one keeps them
                     await self._files.remove(model_id)
             except OSError as error:
-                log.warning("files of a model not removed", model=model_id, error=str(error))
+                log.warning("the files of a model could not be removed", model=model_id, error=str(error))
         finally:
             going.silent.set()
             if self._going.get(entry) is going:

@@ -296,9 +296,9 @@ def _inside(folder: Path, uri: Any) -> Path:
         text = f"parameters.uri in {SETTINGS} must be a path in the model's folder, not {uri!r:.200}"
         raise contents.bad(text) from error
     if not path.is_relative_to(folder.resolve()):
-        raise contents.bad(f"parameters.uri in {SETTINGS} leads out of the model's folder: {uri!r}")
+        raise contents.bad(f"parameters.uri in {SETTINGS} leads out of the model's folder: {uri!r}; name a path in it")
     if not there:
-        raise contents.bad(f"{uri}, which {SETTINGS} names, is missing")
+        raise contents.bad(f"{uri}, which {SETTINGS} names, is missing: add it to the model's folder")
     return path.relative_to(folder.resolve())
 
 

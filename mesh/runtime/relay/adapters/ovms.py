@@ -123,7 +123,7 @@ class Ovms:
         OSError."""
         model_type = keys.type_of(request)
         if model_type not in _NAMES:
-            raise contents.bad(f"OVMS takes models of the types {', '.join(_NAMES)}, not {model_type}")
+            raise contents.bad(f"OVMS takes no models of type {model_type}: register it as {' or '.join(_NAMES)}")
         newest = contents.newest(pulled) if pulled.is_dir() else pulled
         version = base / (newest.name if newest != pulled and int(newest.name) > 0 else "1")
         found = contents.find(newest, _NAMES[model_type], _SUFFIXES[model_type])
@@ -137,7 +137,8 @@ class Ovms:
         if model_type == OPENVINO:
             weights = found.path.with_suffix(".bin")
             if not newest.is_dir():
-                raise contents.bad("an OpenVINO model is a folder with an .xml and a .bin file, and this is one file")
+                text = "an OpenVINO model is a folder with an .xml and a .bin file, and this is one file"
+                raise contents.bad(f"{text}: register the folder")
             if not weights.is_file():
                 raise contents.bad(f"the folder lacks {weights.name}, the weights of {found.path.name}")
         contents.tree_of_links(newest, version)

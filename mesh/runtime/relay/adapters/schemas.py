@@ -14,5 +14,5 @@ def schema_of(key: dict[str, Any]) -> dict[str, list[Any]]:
         return {}
     schema = contents.read_json(Path(str(path)), "the schema")
     if not isinstance(schema, dict):
-        raise contents.bad("the schema is not an object with inputs and outputs")
+        raise contents.bad("the schema must be a JSON object with the lists inputs and outputs")
     return {name: schema[name] for name in ("inputs", "outputs") if isinstance(schema.get(name), list)}

@@ -56,9 +56,10 @@ def read(content: bytes) -> Message:
         raise contents.bad(f"{text}: register the ensemble's models, and call them in turn")
     for value in _strings(config):
         if value.startswith("/") or ".." in PurePosixPath(value).parts:
-            raise contents.bad(f"{CONFIG} names a path that leads out of the model's folder: {value[:200]!r}")
+            text = f"{CONFIG} names a path that leads out of the model's folder: {value[:200]!r}"
+            raise contents.bad(f"{text}; name paths in it")
         if "\0" in value:
-            raise contents.bad(f"{CONFIG} has a text with a NUL: {value[:200]!r}")
+            raise contents.bad(f"{CONFIG} has a text with a NUL: {value[:200]!r}; remove the NUL")
     return config.without("name")
 
 

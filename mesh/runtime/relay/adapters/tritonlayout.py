@@ -192,7 +192,8 @@ def _check(form: Format, model_type: str, file: Path) -> None:
     if kind is not None and kind.type not in ("", model_type):
         raise contents.bad(f"the file is {kind.what}: register it with --type {kind.type}")
     if form.file == "model.xml":
-        raise contents.bad("an OpenVINO model is a folder with an .xml and a .bin file, and this is one file")
+        text = "an OpenVINO model is a folder with an .xml and a .bin file, and this is one file"
+        raise contents.bad(f"{text}: register the folder")
 
 
 def _names(folder: Path) -> Iterator[str]:

@@ -159,4 +159,4 @@ def _find_memory_info() -> None:
         except (OSError, AttributeError):
             continue
         return
-    log.warning("device memory of models is not measured", why="libcudart not found")
+    log.warning("the device memory of models is not measured", why="libcudart was not found")

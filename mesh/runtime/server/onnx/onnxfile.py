@@ -68,7 +68,7 @@ def _find(path: Path) -> ModelFile:
         if stat.S_ISREG(mode):
             return _described(path)
         if not stat.S_ISDIR(mode):
-            raise _unusable(f"{path} is neither a file nor a folder")
+            raise _unusable(f"{path} is neither a file nor a folder: register one")
         names = sorted(os.listdir(path))
         # Other programs leave files whose names begin with a dot, such as `._model.onnx`.
         models = [name for name in names if _suffix(name) and not name.startswith(".") and (path / name).is_file()]
@@ -196,7 +196,7 @@ def _external(model: Path) -> Iterator[Path]:
         if not entries and not tensor.data_location:
             continue
         if len(entries) != len(tensor.external_data):
-            raise _unusable("a tensor describes its external data twice")
+            raise _unusable("a tensor describes its external data twice: export the model again")
         location = entries.get("location", "")
         # ONNX Runtime uses this name for tensors at an address in its own memory.
         if not location or "\0" in location or "_ORT_MEM_ADDR_" in location or Path(location).is_absolute():
@@ -206,9 +206,9 @@ def _external(model: Path) -> Iterator[Path]:
         except OSError as error:
             raise _Incomplete(f"external data {location!r} is not in the model's folder: {error.strerror}") from error
         if not file_path.is_relative_to(inside):
-            raise _unusable(f"external data {location!r} is outside the model's own folder")
+            raise _unusable(f"external data {location!r} is outside the model's own folder: put it beside the model")
         if not file_path.is_file():
-            raise _unusable(f"external data {location!r} is not a file")
+            raise _unusable(f"external data {location!r} is not a file: export the model again")
         _check_span(entries, location, file_path.stat().st_size)
         if file_path not in seen:
             seen.add(file_path)
