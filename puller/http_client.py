@@ -363,7 +363,7 @@ def _client_error(error: aiohttp.ClientError, shown: str) -> PullError:
         case aiohttp.ClientConnectorError():
             return _os_error(error.os_error, shown)
         case aiohttp.InvalidURL():
-            return PullError(PullErrorKind.BAD_REQUEST, f"{shown} is not a valid URL")
+            return PullError(PullErrorKind.BAD_REQUEST, f"{shown} is not a valid URL; correct it")
         case aiohttp.ClientConnectionError():
             return PullError(
                 PullErrorKind.UNREACHABLE,

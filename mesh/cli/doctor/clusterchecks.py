@@ -22,7 +22,7 @@ def check(facts: ClusterFacts) -> list[Finding]:
     """Returns all findings except those about Secrets."""
     if facts.error:
         todo = "check the current context: kubectl config current-context, kubectl get pods"
-        return [AREA.fail("reach", f"kubectl gets no answer: {facts.error}", todo)]
+        return [AREA.fail("reach", f"the cluster cannot be read with kubectl: {facts.error}", todo)]
     found = [*_rights(facts)]
     if not facts.installed:
         text = facts.nothing

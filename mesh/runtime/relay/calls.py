@@ -229,7 +229,8 @@ class RelayPort:
             case MeshError():
                 failure = error
             case TimeoutError():
-                failure = MeshError(Reason.DEADLINE, "the deadline has passed")
+                text = "the call did not end within its deadline: call with a later deadline"
+                failure = MeshError(Reason.DEADLINE, text)
             case _:
                 log.error("call failed in the relay's own code", method=call.method, exc_info=error)
                 failure = MeshError(Reason.INTERNAL, "internal error in the relay; its log has the cause")

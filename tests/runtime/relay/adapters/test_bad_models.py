@@ -317,7 +317,7 @@ def test_no_settings_do_more_than_be_refused(settings: Any, tmp_path_factory: py
         (DEEP, "the schema is nested too deeply"),
         (LARGE, "the schema has more than 1,048,576 bytes"),
         (b"\xff\xfe", "the schema is not valid JSON"),
-        ('"text"', "not an object"),
+        ('"text"', "must be a JSON object"),
     ],
     ids=["deep", "large", "other bytes", "text"],
 )
