@@ -1,8 +1,9 @@
 """The most recently used models, kept in etcd so that a restarted mesh knows what to load first.
 
 Every minute the leader asks each agent how long its copies have been idle. Models that are evicted keep the time of
-their last use. The list is bounded and kept in etcd, in a few dozen compressed pieces without a lease. The times are
-not written into the models' records, because every change of a record is sent to all routers, and none needs them.
+their last use. The list is bounded and kept in etcd, in at most twenty compressed pieces without a lease. The times are
+not written into the models' records: that would take a write for each model, and transactions that compare a record
+would fail.
 
 Times are by the leader's clock. If the next leader's clock differs, models seem to have been used earlier or later.
 This does no harm, because only the order of models matters, and preloads evict nothing.

@@ -1,7 +1,7 @@
-"""`grpc.health.v1.Health`: the readiness of this router, for load balancers and `grpc_health_probe`.
+"""`grpc.health.v1.Health`: the readiness of the worker that answers, for load balancers and `grpc_health_probe`.
 
-For each of the router's services, the answer is that of the `/ready` probe, because all services are ready at the same
-time.
+The answer is the same for each of the router's services, because all of them are ready at the same time. The probe
+`/ready` answers for the whole router pod.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class Health:
     """The health of one worker."""
 
     def __init__(self, ready: Callable[[], str | None]) -> None:
-        """Makes the health service. `ready` returns the reason why this router accepts no calls, or None if it does."""
+        """Makes the health service. `ready` returns the reason why this worker accepts no calls, or None if it does."""
         self._ready = ready
         self.watches = 0  # calls of Watch in flight
 
