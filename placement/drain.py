@@ -3,10 +3,10 @@ so that no call waits.
 
 The most recently used copies come first, because there may not be time for all. A copy whose model is loaded elsewhere
 is unloaded as soon as all routers know of the other copy. A copy that has not been used for long is unloaded at the
-end, without a replacement. A copy that no other pod could take without evicting models used more recently stays until
-the pod ends.
+end, without a replacement. A copy that no other pod could take without evicting models used more recently gets no
+action (`Plan.unmet`); the caller unloads it once nothing else is left to do.
 
-The caller plans again whenever a load elsewhere has ended; loads under way are not planned twice.
+The caller plans repeatedly until the drain is over; loads under way are not planned twice.
 """
 
 from collections.abc import Mapping, Sequence

@@ -71,7 +71,8 @@ class Handover:
                 yield pod
 
     async def _hand_over(self, pod: Pod) -> None:
-        """Empties a draining pod, as far as the memory of other pods and the time allow."""
+        """Moves a draining pod's copies to other pods, as far as their memory and the time allow, and unloads the
+        rest."""
         try:
             await self._empty(pod)
         finally:

@@ -23,7 +23,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A decision of a pod's agent about the model: a document of `placement.decisions`, or a text."""
+    """A decision of a pod's agent about the model: JSON of `mesh.runtime.cache.books.decisions`, or a text."""
 
     pod: str
     decision: Any
