@@ -38,9 +38,9 @@ QUIET_RATE = 600
 """Calls a minute below which pods count as equally idle: even 10 calls a second do not load a pod noticeably."""
 
 PREFERRED_MS = 120_000
-"""Milliseconds by which the oldest copy of a preferred full pod may have been idle for less than the longest idle copy
-of all full pods: beyond that, the preference of the model's type does not count. A quarter of the longest idle time
-applies if that is more. ModelMesh's figures."""
+"""A full pod is preferred for the model's type only if its oldest copy has been idle for nearly as long as the longest
+idle copy of all full pods: for at most so many milliseconds less, or a quarter of the longest idle time if that is
+more. ModelMesh's figures."""
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 

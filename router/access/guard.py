@@ -1,9 +1,9 @@
 """The guard of all interfaces of a router: it identifies the caller, and checks the caller's permission.
 
 Both results are cached, because a call of a hot model is served in 30 us. The caller is cached by the bytes of the
-`authorization` header, and each decision by caller, verb and name. (The key is the header itself, not its digest,
-because the connections' caches of heads contain the header already, and a digest takes 0.5 us.) Both caches are
-bounded, and are cleared when a key or a grant changes.
+`authorization` header, or without one by the client certificate, and each decision by caller, verb and name. (The key
+is the header itself, not its digest, because the connections' caches of heads contain the header already, and a digest
+takes 0.5 us.) Both caches are bounded, and are cleared when a key or a grant changes.
 
 Authenticators identify the caller (`credentials`). If one of them must fetch something first, `known` raises
 `Unsettled`. Interfaces that must not wait, which are most, then await `Unsettled.settle` in a task. The others use

@@ -18,7 +18,8 @@ REMEMBER = 60.0
 """Seconds for which the losses of a model count after the last of them."""
 
 BRIEF = 10.0
-"""Seconds for which the record is read after a first loss, and again after each request that it refuses."""
+"""Seconds for which the record is read after a first loss, and again after each call of a model whose record names
+requests to refuse."""
 
 _SAME_MOMENT = 0.5  # seconds: losses in one pod within this time are one death, seen by several calls
 

@@ -25,7 +25,7 @@ LOOK = 0.1
 
 SETTLE = 0.5
 """Seconds between the time when the leader sees a copy in another pod and the unloading of the draining pod's copy. The
-views of other routers may be behind the leader's by this time. Without the pause, their calls would wait for a load."""
+views of other routers may be behind the leader's by this much. Without the pause, their calls would wait for a load."""
 
 
 class Handover:
