@@ -58,7 +58,8 @@ def file_of(folder: Path, model_type: str) -> Path:
     found = flavours(folder)
     attribute = _FILES.get(model_type)
     if attribute is None or model_type not in found:
-        raise BadDescription(f"{DESCRIPTION} has no flavor {model_type}, only {', '.join(sorted(found))}")
+        text = f"{DESCRIPTION} has no flavor {model_type}, only {', '.join(sorted(found))}"
+        raise BadDescription(f"{text}: save the model with that flavor, or register it with --type mlflow")
     if found[model_type].get("serialization_format") == "skops":
         raise BadDescription(f"the flavor {model_type} is in the format skops: register the model with --type mlflow")
     name = found[model_type].get(attribute)
@@ -71,7 +72,9 @@ def file_of(folder: Path, model_type: str) -> Path:
     except (ValueError, OSError, RuntimeError) as error:  # a NUL, names that are too long, links in a circle
         raise BadDescription(f"{DESCRIPTION} names a file by a name that cannot be used: {name[:100]!r}") from error
     if not file.is_relative_to(folder.resolve()):
-        raise BadDescription(f"{DESCRIPTION} names a file outside of the model's folder: {name!r}")
+        raise BadDescription(
+            f"{DESCRIPTION} names a file outside of the model's folder: {name!r}; put it into the folder"
+        )
     if not there:
         raise BadDescription(f"the file {name}, which {DESCRIPTION} names, is missing: add it to the model's folder")
     return file

@@ -40,7 +40,7 @@ def account(name: object, groups: Iterable[object] | None = None) -> Principal:
     Kubernetes gives to every account. Raises TokenError."""
     found = _ACCOUNT.fullmatch(name) if isinstance(name, str) else None
     if found is None:
-        raise TokenError("the token is not one of a service account")
+        raise TokenError("the token is not one of a service account: request one (kubectl create token)")
     namespace = found[1]
     given = (_ACCOUNTS, f"{_ACCOUNTS}:{namespace}") if groups is None else [one for one in groups if _text(one)]
     return Principal(

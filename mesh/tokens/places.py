@@ -15,8 +15,8 @@ def check(url: str) -> str:
         raise ValueError(f"{url!r:.200} is not an https URL: write one such as https://issuer.example.com")
     if parts.scheme == "http" and not _is_here(host):
         raise ValueError(
-            f"{url!r:.200}: keys are read over https, except from this machine, because others could replace them on "
-            "their way"
+            f"{url!r:.200} is not an https URL: keys are read over plain http only from this machine, because others "
+            "could replace them on their way"
         )
     return url
 

@@ -97,7 +97,10 @@ def check(claims: Mapping[str, Any], rules: Rules, *, now: float, ahead: float |
     are in seconds since the epoch. `ahead` is the number of seconds by which this clock is ahead of the issuer's, if
     known. Raises TokenError."""
     if claims.get("iss") != rules.issuer:
-        raise TokenError(f"the token is of another issuer: {claims.get('iss')!r:.200}")
+        issuer = claims.get("iss")
+        named = isinstance(issuer, str) and issuer
+        what = f"is of another issuer, {issuer!r:.200}" if named else "does not name its issuer (the claim iss)"
+        raise TokenError(f"the token {what}: request one of {rules.issuer}")
     check_audience(claims, rules.audiences)
     return check_times(claims, skew=rules.skew, now=now, ahead=ahead)
 
@@ -166,7 +169,7 @@ def _time(claims: Mapping[str, Any], name: str) -> float | None:
     if found is None:
         return None
     if type(found) not in (int, float) or not math.isfinite(found):
-        raise TokenError(f"the token's `{name}` is not a time")
+        raise TokenError(f"the token's `{name}` is not a time: request a new token")
     return float(found)
 
 

@@ -224,7 +224,7 @@ async def test_a_discovery_document_about_another_issuer_is_refused(issuer):
 async def test_keys_are_not_read_over_plain_http_from_elsewhere(issuer):
     async with IssuerServer(issuer) as server:
         server.keys_at = "http://issuer.example/keys"
-        with pytest.raises(LocationError, match="read over https"):
+        with pytest.raises(LocationError, match="read over plain http only"):
             await published(issuer)
 
 

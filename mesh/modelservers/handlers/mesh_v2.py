@@ -179,7 +179,7 @@ def _fields(message: Any) -> Iterator[tuple[int, Any]]:
         elif kind in (_FIXED64, _FIXED32):
             length = 8 if kind == _FIXED64 else 4
         else:
-            raise BadRequest("the request is not a message of V2")
+            raise BadRequest(f"the request is not a message of V2: a field has the unknown wire type {kind}")
         if at + length > end:
             raise BadRequest("the request is not a message of V2: a field is longer than the rest of it")
         yield key >> 3, message[at : at + length]

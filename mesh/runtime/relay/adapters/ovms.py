@@ -140,5 +140,5 @@ class Ovms:
                 text = "an OpenVINO model is a folder with an .xml and a .bin file, and this is one file"
                 raise contents.bad(f"{text}: register the folder")
             if not weights.is_file():
-                raise contents.bad(f"the folder lacks {weights.name}, the weights of {found.path.name}")
+                raise contents.bad(f"the folder lacks {weights.name}, the weights of {found.path.name}: add this file")
         contents.tree_of_links(newest, version)
