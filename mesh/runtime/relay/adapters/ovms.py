@@ -123,7 +123,8 @@ class Ovms:
         OSError."""
         model_type = keys.type_of(request)
         if model_type not in _NAMES:
-            raise contents.bad(f"OVMS takes no models of type {model_type}: register it as {' or '.join(_NAMES)}")
+            text = f"OVMS takes models of the types {', '.join(_NAMES)}, not {model_type}"
+            raise contents.bad(f"{text}: register the model with the type of its file")
         newest = contents.newest(pulled) if pulled.is_dir() else pulled
         version = base / (newest.name if newest != pulled and int(newest.name) > 0 else "1")
         found = contents.find(newest, _NAMES[model_type], _SUFFIXES[model_type])
