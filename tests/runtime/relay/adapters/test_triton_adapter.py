@@ -228,7 +228,7 @@ async def test_what_cannot_be_loaded_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("schema", "says"),
     [
-        ("[]", "not an object"),
+        ("[]", "must be a JSON object"),
         (
             {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3, 4]}]},
             "the first dimension.* must be -1: that of x",
