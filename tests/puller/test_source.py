@@ -156,7 +156,7 @@ def test_a_schema_is_beside_its_model():
         ("/a", '{"storage_key": "mine"}', "no storage secret"),
         ("/a", '{"storage_params": {"type": "s3"}}', "bucket is missing"),
         ("/a", '{"storage_params": {"type": "ftp"}}', "must be s3, gcs"),
-        ("/a", '{"bucket": "b"}', "no known type"),
+        ("/a", '{"bucket": "b"}', "the type of the store of .* is unknown"),
         ("/a", '{"storage_params": []}', ""),
         ("/a", '{"storage_params": [1]}', "must be a JSON object"),
         ("/a", '{"storage_key": 7}', "must be a string"),
