@@ -115,7 +115,7 @@ def test_an_installation_without_the_demo_says_so(monkeypatch):
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
     result = CliRunner().invoke(build(), ["demo"])
     assert result.exit_code == 1
-    assert "this installation of Mesh does not include" in result.output
+    assert "this installation does not include" in result.output
 
 
 @pytest.fixture
