@@ -38,7 +38,9 @@ def find(source: str) -> Path | None:
     if path.is_dir():
         found = snapshots(path)
         if not found:
-            raise CommandError(f"{path} is a folder without snapshots: name another", code=Exit.USAGE)
+            raise CommandError(
+                f"{path} cannot be read: it is a folder without snapshots; name another", code=Exit.USAGE
+            )
         return found[0].path
     with path.open("rb") as stream:
         head = stream.read(_MAGIC_AT + len(_MAGIC))
