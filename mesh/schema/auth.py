@@ -93,6 +93,8 @@ def decode_key(value: bytes) -> KeyRecord:
     data = _known(value, {"secrets", "groups"})
     try:
         held = tuple(_secret(one) for one in data["secrets"])
+        if not held:
+            raise ValueError("the key has no secret")
         return KeyRecord(held, check_groups(data.get("groups", [])))
     except BAD as error:
         raise ValueError(why(error)) from error

@@ -13,7 +13,7 @@ MAX_BYTES = 4 << 20
 
 def document(text: str) -> dict[str, Any]:
     """Returns the tables of the grants by their names. Raises ValueError."""
-    if len(text) > MAX_BYTES:
+    if len(text.encode(errors="replace")) > MAX_BYTES:
         raise ValueError(f"it is longer than the limit of {MAX_BYTES} bytes")
     kind, load = ("JSON", json.loads) if text.lstrip().startswith("{") else ("TOML", tomllib.loads)
     try:

@@ -54,7 +54,7 @@ class FollowedFile:
     ) -> None:
         """Follows the file at `path`, or uses `text`. If both are empty, there is no content. `what` names the kind of
         file in messages. `published` is the file for the workers. `check` raises ValueError for a content that cannot
-        be used. `limit` is the largest content in bytes; one more byte is read, so that `check` can refuse more."""
+        be used. A file of more than `limit` bytes cannot be used either."""
         self._what = what
         self._path = Path(path) if path else None
         self._published = published
@@ -118,7 +118,10 @@ class FollowedFile:
         stamp = _stamp(path)
         try:
             with path.open("rb") as file:
-                return stamp, file.read(self._limit + 1).decode()
+                content = file.read(self._limit + 1)
+            if len(content) > self._limit:
+                raise ValueError(f"{path} is longer than the limit of {self._limit} bytes")
+            return stamp, content.decode()
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:

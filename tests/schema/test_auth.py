@@ -14,11 +14,13 @@ from mesh.schema.authstore import AuthStore
 from mesh.statuses import MeshError, Reason
 
 INFER = grant("infer", ["fraud/*"], ["key:ci"])
+SECRET = b'{"sha256": "' + b"a" * 64 + b'", "created": 1}'
 
 
 @given(
     st.lists(
         st.builds(KeySecret, st.binary(min_size=32, max_size=32).map(bytes.hex), st.integers(0), st.integers(0, 2**62)),
+        min_size=1,
         max_size=3,
     ),
     st.lists(st.from_regex(r"[a-z]{1,5}", fullmatch=True), unique=True, max_size=3),
@@ -44,9 +46,10 @@ def test_a_grant_comes_back():
         b'{"secrets": [{"sha256": "ab", "created": 1}]}',
         b'{"secrets": [{"sha256": "' + b"a" * 64 + b'", "created": 1, "expires": -1}]}',
         b'{"secrets": [{"sha256": "' + b"a" * 64 + b'", "created": 1, "networks": []}]}',
-        b'{"secrets": [], "groups": "a"}',
-        b'{"secrets": [], "groups": ["a\\nb"]}',
-        b'{"secrets": [], "only-from": "10.0.0.0/8"}',
+        b'{"secrets": []}',
+        b'{"secrets": [' + SECRET + b'], "groups": "a"}',
+        b'{"secrets": [' + SECRET + b'], "groups": ["a\\nb"]}',
+        b'{"secrets": [' + SECRET + b'], "only-from": "10.0.0.0/8"}',
     ],
 )
 def test_a_record_that_is_not_fully_understood_is_refused(value):

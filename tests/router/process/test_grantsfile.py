@@ -94,6 +94,7 @@ def test_without_a_file_there_is_nothing_to_follow(tmp_path):
         (as_json(**{"a/b": {}}), "not a valid name for a grant"),
         (as_json(a={"role": "infer", "models": ["*"], "to": ["everyone"], "until": 1}), "a grant has no 'until'"),
         (" " * (5 << 20), "longer than"),
+        ("\u00e9" * (3 << 20), "longer than"),
         (None, "No such file"),
     ],
 )
