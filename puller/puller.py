@@ -289,9 +289,13 @@ class Puller:
             if (blob := self._cache.look_up([identity])) is None:
                 target = self._disk.new()
                 os.rename(path, target)
-                blob = await self._threads.run(
-                    self._adopt, target, identity, undo=lambda blob: self._cache.drop([blob])
-                )
+                try:
+                    blob = await self._threads.run(
+                        self._adopt, target, identity, undo=lambda blob: self._cache.drop([blob])
+                    )
+                except OSError:
+                    os.rename(target, path)
+                    raise
                 room.close()  # its bytes are now counted as a blob
                 self._secure(blob)
             self._cache.drop([blob])

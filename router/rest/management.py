@@ -375,9 +375,8 @@ async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
             async with asyncio.timeout(_READ_TIMEOUT):
                 chunk = await content.readany()
         except TimeoutError as error:
-            raise MeshError(
-                Reason.DEADLINE, f"no more of the body arrived for {_READ_TIMEOUT:g} s: send it faster"
-            ) from error
+            text = f"no more of the body arrived for {_READ_TIMEOUT:g} s: send it faster"
+            raise MeshError(Reason.TOO_SLOW, text) from error
         if not chunk:
             return
         yield chunk

@@ -209,6 +209,20 @@ async def test_what_was_made_of_a_model_comes_with_equal_files_only(puller, stor
     assert made.exists()
 
 
+async def test_a_file_that_cannot_be_adopted_stays_its_callers(puller, store, monkeypatch):
+    store.files = {"a": CONTENT}
+    pulled = await puller.pull(Source(store.url("a")), into="m", tag="v1")
+    made = puller.directory / "made"
+    made.write_bytes(b"quicker")
+
+    def add(path, **_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(puller._cache, "add", add)
+    assert not await puller.keep("m", pulled, "v1", made)
+    assert made.read_bytes() == b"quicker"
+
+
 async def test_a_removal_that_comes_late_hits_no_later_pull(puller, store, monkeypatch):
     """A slow removal does not affect a later pull, because the folder is renamed at once and removed later."""
     store.files = {"a": CONTENT}

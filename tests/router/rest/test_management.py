@@ -15,6 +15,7 @@ from mesh.telemetry import metrics
 from placement.copies import CopyLimits
 from router.management import statistics
 from router.rest import bulk
+from router.rest import management as routes
 from tests.support.waiting import until
 
 IMPORT = "/mesh/v1/models:import"
@@ -490,6 +491,20 @@ async def test_only_so_many_imports_go_on_at_once(http):
         assert (await told(one))[-1]["finished"]
     async with http.post(IMPORT, data=b"") as answer:
         assert answer.status == 200
+
+
+async def test_an_import_whose_body_stops_ends_and_says_so(http, monkeypatch):
+    monkeypatch.setattr(routes, "_READ_TIMEOUT", 0.1)
+    ended = asyncio.Event()
+
+    async def body():
+        yield b"\n"
+        await ended.wait()
+
+    async with http.post(IMPORT, data=body()) as answer:
+        error, last = await told(answer)
+    ended.set()
+    assert (error["error"]["reason"], last["finished"]) == ("TOO_SLOW", False)
 
 
 async def test_a_long_id_is_not_repeated_in_full(http):
