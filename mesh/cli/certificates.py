@@ -26,7 +26,8 @@ def certificates(
         typer.Option(
             "--secret",
             metavar="NAME",
-            help="Name of an existing Secret to write, with the rights of this pod's ServiceAccount.",
+            help="Name of the Secret to write. It must exist, and be empty before the first run. The command uses the "
+            "rights of this pod's ServiceAccount.",
         ),
     ] = "",
     folder: Annotated[
@@ -77,7 +78,7 @@ def certificates(
     ca.crt contains the authorities that the mesh trusts, and ca.key their keys, which no process of the mesh needs.
     Every process presents the certificate tls.crt, with the key tls.key. This certificate is valid for the name
     mesh.internal and for each --dns. Run the command once a day: certificates that are not due stay unchanged. The
-    command never replaces a Secret or files that it did not write.
+    command changes nothing if the Secret or the folder contains certificates or keys that it did not issue.
 
     Examples:
 

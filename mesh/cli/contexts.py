@@ -1,4 +1,5 @@
-"""Named meshes of this user: endpoint, TLS files and API key by name, in one TOML file, like the contexts of kubectl.
+"""Named meshes of this user, like the contexts of kubectl. One TOML file has, for each name, the endpoint and the paths
+of the TLS files and of the file with the API key.
 
     current = "prod"
 

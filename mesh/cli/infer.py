@@ -119,7 +119,7 @@ def _given(model: str, file: str, npy: list[str]) -> "InferRequest":
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
         data = json.loads(text)
-        inputs = dict(tensors.from_json(tensor) for tensor in data["inputs"])
+        inputs = dict(tensors.from_json(tensor, number) for number, tensor in enumerate(data["inputs"], start=1))
         outputs = tuple(str(tensor["name"]) for tensor in data.get("outputs") or ())
     except OSError as error:
         raise tensors.usage(f"{file} cannot be read: {error.strerror or error}") from error

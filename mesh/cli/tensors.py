@@ -43,19 +43,20 @@ def datatype(array: Array) -> str:
         raise usage(f"arrays of {array.dtype} cannot be sent: V2 has {', '.join(DTYPES)}") from None
 
 
-def from_json(tensor: Mapping[str, Any]) -> tuple[str, Array]:
-    """Returns the name and the array of one input of a V2 JSON request. Raises CommandError for an invalid input."""
+def from_json(tensor: Mapping[str, Any], number: int = 1, what: str = "input") -> tuple[str, Array]:
+    """Returns the name and the array of one input of a V2 JSON request, or of one output of an answer. `number` and
+    `what` name it in errors. Raises CommandError if it is not valid."""
     try:
         name, kind, said, data = str(tensor["name"]), str(tensor["datatype"]), tensor["shape"], tensor["data"]
     except (KeyError, TypeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else "it is not an object"
-        raise usage(f"an input needs name, datatype, shape and data: {why}") from error
+        raise usage(f"{what} {number}: {why}; each {what} needs name, datatype, shape and data") from error
     try:
         shape = tuple(int(n) for n in said)
     except (TypeError, ValueError) as error:
-        raise usage(f"input {name}: its shape must be a list of whole numbers") from error
+        raise usage(f"{what} {name}: its shape must be a list of whole numbers") from error
     if kind not in DTYPES:
-        raise usage(f"input {name}: the datatype {kind!r} is unknown; V2 has {', '.join(DTYPES)}")
+        raise usage(f"{what} {name}: the datatype {kind!r} is unknown; V2 has {', '.join(DTYPES)}")
     try:
         if kind == "BYTES":
             flat = list(_flatten(data))
@@ -67,7 +68,7 @@ def from_json(tensor: Mapping[str, Any]) -> tuple[str, Array]:
             array = np.asarray(data, dtype=DTYPES[kind])
         return name, array.reshape(shape)
     except (TypeError, ValueError, OverflowError) as error:
-        raise usage(f"input {name}: its data does not fit {kind} {list(shape)}: {error}") from error
+        raise usage(f"{what} {name}: its data does not fit {kind} {list(shape)}: {error}") from error
 
 
 def to_rest(name: str, array: Array) -> tuple[dict[str, Any], bytes]:
@@ -122,10 +123,10 @@ def from_rest(answer: Mapping[str, Any], data: bytes = b"") -> dict[str, Array]:
     """Returns the outputs of a V2 REST answer, given its JSON and the binary data after it."""
     made: dict[str, Array] = {}
     at = 0
-    for tensor in answer.get("outputs", ()):
+    for number, tensor in enumerate(answer.get("outputs", ()), start=1):
         size = (tensor.get("parameters") or {}).get(_SIZE)
         if size is None:
-            name, array = from_json(tensor)
+            name, array = from_json(tensor, number, "output")
             made[name] = array
         else:
             flat = _from_raw(str(tensor["datatype"]), data[at : at + size])

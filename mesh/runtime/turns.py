@@ -6,7 +6,7 @@ number of places lent at the same time is limited, because each long load keeps 
 model server both count turns in this way, so they agree.
 
 A load that must run alone makes other loads wait until it has ended or become long. While a long load keeps it waiting,
-other loads do not wait for it, but only for a minute (`APART`).
+other loads may go ahead of it. After a minute (`APART`), they wait for it too.
 """
 
 import asyncio

@@ -113,8 +113,8 @@ class V2:
 
 
 def whole_number(request: web.Request, name: str, default: int, *, least: int, most: int) -> int:
-    """Returns a whole number from the query, or `default`. Limits it to `most`. Raises MeshError if it is less than
-    `least`."""
+    """Returns a parameter of the query as a whole number, at most `most`, or `default` if the parameter is missing.
+    Raises MeshError if it has other characters than digits, or more than 9 of them, or is less than `least`."""
     text = request.query.get(name)
     if text is None:
         return default

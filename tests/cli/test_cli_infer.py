@@ -220,7 +220,7 @@ def test_typed_contents_are_understood():
     ],
     ids=["empty", "datatype", "shape", "range", "text"],
 )
-def test_a_bad_tensor_is_refused_with_a_text(tensor):
-    with pytest.raises(CommandError) as caught:
-        tensors.from_json(tensor)
+def test_a_bad_tensor_is_refused_by_its_name_or_number(tensor):
+    with pytest.raises(CommandError, match=f"^input {tensor.get('name', 3)}: ") as caught:
+        tensors.from_json(tensor, 3)
     assert caught.value.code == 2

@@ -301,7 +301,8 @@ class RelayPort:
         return None if call.deadline is None else max(0.001, call.deadline - self._loop.time())
 
     async def _stream(self, carried: Carried, answer: Answer) -> int:
-        """Passes on an answer that is read message by message. Raises `Lost`."""
+        """Passes on an answer that is read message by message. Returns the code of the answer. Raises `Lost`, _NotHere,
+        and MeshError for a message that cannot be read."""
         call = carried.call
         first = await answer.read()
         if first is None:
