@@ -85,8 +85,8 @@ def parse(line: str) -> tuple[Question, RoomVerdict, tuple[str, ...]]:
         raise ValueError(f"it is not JSON: {error}") from error
     if not isinstance(loaded, dict):
         raise ValueError("it is not a JSON object")
-    data = _Fields(loaded)
-    device = _Fields(data.get("device", dict, {}), "device.")
+    data = _RecordFields(loaded)
+    device = _RecordFields(data.get("device", dict, {}), "device.")
     question = Question(
         data.get("model", str),
         Need(
@@ -103,7 +103,7 @@ def parse(line: str) -> tuple[Question, RoomVerdict, tuple[str, ...]]:
     return question, RoomVerdict(word), tuple(str(victim) for victim in data.get("victims", list))
 
 
-class _Fields:
+class _RecordFields:
     """The fields of a JSON object, with errors that name the field."""
 
     def __init__(self, data: dict[str, Any], prefix: str = "") -> None:
@@ -124,7 +124,7 @@ class _Fields:
 def _held(item: object, name: str) -> ResidentCopy:
     if not isinstance(item, dict):
         raise ValueError(f"the field {name} must be an object")
-    data = _Fields(item, f"{name}.")
+    data = _RecordFields(item, f"{name}.")
     standing = data.get("standing", list, [])
     if standing and not (len(standing) == 2 and all(type(part) in (int, float) for part in standing)):
         raise ValueError(f"the field {name}.standing must be a list of two numbers")
