@@ -182,6 +182,9 @@ class Secrets:
 
     def _read(self, key: str, *, needed: bool) -> dict[str, Any] | None:
         if not _KEY.fullmatch(key):
+            if not needed:
+                text = f"the type {key.removeprefix('default_')[:100]} in storage_params is not a type of store"
+                raise PullError(PullErrorKind.BAD_REQUEST, f"{text}: use one such as s3")
             raise PullError(
                 PullErrorKind.BAD_REQUEST,
                 f"storage_key {key[:100]!r} is not a valid key of a secret: use up to 253 letters, digits, -, _ and ., "

@@ -255,8 +255,8 @@ class LocalProvider:
         source = os.open(file.key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             before = os.fstat(source)
-            if not stat.S_ISREG(before.st_mode):
-                raise PullError(PullErrorKind.BAD_REQUEST, f"{shown} is neither a file nor a folder")
+            if not stat.S_ISREG(before.st_mode):  # it was a file when it was listed
+                raise _changed(shown)
             self._check(os.readlink(f"/proc/self/fd/{source}").removesuffix(" (deleted)"), file.key, shown)
             if _version(before) != file.validator:
                 raise _changed(shown)

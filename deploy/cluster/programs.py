@@ -52,7 +52,8 @@ class Program:
         return ["go", "build", "-trimpath", f"-ldflags={self.flags}", "-o", str(self.path), package]
 
     def sum(self) -> str:
-        """Returns a checksum of all build inputs that this tree determines."""
+        """Returns a checksum of the command that builds the program, and of the files of its module if the module is in
+        this tree."""
         return checksum(self.command(), sorted(self.module.rglob("*")) if self.module else [])
 
     def is_built(self) -> bool:

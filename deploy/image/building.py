@@ -35,7 +35,8 @@ def engine(asked: str = "") -> str:
     Raises NoEngineError if there is none."""
     if asked:
         if shutil.which(shlex.split(asked)[0]) is None:
-            raise NoEngineError(f"{shlex.split(asked)[0]} is not on PATH: name another engine (ENGINE=podman)")
+            text = f"{shlex.split(asked)[0]} is not on PATH: install it, or name another engine ({', '.join(ENGINES)})"
+            raise NoEngineError(f"{text}, or leave ENGINE out to use the first one that works")
         return asked
     tried = []
     for name in ENGINES:

@@ -83,9 +83,10 @@ def put(
 ) -> None:
     """Gives callers and groups a role on models and aliases. Replaces a grant of the same name.
 
-    The role `infer` allows callers to call models, and `read` to see status and lists. `register` allows what `read`
-    does, and to register, change, load and unregister models and to set aliases. `admin` allows everything. A pattern
-    is an id, or a string in which each `*` stands for any characters. A pattern for an alias also covers its versions.
+    The role `infer` allows calls of models, and the role `read` allows status and lists. The role `register` includes
+    `read`, and allows changes: to register, change, load and unregister models, and to set aliases. The role `admin`
+    allows everything. A pattern is an id, or a string in which each `*` stands for any characters. A pattern for an
+    alias also covers its versions.
 
     Example: `mesh grants add team-a --role register --models 'fraud/*' --to group:team-a`
     """

@@ -145,7 +145,7 @@ def _show(request: "InferRequest", outputs: "dict[str, Array]", milliseconds: fl
     for name, array in outputs.items():
         made.add_row(
             output.plain(name),
-            tensors.datatype(array),
+            tensors.datatype(name, array),
             str(list(array.shape)),
             output.plain(_values(tensors.shown(array))),
         )
@@ -158,7 +158,7 @@ def _as_json(name: str, array: "Array") -> dict[str, Any]:
 
     values = tensors.shown(array).reshape(-1)
     data = [_text(value) for value in values] if array.dtype.kind == "O" else values.tolist()
-    return {"name": name, "datatype": tensors.datatype(array), "shape": list(array.shape), "data": data}
+    return {"name": name, "datatype": tensors.datatype(name, array), "shape": list(array.shape), "data": data}
 
 
 def _values(array: "Array") -> str:

@@ -189,7 +189,7 @@ def rotate(
 
 
 def revoke(context: typer.Context, name: Name, endpoint: options.Endpoint = "", as_json: options.Json = False) -> None:
-    """Revokes a key, and removes the grant that was created with it. Calls in flight end normally.
+    """Revokes a key. Also removes the grant of the same name if it is for this key alone. Calls in flight end normally.
 
     Example: `mesh keys revoke ci`
     """

@@ -40,15 +40,17 @@ def up(
             "--listen", metavar="HOST:PORT", help="Address that clients call, over gRPC and, with Envoy, REST."
         ),
     ] = (_DEFAULT.listen),
-    pods: Annotated[int, typer.Option("--pods", min=1, max=64, help="Number of runtime pods.")] = _DEFAULT.pods,
+    pods: Annotated[
+        int, typer.Option("--pods", min=1, max=64, help="Number of pods with the ONNX server; --server adds others.")
+    ] = _DEFAULT.pods,
     server: Annotated[
         list[str] | None,
         typer.Option(
             "--server",
             metavar="NAME[=N]",
-            help="Model server, and number of pods that run it: onnx (instead of --pods), or another one, such as "
-            "mlserver, triton or torchserve (see `mesh servers`), which is installed first if it is missing and "
-            "can be installed. May be repeated. Without =N: 1 pod.",
+            help="Model server, and the number of pods that run it (1 without =N): onnx, which overrides --pods, or "
+            "one that `mesh servers` lists. A missing server is installed first if Mesh can install it. May be "
+            "repeated.",
         ),
     ] = None,
     allow_code: Annotated[

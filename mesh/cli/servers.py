@@ -11,7 +11,9 @@ from mesh.cli.exits import CommandError, Exit
 from mesh.modelservers import availability, environments, kinds
 from mesh.options.values import format_bytes
 
-Name = Annotated[str, typer.Argument(metavar="SERVER", help="Name of the server.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="SERVER", help="Name of the server, as `mesh servers` lists it.", show_default=False)
+]
 
 _LINES = 10  # a progress line is printed for each tenth of the packages if the output is no terminal
 

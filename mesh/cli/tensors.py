@@ -33,14 +33,15 @@ def usage(text: str) -> CommandError:
     return CommandError(text, code=Exit.USAGE, reason="BAD_REQUEST")
 
 
-def datatype(array: Array) -> str:
-    """Returns the V2 datatype of an array. Raises CommandError if V2 has none for it."""
+def datatype(name: str, array: Array) -> str:
+    """Returns the V2 datatype of the array of an input. Raises CommandError if V2 has none for it."""
     if array.dtype.kind in "OSU":
         return "BYTES"
     try:
         return _NAMES[array.dtype.newbyteorder("=")]
     except KeyError:
-        raise usage(f"arrays of {array.dtype} cannot be sent: V2 has {', '.join(DTYPES)}") from None
+        text = f"input {name}: an array of {array.dtype} cannot be sent: convert it to a datatype of V2"
+        raise usage(f"{text} ({', '.join(DTYPES)})") from None
 
 
 def from_json(tensor: Mapping[str, Any], number: int = 1, what: str = "input") -> tuple[str, Array]:
@@ -74,7 +75,7 @@ def from_json(tensor: Mapping[str, Any], number: int = 1, what: str = "input") -
 def to_rest(name: str, array: Array) -> tuple[dict[str, Any], bytes]:
     """Returns an array as one input of a V2 REST request: the input's JSON, and binary data if JSON cannot represent
     the array."""
-    kind = datatype(array)
+    kind = datatype(name, array)
     if OF_NAME[kind].field:
         return to_json(name, array), b""
     raw = _raw(kind, array)
@@ -83,7 +84,7 @@ def to_rest(name: str, array: Array) -> tuple[dict[str, Any], bytes]:
 
 def to_json(name: str, array: Array) -> dict[str, Any]:
     """Returns an array as one input of a V2 JSON request. Raises CommandError for bytes that are not UTF-8."""
-    kind = datatype(array)
+    kind = datatype(name, array)
     try:
         data = [_bytes(v).decode() for v in array.reshape(-1)] if kind == "BYTES" else shown(array).reshape(-1).tolist()
     except UnicodeDecodeError as error:
@@ -95,7 +96,7 @@ def to_grpc(model: str, inputs: Mapping[str, Array], outputs: Sequence[str] = ()
     """Returns a V2 gRPC request with raw contents."""
     request = inference_pb2.ModelInferRequest(model_name=model)
     for name, array in inputs.items():
-        kind = datatype(array)
+        kind = datatype(name, array)
         request.inputs.add(name=name, datatype=kind, shape=array.shape)
         request.raw_input_contents.append(_raw(kind, array))
     for name in outputs:
@@ -146,10 +147,14 @@ def read_npy(assignment: str) -> tuple[str, Array]:
     if not equals or not name:
         raise usage(f"{assignment!r} does not name an input: write NAME=FILE.npy")
     try:
-        return name, np.load(Path(path), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        why = (isinstance(error, OSError) and error.strerror) or error
-        raise usage(f"{path} cannot be read as an array: {why}") from error
+        array = np.load(Path(path), allow_pickle=False)
+    except OSError as error:
+        raise usage(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError):
+        array = None  # NumPy's text would advise to allow pickles
+    if not isinstance(array, np.ndarray):
+        raise usage(f"{path} is not a .npy file with an array of numbers or text: save the array with numpy.save")
+    return name, array
 
 
 def parse_shape(assignment: str) -> tuple[str, tuple[int, ...]]:

@@ -82,7 +82,8 @@ def _typed(path: Path, column: Column, cells: list[Any]) -> Any:
         if column.type is ColumnType.NUMBER:
             return numbers
         if not np.all(numbers == np.round(numbers)) or np.any(np.abs(numbers) > 2**53):
-            raise CannotConvert(f"{path}: column {column.name} takes integers, but has other numbers: correct the file")
+            text = f"{path}: column {column.name} takes integers of at most 2^53, but has empty cells or other numbers"
+            raise CannotConvert(f"{text}: correct the file")
         return numbers.astype(np.int64)
     except (ValueError, TypeError) as error:
         raise CannotConvert(f"{path}: column {column.name} takes numbers: {error}; correct the file") from error

@@ -150,9 +150,8 @@ def check(settings: EtcdSettings) -> None:
             load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings.certificate + b"\n" + settings.private_key)
         except (ssl.SSLError, ValueError) as error:
             raise ValueError(
-                f"the client certificate for etcd does not work with its key ({reason(error)}): give both in PEM, "
-                "the key "
-                "without a password"
+                f"the client certificate for etcd does not work with its key ({reason(error)}): give a "
+                "certificate and the key that belongs to it, both in PEM, the key without a password"
             ) from error
 
 

@@ -215,7 +215,8 @@ class _Unpacking:
             self._bytes += len(chunk)
             if self._bytes > self._limits.bytes:
                 raise BadArchive(
-                    f"the archive holds more than {self._limits.bytes:,} bytes: pack only what the model needs"
+                    f"the archive's files have more than {self._limits.bytes:,} bytes when they are unpacked: pack "
+                    "only what the model needs, or register its folder instead"
                 )
             if self._bytes > self._free:
                 raise BadArchive(

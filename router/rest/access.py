@@ -103,7 +103,7 @@ class AccessApi:
         )
 
     async def revoke_key(self, request: web.Request) -> web.Response:
-        """Deletes a key, and the grant that was created with it."""
+        """Deletes a key, and the grant of the same name if it is for this key alone."""
         name = id_of(request, "key")
         return web.json_response({"name": name, "existed": await self._store.revoke(name)})
 

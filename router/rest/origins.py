@@ -44,9 +44,9 @@ def check(request: web.Request, *, loopback: bool) -> None:
         raise MeshError(Reason.FORBIDDEN, text)
     origin = request.headers.get("Origin")
     if origin is not None and not _same(origin, request.headers.get("Host", "")):
-        raise MeshError(
-            Reason.FORBIDDEN, f"pages of {origin:.100} may not manage this mesh: use a page of the mesh, or a program"
-        )
+        text = f"the request comes from a web page of {origin:.100}, but was sent to the host {host:.100}"
+        way = "use a program, or if a proxy is between them, let it pass on the Host header"
+        raise MeshError(Reason.FORBIDDEN, f"{text}, and foreign pages may not manage this mesh: {way}")
     if request.method in _READING or request.method == "DELETE":  # browsers send a preflight first
         return
     if HEADER not in request.headers and not _is_json(request.headers.get("Content-Type", "")):

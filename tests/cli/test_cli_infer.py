@@ -168,6 +168,23 @@ def test_wrong_inputs_are_wrong_usage(infer, arguments):
     assert "Traceback" not in result.stderr
 
 
+def test_a_file_that_is_no_npy_is_refused_without_advice_to_allow_pickles(tmp_path):
+    csv, several = tmp_path / "x.csv", tmp_path / "x.npz"
+    csv.write_text("1,2\n")
+    np.savez(several, x=np.zeros(2))
+    objects = tmp_path / "x.npy"
+    np.save(objects, np.array([{}]), allow_pickle=True)
+    for path in (csv, several, objects):
+        with pytest.raises(CommandError, match=r"is not a .npy file with an array.*numpy\.save$") as caught:
+            tensors.read_npy(f"X={path}")
+        assert caught.value.code == 2
+
+
+def test_an_array_that_v2_has_no_type_for_is_refused_by_name():
+    with pytest.raises(CommandError, match=r"^input x: an array of complex128 cannot be sent"):
+        tensors.to_grpc("m", {"x": np.zeros(1, complex)})
+
+
 ARRAYS = [
     *(
         pytest.param(np.array([[0, 1], [1, 0]], dtype), id=name)

@@ -354,8 +354,8 @@ def test_status_shows_how_far_a_pull_is(mesh, run):
     ],
 )
 def test_status_shows_where_a_load_stands_in_the_queue(mesh, run, load, text):
-    """For a copy that waits to be loaded, `mesh status` shows how many loads are before it and how long it will
-    probably wait."""
+    """For a copy that is not loaded yet, `mesh status` shows how many loads are before it, and when its load should be
+    done, as far as that is known."""
     register(mesh, "a")
     copy = {"pod": "pod-1", "status": "LOADING", "load": load}
     mesh.answer("/mesh/v1/models/a", mesh._status("a", {}) | {"copies": [copy]})

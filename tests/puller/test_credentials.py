@@ -112,6 +112,12 @@ def test_names_that_are_no_key(secrets, name):
     assert caught.value.kind is (PullErrorKind.SETTINGS if name == "absent" else PullErrorKind.BAD_REQUEST)
 
 
+def test_a_type_that_no_key_can_be_named_after_is_refused_as_a_type(secrets):
+    with pytest.raises(PullError, match=r"^the type s3/x in storage_params is not a type of store") as caught:
+        settings(secrets(), storage_params={"type": "s3/x"})
+    assert caught.value.kind is PullErrorKind.BAD_REQUEST
+
+
 @pytest.mark.parametrize(
     "content", ['{"type": "s3", topsecret}', '["topsecret"]', '{"topsecret": "s3"}', "[" * 100_000]
 )

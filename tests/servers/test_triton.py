@@ -97,7 +97,7 @@ def holders(status: Any) -> set[str]:
 
 
 def expected(plus: float = 0.0) -> dict[str, list[float]]:
-    """Returns the answers of a model to ROWS, if the model adds `plus` to each number."""
+    """Returns the answers to ROWS of a model that adds `plus` to each number of its answers."""
     return {"sum": (ROWS.sum(axis=1) + plus).tolist(), "twice": (ROWS * 2.0 + plus).ravel().tolist()}
 
 

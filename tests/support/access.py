@@ -1,4 +1,4 @@
-"""Guards with keys and grants, as routers have them once the feed has delivered keys and grants."""
+"""Makes guards (`router.access.guard`) as a router has them once its keys and grants have arrived from etcd."""
 
 import asyncio
 from collections.abc import Callable, Sequence

@@ -122,9 +122,9 @@ def restore(
     mesh may keep running.
 
     The command first checks the whole file. Registrations that already exist stay unchanged, so after a failure you can
-    run the same command again. Registrations that exist with other attributes are listed, and replaced only with
-    --overwrite. Without --overwrite and --dry-run, the exit code is then 1. Registrations that are not in the backup
-    are never removed.
+    run the same command again. Registrations that exist with other attributes are replaced with --overwrite;
+    otherwise they are listed and stay unchanged, and the exit code is 1, or 0 with --dry-run. Registrations that are
+    not in the backup are never removed.
 
     To read a snapshot, the command starts a temporary etcd with the snapshot's data. This requires the programs etcd
     and etcdutl, which the container image contains.

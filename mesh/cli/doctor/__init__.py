@@ -99,8 +99,8 @@ def doctor(
     rights, pods, volumes, Secrets and the certificates in Secrets. In etcd, it checks the credentials, members, alarms,
     quota, latency, and the prefix's owner.
 
-    Each line begins with ok, warn or FAIL. The exit code is 1 if a line begins with FAIL. Areas that cannot be checked
-    are listed with the reason.
+    Each finding begins with ok, warn or FAIL. A line with > below it says what to do. Areas that cannot be checked
+    begin with -, and give the reason. The exit code is 1 if there is a FAIL.
 
     Examples:
 

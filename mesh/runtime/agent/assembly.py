@@ -1,7 +1,7 @@
-"""The parts of one pod's agent, each made from those below it.
+"""The parts of one pod's agent. Each is made from parts that were made before it, and has no reference to later ones.
 
-A part has no reference to the parts that are made after it. Events that concern a later part (a server dies, a copy's
-registration is gone, another pod takes the name) reach that part through callbacks, which are all set here.
+Events that concern a later part (a server dies, a copy's registration is gone, another pod takes the name) reach that
+part through callbacks, most of which are set here.
 """
 
 import functools

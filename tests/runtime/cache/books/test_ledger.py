@@ -300,7 +300,8 @@ def test_the_policy_decides_which_model_is_evicted() -> None:
 
 
 def test_rates_rise_within_seconds_and_peaks_are_remembered(pod: Pod) -> None:
-    """Rates are in calls per minute. A copy without calls is active only if it is pinned."""
+    """Rates are in calls per minute. A loaded copy without calls that is no longer young is active only if it is
+    pinned."""
     now = 0.0
     busy, quiet = pod.load("busy"), pod.load("quiet")
     pod.now_ms += 61_000  # after that the copies are no longer young, a change that would be published too
