@@ -194,8 +194,9 @@ def choose(
     `excluded` names pods not to use, each with the reason as it follows the pod's name ("holds a copy already").
     `idle_ms` is the time since the model's last use, 0 if a caller waits for it: a model never replaces copies that
     were used more recently. `model_type` is compared with the types that pods take; "" is not compared. `constraint`
-    has the labels that the type requires and prefers. `preferences` says which sets of labels are preferred if not by
-    the constraint's own list (`Constraints.preferences`). `zones` lists the zone of each existing copy.
+    has the labels that the type requires and prefers. `preferences` says for each set of labels whether the type
+    prefers it (`Constraints.preferences`); without it, the constraint's own list decides. `zones` lists the zone of
+    each existing copy.
     """
     footprint = size if isinstance(size, Footprint) else Footprint(size)
     host, device = footprint.host_bytes, footprint.device_bytes

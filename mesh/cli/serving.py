@@ -133,7 +133,7 @@ def explain(
     context: typer.Context, model: options.ModelOrAlias, endpoint: options.Endpoint = "", as_json: options.Json = False
 ) -> None:
     """Explains which pods have loaded a model, or would load it, and why. For an alias, explains which models get its
-    calls, and then each model that it names.
+    calls, and then each model that it uses. Versions that are only kept for a rollback are left out.
 
     Example: `mesh explain fraud/de`
     """

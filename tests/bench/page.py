@@ -164,7 +164,7 @@ def _worse(comparison: Comparison) -> Iterator[str]:
         if abs(ratio - 1) > CLOSE:
             yield (
                 f"- {comparison.title}: {row.what}: {best} has {figure(theirs)} {row.unit}, {ours} {figure(mine)} "
-                f"(ratio {ratio:.2f})"
+                f"({ours} / {best} {ratio:.2f})"
             )
 
 

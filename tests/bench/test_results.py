@@ -57,7 +57,7 @@ def test_the_page_says_where_another_server_is_better():
     """The page lists a row in which a peer is better, but not one in which the difference is within `CLOSE`."""
     text = page.text(document(rates([90.0], [50.0], [120.0])))
     section = text.partition("## Where another server is better")[2].partition("##")[0]
-    assert "gRPC: Other has 120 calls/s, Mesh 90.0 (ratio 0.75)" in section
+    assert "gRPC: Other has 120 calls/s, Mesh 90.0 (Mesh / Other 0.75)" in section
     assert "**120**" in text
     section = page.text(document(rates([118.0], [50.0], [120.0]))).partition("## Where another")[2].partition("##")[0]
     assert "Nowhere in this run." in section

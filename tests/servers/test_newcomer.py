@@ -112,10 +112,10 @@ async def test_a_new_user_serves_an_openvino_model(etcd_server: EtcdServer, tmp_
         f'exec {shlex.quote(sys.executable)} -P -m tests.support.fakeovms "$@"\n'
     )
     stand_in.chmod(0o755)
-    model = tmp_path / "data" / "resnet"
+    model = tmp_path / "data" / "iris"
     model.mkdir(parents=True)
-    (model / "resnet.xml").write_text("<?xml version='1.0'?><net name='m' version='11'><layers>")
-    (model / "resnet.bin").write_text("2")
+    (model / "iris.xml").write_text("<?xml version='1.0'?><net name='m' version='11'><layers>")
+    (model / "iris.bin").write_text("2")
     async with LocalMesh(tmp_path / "mesh", etcd_server, pods=0) as mesh:
         shell = Shell(tmp_path / "here", MESH_ENDPOINT=mesh.rest_url(), MESH_ETCD=etcd_server.endpoint)
         shell.environment |= dict.fromkeys(("MESH_DATA", "MESH_CONTROL", "MESH_PROBE"), "127.0.0.1:0")

@@ -74,7 +74,7 @@ class Direct:
         return sink, sent
 
     async def answer(self, method: str, message: bytes = b"", *, encoding: bytes = b"") -> Reply:
-        """Makes a call that goes directly, and returns its reply, even if its end takes longer than its message."""
+        """Makes a call that goes directly, and returns the reply, whose end may arrive later than its message."""
         sink, sent = self.post(method, message, encoding=encoding)
         assert sent is not None
         outcome = await outcome_of(sink)

@@ -26,7 +26,7 @@ def test_a_fresh_board_is_empty(board):
 
 
 def test_a_call_is_seen_from_its_beginning_to_its_end(board):
-    """Each step of a call, from its arrival over its run to its answer, shows at once through a second mapping."""
+    """Each step of a call (its arrival, its run, its answer) is visible at once through a second mapping."""
     agent = Board.open(board.path)
     row = board.row(3)
     row.loading(77, 100)

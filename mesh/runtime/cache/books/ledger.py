@@ -266,7 +266,8 @@ class Ledger:
         return (self._clock() - entry.since_ns) / 1e9
 
     def order(self, enough: Callable[[CacheEntry], bool] = lambda entry: False) -> list[CacheEntry]:
-        """Returns the loaded copies in the order of eviction, up to the first one for which `enough` returns True."""
+        """Returns the loaded copies in the order of eviction, up to and including the first one for which `enough`
+        returns True."""
         return [self.entries[key] for key in self.policy.walk(lambda key: enough(self.entries[key]))]
 
     def first(self) -> CacheEntry | None:
