@@ -44,7 +44,7 @@ def datatype(name: str, array: Array) -> str:
         raise usage(f"{text} ({', '.join(DTYPES)})") from None
 
 
-def from_json(tensor: Mapping[str, Any], number: int = 1, what: str = "input") -> tuple[str, Array]:
+def from_json(tensor: Mapping[str, Any], number: int, what: str = "input") -> tuple[str, Array]:
     """Returns the name and the array of one input of a V2 JSON request, or of one output of an answer. `number` and
     `what` name it in errors. Raises CommandError if it is not valid."""
     try:

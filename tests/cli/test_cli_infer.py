@@ -197,7 +197,7 @@ ARRAYS = [
 
 @pytest.mark.parametrize("array", ARRAYS)
 def test_every_datatype_passes_json_and_grpc(array):
-    name, back = tensors.from_json(json.loads(json.dumps(tensors.to_json("x", array))))
+    name, back = tensors.from_json(json.loads(json.dumps(tensors.to_json("x", array))), 1)
     expected = [tensors._bytes(v) for v in array.reshape(-1)] if array.dtype == object else array.reshape(-1).tolist()
     assert (name, back.reshape(-1).tolist(), back.shape) == ("x", expected, array.shape)
     request = tensors.to_grpc("m", {"x": array})

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,18 @@ def read_json(file: Path, name: str) -> Any:
 def bad(text: str) -> MeshError:
     """Returns the error for a model that cannot be loaded as it is."""
     return MeshError(Reason.BAD_REQUEST, text)
+
+
+def unknown_type(server: str, types: Iterable[str], model_type: str) -> MeshError:
+    """Returns the error for a model of a type that the server does not take."""
+    text = f"{server} takes models of the types {', '.join(types)}, not {model_type}"
+    return bad(f"{text}: register the model with the type of its file")
+
+
+def one_openvino_file() -> MeshError:
+    """Returns the error for an OpenVINO model that is registered by one of its two files."""
+    text = "an OpenVINO model is a folder with an .xml and a .bin file, and this is one file"
+    return bad(f"{text}: register the folder")
 
 
 def unreadable(path: Path, error: OSError) -> MeshError:

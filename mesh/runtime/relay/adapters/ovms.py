@@ -123,8 +123,7 @@ class Ovms:
         OSError."""
         model_type = keys.type_of(request)
         if model_type not in _NAMES:
-            text = f"OVMS takes models of the types {', '.join(_NAMES)}, not {model_type}"
-            raise contents.bad(f"{text}: register the model with the type of its file")
+            raise contents.unknown_type("OVMS", _NAMES, model_type)
         newest = contents.newest(pulled) if pulled.is_dir() else pulled
         version = base / (newest.name if newest != pulled and int(newest.name) > 0 else "1")
         found = contents.find(newest, _NAMES[model_type], _SUFFIXES[model_type])
@@ -138,8 +137,7 @@ class Ovms:
         if model_type == OPENVINO:
             weights = found.path.with_suffix(".bin")
             if not newest.is_dir():
-                text = "an OpenVINO model is a folder with an .xml and a .bin file, and this is one file"
-                raise contents.bad(f"{text}: register the folder")
+                raise contents.one_openvino_file()
             if not weights.is_file():
                 raise contents.bad(f"the folder lacks {weights.name}, the weights of {found.path.name}: add this file")
         contents.tree_of_links(newest, version)

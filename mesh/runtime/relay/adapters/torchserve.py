@@ -174,8 +174,7 @@ class TorchServe:
         """Fills the folder that the server reads. Raises MeshError and OSError."""
         model_type = keys.type_of(request)
         if model_type not in _NAMES:
-            text = f"TorchServe takes models of the types {', '.join(_NAMES)}, not {model_type}"
-            raise contents.bad(f"{text}: register the model with the type of its file")
+            raise contents.unknown_type("TorchServe", _NAMES, model_type)
         pulled = contents.opened(Path(request.modelPath), place.files, stop)
         archive = contents.newest(pulled) if pulled.is_dir() else pulled
         if not archive.is_dir() or not mar.is_unpacked(archive):

@@ -192,8 +192,7 @@ def _check(form: Format, model_type: str, file: Path) -> None:
     if kind is not None and kind.type not in ("", model_type):
         raise contents.bad(f"the file is {kind.what}: register it with --type {kind.type}")
     if form.file == "model.xml":
-        text = "an OpenVINO model is a folder with an .xml and a .bin file, and this is one file"
-        raise contents.bad(f"{text}: register the folder")
+        raise contents.one_openvino_file()
 
 
 def _names(folder: Path) -> Iterator[str]:
